@@ -1,0 +1,78 @@
+#pragma once
+
+/// The matrix types and the closed sets of choices that every header uses.
+///
+/// Letters: T tokens, D in_features, F out_features, N num_experts, K top_k.
+
+#include <concepts>
+#include <string_view>
+#include <type_traits>
+
+#include <Eigen/Core>
+
+namespace meo {
+
+using Index = Eigen::Index;
+
+/// Activations, tokens × features: row-major, so that a PyTorch buffer can be mapped.
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class Scalar>
+using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+
+/// Arguments. Row-major with any outer stride is taken as it is; any other expression is copied first.
+template <class Scalar>
+using ConstMatrixRef = Eigen::Ref<const Matrix<Scalar>, 0, Eigen::OuterStride<>>;
+template <class Scalar>
+using MatrixRef = Eigen::Ref<Matrix<Scalar>, 0, Eigen::OuterStride<>>;
+template <class Scalar>
+using ConstVectorRef = Eigen::Ref<const Vector<Scalar>>;
+
+/// A row-major matrix that somebody else owns and that must outlive the view; a default one is absent.
+template <class Scalar>
+class MatrixView {
+ public:
+  MatrixView() = default;
+  MatrixView(const Scalar* data, Index rows, Index cols, Index row_stride)
+      : data_(data), rows_(rows), cols_(cols), row_stride_(row_stride), present_(true) {}
+
+  /// Views a row-major matrix, block or map of the same scalar without a copy.
+  template <class Derived>
+    requires(std::same_as<typename Derived::Scalar, Scalar> && (Derived::Flags & Eigen::DirectAccessBit) != 0 &&
+             ((Derived::Flags & Eigen::RowMajorBit) != 0))
+  MatrixView(const Eigen::MatrixBase<Derived>& matrix)  // NOLINT: meant to convert
+      : MatrixView(matrix.derived().data(), matrix.rows(), matrix.cols(), matrix.derived().outerStride()) {
+    static_assert(Derived::InnerStrideAtCompileTime == 1, "meo: a MatrixView needs contiguous rows");
+  }
+
+  explicit operator bool() const { return present_; }
+  const Scalar* data() const { return data_; }
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  Index row_stride() const { return row_stride_; }
+  const Scalar* row(Index r) const { return data_ + r * row_stride_; }
+
+ private:
+  const Scalar* data_ = nullptr;
+  Index rows_ = 0;
+  Index cols_ = 0;
+  Index row_stride_ = 0;
+  bool present_ = false;
+};
+
+/// What one gate decision covers: every token by itself, all tokens of a sequence, or all sequences of a task.
+enum class Level { token, sequence, task };
+
+constexpr std::string_view to_string(Level level) {
+  switch (level) {
+    case Level::token:
+      return "token";
+    case Level::sequence:
+      return "sequence";
+    case Level::task:
+      return "task";
+  }
+  return "unknown";
+}
+
+}  // namespace meo
