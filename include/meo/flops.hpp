@@ -1,0 +1,169 @@
+#pragma once
+
+/// What a layer or a BERT-like model costs in floating-point operations (FLOPs), item by item, at compile
+/// time if wanted.
+///
+/// Source: He et al., "Merging Experts into One", EMNLP 2023, the figure "GFLOPs against the number of
+/// selected experts".
+///
+/// Letters: T tokens, B sequences, R rows that are gated, D in_features, F out_features, N num_experts, K
+/// top_k, S task_features, r reduce_factor.
+///
+/// Counted are the multiply-adds that the layers execute, two operations each. Not counted, because they are
+/// no multiply-adds: means over tokens, residual and bias additions, activations, softmax, selection, the
+/// element-wise arithmetic of the noise, and the auxiliary loss. Padding of packed panels is not counted
+/// either.
+
+#include <algorithm>
+#include <cstdint>
+
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// dense: y = x Wᵀ. moe: K products a token, then their weighted sum. meo: K experts merged into one, then
+/// one product.
+enum class Method { dense, moe, meo };
+
+/// exact: a multiply-add is 2 everywhere. paper: as the paper's figure counts, a merge is 1 per parameter and
+/// selected expert; everything else as in exact.
+enum class Convention { exact, paper };
+
+/// One layer and the batch it sees. Fields that LayerOptions has too mean the same here; none is checked.
+struct LayerShape {
+  Index in_features = 0;
+  Index out_features = 0;
+  Index num_experts = 1;
+  Index top_k = 1;
+  Level level = Level::sequence;
+  Index tokens = 1;  ///< of all sequences together
+  Index sequences = 1;
+  Index merges =
+      -1;  ///< MEO: distinct merged experts; -1: one a sequence. Fewer where sequences share a task.
+  bool bias = true;
+  bool noise = false;        ///< training: the gate has a second product, for the noise's scale
+  Index reduce_factor = 64;  ///< at least 1
+  Index task_features = 0;   ///< task level only
+};
+
+/// FLOPs of one layer's forward pass over a batch, by item.
+struct LayerFlops {
+  std::int64_t gate = 0;  ///< 2·R·D_g·N, twice that with noise; D_g = D, or max(1, ⌊S/r⌋) at task level
+  std::int64_t token_attention = 0;  ///< MEO at token level: 4·D·max(1, ⌊D/r⌋) a token
+  std::int64_t task_projection = 0;  ///< task level: 2·S·max(1, ⌊S/r⌋) a sequence
+  std::int64_t merge = 0;  ///< MEO: 2·K·F·D a merge, and 2·K·F with a bias; half of both in Convention::paper
+  std::int64_t product = 0;  ///< 2·F·D a token, MoE K times that; a bias is the accumulator's start and free
+  std::int64_t combine = 0;  ///< MoE: 2·K·F a token
+
+  constexpr std::int64_t total() const {
+    return gate + token_attention + task_projection + merge + product + combine;
+  }
+  friend constexpr bool operator==(const LayerFlops&, const LayerFlops&) = default;
+};
+
+namespace detail {
+
+constexpr std::int64_t bottleneck_features(Index features, Index reduce_factor) {
+  return std::max<std::int64_t>(1, features / reduce_factor);
+}
+
+constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
+  return convention == Convention::paper ? 1 : 2;
+}
+
+}  // namespace detail
+
+/// FLOPs of one forward pass of a layer of the given shape. The gate's rows R are the tokens for MoE at token
+/// level, else the sequences.
+///
+/// A merge counts K multiply-adds a parameter, as it executes them; 2K − 1 operations would be the minimum.
+/// MEO is counted in its own order, merge and then product: where a MeoLayer with few tokens a merge runs the
+/// experts' products one by one instead, its cost is that of Method::moe at Level::sequence.
+///
+///     constexpr auto cost = meo::flops(meo::Method::meo, {.in_features = 768, .out_features = 3072,
+///                                                         .num_experts = 8, .top_k = 2, .tokens = 128});
+///     static_assert(cost.product == 2 * 768 * 3072 * 128);
+constexpr LayerFlops flops(Method method, const LayerShape& shape,
+                           Convention convention = Convention::exact) {
+  const std::int64_t parameters = std::int64_t{shape.in_features} * shape.out_features;
+  const std::int64_t product = 2 * parameters * shape.tokens;
+  if (method == Method::dense) return {.product = product};
+
+  LayerFlops count;
+  const bool gates_tokens = method == Method::moe && shape.level == Level::token;
+  const std::int64_t rows = gates_tokens ? shape.tokens : shape.sequences;
+  std::int64_t gate_features = shape.in_features;
+  if (shape.level == Level::task) {
+    gate_features = detail::bottleneck_features(shape.task_features, shape.reduce_factor);
+    count.task_projection = 2 * rows * shape.task_features * gate_features;
+  }
+  count.gate = 2 * rows * gate_features * shape.num_experts * (shape.noise ? 2 : 1);
+
+  if (method == Method::moe) {
+    count.product = shape.top_k * product;
+    count.combine = std::int64_t{2} * shape.top_k * shape.out_features * shape.tokens;
+    return count;
+  }
+
+  if (shape.level == Level::token) {
+    const std::int64_t hidden_features = detail::bottleneck_features(shape.in_features, shape.reduce_factor);
+    count.token_attention = 4 * shape.in_features * hidden_features * shape.tokens;
+  }
+  const std::int64_t merges = shape.merges < 0 ? shape.sequences : shape.merges;
+  const std::int64_t merged_parameters = parameters + (shape.bias ? shape.out_features : 0);
+  count.merge = detail::flops_per_merged_multiply_add(convention) * merges * shape.top_k * merged_parameters;
+  count.product = product;
+  return count;
+}
+
+/// A BERT-like encoder with a language-model head; every feed-forward projection is a dense, MoE or MEO
+/// layer.
+struct ModelShape {
+  Index layers = 0;
+  Index features = 0;
+  Index hidden_features = 0;
+  Index vocabulary = 30522;
+  Index tokens = 128;  ///< of the one sequence
+};
+
+/// The three models of the paper's figure.
+inline constexpr ModelShape bert_small{.layers = 4, .features = 512, .hidden_features = 2048};
+inline constexpr ModelShape bert_base{.layers = 12, .features = 768, .hidden_features = 3072};
+inline constexpr ModelShape bert_large{.layers = 24, .features = 1024, .hidden_features = 4096};
+
+/// FLOPs of one forward pass of a model over one sequence, by item. As in the paper's figure, gates, token
+/// attention, MoE's combine and everything with biases are left out: `flops` of the layers gives them.
+///
+/// Letters: l layers, d features, h hidden_features, V vocabulary, s tokens.
+struct ModelFlops {
+  std::int64_t attention_projections = 0;  ///< query, key, value, output: 8·l·d²·s
+  std::int64_t attention_scores = 0;       ///< scores and weighted values: 4·l·s²·d
+  std::int64_t language_model_head = 0;    ///< 2·s·(V·d + d²)
+  std::int64_t feed_forward = 0;           ///< 4·l·d·h·s, MoE K times that
+  std::int64_t merge = 0;  ///< MEO: K·l·2·d·h in Convention::paper, twice that in Convention::exact
+
+  constexpr std::int64_t total() const {
+    return attention_projections + attention_scores + language_model_head + feed_forward + merge;
+  }
+  friend constexpr bool operator==(const ModelFlops&, const ModelFlops&) = default;
+};
+
+/// FLOPs of one forward pass of a model whose feed-forward layers select `top_k` experts (dense: ignored).
+constexpr ModelFlops flops(Method method, const ModelShape& shape, Index top_k,
+                           Convention convention = Convention::exact) {
+  const std::int64_t layers = shape.layers;
+  const std::int64_t features = shape.features;
+  const std::int64_t tokens = shape.tokens;
+  const std::int64_t feed_forward_parameters = layers * 2 * features * shape.hidden_features;
+
+  ModelFlops count;
+  count.attention_projections = 8 * layers * features * features * tokens;
+  count.attention_scores = 4 * layers * tokens * tokens * features;
+  count.language_model_head = 2 * tokens * (shape.vocabulary * features + features * features);
+  count.feed_forward = (method == Method::moe ? top_k : 1) * 2 * feed_forward_parameters * tokens;
+  if (method == Method::meo)
+    count.merge = detail::flops_per_merged_multiply_add(convention) * top_k * feed_forward_parameters;
+  return count;
+}
+
+}  // namespace meo
