@@ -76,9 +76,10 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
 /// FLOPs of one forward pass of a layer of the given shape. The gate's rows R are the tokens for MoE at token
 /// level, else the sequences.
 ///
-/// A merge counts K multiply-adds a parameter, as it executes them; 2K − 1 operations would be the minimum.
-/// MEO is counted in its own order, merge and then product: where a MeoLayer with few tokens a merge runs the
-/// experts' products one by one instead, its cost is that of Method::moe at Level::sequence.
+/// A merge counts K multiply-adds a parameter, as MeoLayer executes them; 2K − 1 operations would be the
+/// minimum. Every sequence counts as a merge unless `merges` says otherwise. MeoLayer merges once for all
+/// sequences with the same selection and weights, never for a sequence without tokens, and never for K = 1:
+/// the one expert's weight is 1 and it is used where it lies.
 ///
 ///     constexpr auto cost = meo::flops(meo::Method::meo, {.in_features = 768, .out_features = 3072,
 ///                                                         .num_experts = 8, .top_k = 2, .tokens = 128});

@@ -38,9 +38,9 @@ class MatrixView {
 
   /// Views a row-major matrix, block or map of the same scalar without a copy.
   template <class Derived>
-    requires(std::same_as<typename Derived::Scalar, Scalar> && (Derived::Flags & Eigen::DirectAccessBit) != 0 &&
-             ((Derived::Flags & Eigen::RowMajorBit) != 0))
-  MatrixView(const Eigen::MatrixBase<Derived>& matrix)  // NOLINT: meant to convert
+  requires(std::same_as<typename Derived::Scalar, Scalar> && (Derived::Flags & Eigen::DirectAccessBit) != 0 &&
+           ((Derived::Flags & Eigen::RowMajorBit) != 0))
+      MatrixView(const Eigen::MatrixBase<Derived>& matrix)  // NOLINT: meant to convert
       : MatrixView(matrix.derived().data(), matrix.rows(), matrix.cols(), matrix.derived().outerStride()) {
     static_assert(Derived::InnerStrideAtCompileTime == 1, "meo: a MatrixView needs contiguous rows");
   }
@@ -60,7 +60,8 @@ class MatrixView {
   bool present_ = false;
 };
 
-/// What one gate decision covers: every token by itself, all tokens of a sequence, or all sequences of a task.
+/// What one gate decision covers: every token by itself, all tokens of a sequence, or all sequences of a
+/// task.
 enum class Level { token, sequence, task };
 
 constexpr std::string_view to_string(Level level) {

@@ -1,0 +1,106 @@
+#pragma once
+
+/// The weights and biases of N experts of one shape, packed for the kernels; the only owner of expert memory.
+///
+/// Weights go in and come out in PyTorch's form, out_features × in_features; how they are packed depends on
+/// the instruction set and is nobody else's business (kernels/panel.hpp).
+
+#include <limits>
+#include <span>
+
+#include <meo/errors.hpp>
+#include <meo/experts/aligned_vector.hpp>
+#include <meo/kernels/panel.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// Scalar is what is computed with, Storage what is stored. New experts are zero.
+template <class Scalar, class Storage = Scalar>
+class ExpertBank {
+ public:
+  /// Throws std::invalid_argument unless all sizes are positive and their product fits an Index.
+  ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias)
+      : shape_{nullptr, num_experts, in_features, out_features, has_bias} {
+    detail::require(num_experts > 0, "num_experts: expected at least 1, got ", num_experts);
+    detail::require(in_features > 0, "in_features: expected at least 1, got ", in_features);
+    detail::require(out_features > 0, "out_features: expected at least 1, got ", out_features);
+    constexpr Index limit = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(Storage)) / 4;
+    detail::require(
+        in_features < limit && out_features < limit - detail::Tile<Scalar>::columns &&
+            shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
+        "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
+        in_features);
+    data_.resize(static_cast<std::size_t>(shape_.size()));
+  }
+
+  Index num_experts() const { return shape_.num_experts; }
+  Index in_features() const { return shape_.in_features; }
+  Index out_features() const { return shape_.out_features; }
+  bool has_bias() const { return shape_.has_bias; }
+
+  /// out_features × in_features. Throws std::invalid_argument for an expert that does not exist.
+  Matrix<Scalar> weight(Index expert) const {
+    detail::require_expert(expert, num_experts());
+    Matrix<Scalar> weight(out_features(), in_features());
+    for (Index out = 0; out < out_features(); ++out) {
+      for (Index in = 0; in < in_features(); ++in) {
+        weight(out, in) = static_cast<Scalar>(panels().weight(expert, out, in));
+      }
+    }
+    return weight;
+  }
+
+  /// weight: out_features × in_features. Throws std::invalid_argument for another shape or expert.
+  void set_weight(Index expert, const ConstMatrixRef<Scalar>& weight) {
+    detail::require_expert(expert, num_experts());
+    detail::require_shape(weight, out_features(), in_features(), "weight (out_features x in_features)");
+    const auto panels = mutable_panels();
+    for (Index out = 0; out < out_features(); ++out) {
+      for (Index in = 0; in < in_features(); ++in) {
+        panels.weight(expert, out, in) = static_cast<Storage>(weight(out, in));
+      }
+    }
+  }
+
+  /// out_features values. Throws std::invalid_argument without biases or for an expert that does not exist.
+  Vector<Scalar> bias(Index expert) const {
+    require_bias();
+    detail::require_expert(expert, num_experts());
+    Vector<Scalar> bias(out_features());
+    for (Index out = 0; out < out_features(); ++out)
+      bias(out) = static_cast<Scalar>(panels().bias(expert, out));
+    return bias;
+  }
+
+  /// bias: out_features values. Throws std::invalid_argument without biases, for another size or expert.
+  void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) {
+    require_bias();
+    detail::require_expert(expert, num_experts());
+    detail::require(bias.size() == out_features(), "bias: expected ", out_features(), " values, got ",
+                    bias.size());
+    const auto panels = mutable_panels();
+    for (Index out = 0; out < out_features(); ++out)
+      panels.bias(expert, out) = static_cast<Storage>(bias(out));
+  }
+
+  /// The packed form, for the kernels. Valid until the bank is moved from, assigned to or destroyed.
+  detail::PanelBank<Scalar, const Storage> panels() const {
+    return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
+  }
+
+ private:
+  detail::PanelBank<Scalar, Storage> mutable_panels() {
+    return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
+  }
+
+  void require_bias() const {
+    detail::require(has_bias(), "bias: expected experts with biases, got bias = false");
+  }
+
+  detail::PanelBank<Scalar, Storage>
+      shape_;  // sizes only: data stays null, so that copies cannot share memory
+  detail::AlignedVector<Storage> data_;
+};
+
+}  // namespace meo

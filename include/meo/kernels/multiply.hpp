@@ -1,0 +1,141 @@
+#pragma once
+
+/// The product of rows of activations with one panel of weights, y_r = start_r + x_r · panel, accumulated in
+/// registers.
+///
+/// Every output is one chain of multiply-adds over the inputs in their order, whatever tile its row falls in,
+/// and a chain cut at any depth goes on from the stored value without a change of bits. That is why results
+/// do not depend on the number of threads, on block sizes, or on what else is in a batch.
+
+#include <meo/kernels/packet.hpp>
+#include <meo/kernels/panel.hpp>
+#include <meo/kernels/unroll.hpp>
+#include <meo/types.hpp>
+
+namespace meo::detail {
+
+/// y_r = start + x_r · panel. Row r is x's row r, or gather[r] where there is a gather.
+template <class Scalar>
+struct StoreRows {
+  static constexpr bool combines = false;
+  const Scalar* x;
+  Index x_stride;
+  Scalar* y;
+  Index y_stride;
+  const Scalar* starts;           ///< the NR values that every chain starts from; null: y's own
+  const Index* gather = nullptr;  ///< null: all rows in their order
+
+  const Scalar* input(Index r) const { return x + (gather != nullptr ? gather[r] : r) * x_stride; }
+  const Scalar* start(Index r) const { return starts != nullptr ? starts : output(r); }
+  Scalar* output(Index r) const { return y + r * y_stride; }
+};
+
+/// y_t += g_r (start + x_r · panel) with t = tokens[r]; the first row of a token overwrites what y_t held.
+/// Row r is x's row r, or gather[r] where there is a gather.
+template <class Scalar>
+struct CombineRows {
+  static constexpr bool combines = true;
+  const Scalar* x;
+  Index x_stride;
+  Scalar* y;
+  Index y_stride;
+  const Scalar* starts;
+  const Index* gather;
+  const Index* tokens;
+  const Scalar* weights;
+  const unsigned char* is_first;
+
+  const Scalar* input(Index r) const { return x + (gather != nullptr ? gather[r] : r) * x_stride; }
+  const Scalar* start(Index) const { return starts; }
+  Scalar* output(Index r) const { return y + tokens[r] * y_stride; }
+  const Scalar& weight(Index r) const { return weights[r]; }
+  const Scalar* addend(Index r) const { return is_first[r] != 0 ? zero_row<Scalar>.data() : output(r); }
+};
+
+/// A packet of a row at the right edge, where only `valid` of its scalars exist.
+template <class Scalar>
+Packet<Scalar> load_edge(const Scalar* from, Index valid) {
+  Scalar values[PacketOf<Scalar>::size];
+  for (Index i = 0; i < PacketOf<Scalar>::size; ++i) values[i] = i < valid ? from[i] : Scalar(0);
+  return load<Scalar>(values);
+}
+
+template <class Scalar>
+void store_edge(Scalar* to, const Packet<Scalar>& packet, Index valid) {
+  Scalar values[PacketOf<Scalar>::size];
+  store<Scalar>(values, packet);
+  for (Index i = 0; i < PacketOf<Scalar>::size && i < valid; ++i) to[i] = values[i];
+}
+
+/// Rows r … r + Count − 1 times a panel of `depth` rows, of which `columns` columns exist (all where Full).
+template <int Count, bool Full, class Scalar, class Rows>
+MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, Index depth, Index columns) {
+  constexpr int packets = Tile<Scalar>::packets;
+  constexpr int size = PacketOf<Scalar>::size;
+  const auto load_columns = [&](const Scalar* from, int p) MEO_INLINE_LAMBDA {
+    if constexpr (Full)
+      return load<Scalar>(from + p * size);
+    else
+      return load_edge<Scalar>(from + p * size, columns - p * size);
+  };
+  const Scalar* x[Count];
+  Packet<Scalar> sums[Count][packets];
+  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
+    x[i] = rows.input(r + i);
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[i][p] = load_columns(rows.start(r + i), p); });
+  });
+  for (Index k = 0; k < depth; ++k, panel += Tile<Scalar>::columns) {
+    Packet<Scalar> weights[packets];
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { weights[p] = load<Scalar>(panel + p * size); });
+    unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
+      const Packet<Scalar> activation = broadcast<Scalar>(x[i][k]);
+      unroll<packets>(
+          [&](auto p) MEO_INLINE_LAMBDA { sums[i][p] = multiply_add(activation, weights[p], sums[i][p]); });
+    });
+  }
+  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
+    Scalar* const y = rows.output(r + i);
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+      if constexpr (Rows::combines) {
+        sums[i][p] = multiply_add(broadcast<Scalar>(rows.weight(r + i)), sums[i][p],
+                                  load_columns(rows.addend(r + i), p));
+      }
+      if constexpr (Full)
+        store<Scalar>(y + p * size, sums[i][p]);
+      else
+        store_edge<Scalar>(y + p * size, sums[i][p], columns - p * size);
+    });
+  });
+}
+
+/// The last rows of a product, fewer than a whole tile.
+template <int Count, bool Full, class Scalar, class Rows>
+void multiply_last_rows(const Rows& rows, Index r, Index count, const Scalar* panel, Index depth,
+                        Index columns) {
+  if constexpr (Count > 0) {
+    if (count == Count) return multiply_tile<Count, Full, Scalar>(rows, r, panel, depth, columns);
+    multiply_last_rows<Count - 1, Full, Scalar>(rows, r, count, panel, depth, columns);
+  }
+}
+
+template <bool Full, class Scalar, class Rows>
+void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns) {
+  constexpr int tile_rows = Tile<Scalar>::rows;
+  Index r = 0;
+  for (; r + tile_rows <= count; r += tile_rows) {
+    multiply_tile<tile_rows, Full, Scalar>(rows, r, panel, depth, columns);
+  }
+  multiply_last_rows<tile_rows - 1, Full, Scalar>(rows, r, count - r, panel, depth, columns);
+}
+
+/// y_r = start_r + x_r · panel for `count` rows. `panel`: depth × NR; `columns` of its NR columns are
+/// written.
+template <class Scalar, class Rows>
+void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns) {
+  if (columns == Tile<Scalar>::columns)
+    multiply_rows<true, Scalar>(rows, count, panel, depth, columns);
+  else
+    multiply_rows<false, Scalar>(rows, count, panel, depth, columns);
+}
+
+}  // namespace meo::detail

@@ -1,0 +1,76 @@
+#pragma once
+
+/// SIMD packets of one scalar, as the kernels see them; the only file that names Eigen::internal.
+///
+/// Float and double map to the widest packets that the compiler's flags allow (SSE, AVX, AVX-512, NEON, …).
+/// Any other scalar is a packet of one, for which a type needs no more than +, * and conversion from int.
+
+#include <Eigen/Core>
+
+#include <meo/types.hpp>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define MEO_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define MEO_INLINE __forceinline
+#else
+#define MEO_INLINE inline
+#endif
+
+namespace meo::detail {
+
+template <class Scalar>
+struct PacketOf {
+  using Type = typename Eigen::internal::packet_traits<Scalar>::type;
+  static constexpr int size = Eigen::internal::unpacket_traits<Type>::size;
+};
+
+template <class Scalar>
+using Packet = typename PacketOf<Scalar>::Type;
+
+/// Vector registers that the instruction set has.
+inline constexpr int num_registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
+
+template <class Scalar>
+MEO_INLINE Packet<Scalar> load(const Scalar* from) {
+  return Eigen::internal::ploadu<Packet<Scalar>>(from);
+}
+
+/// Loads what is stored as what is computed with.
+template <class Scalar, class Storage>
+MEO_INLINE Packet<Scalar> load_stored(const Storage* from) {
+  if constexpr (std::same_as<Scalar, Storage>) {
+    return load<Scalar>(from);
+  } else {
+    Scalar values[PacketOf<Scalar>::size];
+    for (int i = 0; i < PacketOf<Scalar>::size; ++i) values[i] = static_cast<Scalar>(from[i]);
+    return load<Scalar>(values);
+  }
+}
+
+template <class Scalar>
+MEO_INLINE void store(Scalar* to, const Packet<Scalar>& packet) {
+  Eigen::internal::pstoreu(to, packet);
+}
+
+template <class Scalar>
+MEO_INLINE Packet<Scalar> broadcast(const Scalar& value) {
+  return Eigen::internal::pset1<Packet<Scalar>>(value);
+}
+
+/// a · b + c, with one rounding where the instruction set has fused multiply-add.
+template <class P>
+MEO_INLINE P multiply_add(const P& a, const P& b, const P& c) {
+  return Eigen::internal::pmadd(a, b, c);
+}
+
+/// Asks for the cache line at `address`, which need not be readable, to be brought into L2.
+MEO_INLINE void prefetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 2);
+#else
+  (void)address;
+#endif
+}
+
+}  // namespace meo::detail

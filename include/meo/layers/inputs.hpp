@@ -1,0 +1,36 @@
+#pragma once
+
+/// What a layer's forward reads beside x, and what it gives back.
+
+#include <span>
+
+#include <meo/routing/noise.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/routing/sequences.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// Everything is optional but for the task embeddings at task level. Nothing is copied: what is pointed to
+/// must live until forward returns.
+template <class Scalar>
+struct Inputs {
+  /// How the rows of x divide into sequences; null: all of them are one sequence.
+  const Sequences* sequences = nullptr;
+  /// Task level: the embedded descriptions, one under another, tokens × task_features.
+  MatrixView<Scalar> task_embeddings = {};
+  /// Task level: how the rows of task_embeddings divide into descriptions; null: all of them are one.
+  const Sequences* descriptions = nullptr;
+  /// Task level: each sequence's description; empty: the b-th for sequence b, or the only one for all.
+  std::span<const Index> task_of_sequence = {};
+  /// Training noise for the gate; none: inference.
+  Noise<Scalar> noise = {};
+};
+
+template <class Scalar>
+struct Output {
+  Matrix<Scalar> y;  ///< tokens × out_features
+  Routing<Scalar> routing;
+};
+
+}  // namespace meo

@@ -1,0 +1,62 @@
+#pragma once
+
+/// What the user chooses about a layer; the same for MoE and MEO.
+
+#include <algorithm>
+#include <limits>
+
+#include <meo/errors.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+struct LayerOptions {
+  Index in_features = 0;          ///< D
+  Index out_features = 0;         ///< F
+  Index num_experts = 0;          ///< N; 0: the count in the layer's type
+  Index top_k = 1;                ///< K, experts that a row selects
+  Level level = Level::sequence;  ///< what one gate decision covers
+  bool bias = true;               ///< whether experts have biases
+  Index reduce_factor = 64;  ///< r: token attention has ⌊D/r⌋ rows, the task projection ⌊S/r⌋; at least one
+  Index task_features = 0;             ///< S, width of a task's embedded description; task level only
+  bool gate_before_attention = false;  ///< the gate sees x as it was before token attention (GPT-2's form)
+  double loss_coefficient = 1e-2;      ///< of the balance loss
+  double noise_epsilon = 1e-2;         ///< least deviation of the gate's noise
+
+  bool operator==(const LayerOptions&) const = default;
+};
+
+namespace detail {
+
+/// ⌊features / reduce_factor⌋, at least one.
+constexpr Index reduced_features(Index features, Index reduce_factor) {
+  return std::max<Index>(features / reduce_factor, 1);
+}
+
+/// Options with the expert count filled in. Throws std::invalid_argument for anything that makes no layer.
+template <int NumExperts>
+LayerOptions checked_options(LayerOptions options) {
+  if constexpr (NumExperts != Eigen::Dynamic) {
+    if (options.num_experts == 0) options.num_experts = NumExperts;
+    require(options.num_experts == NumExperts, "num_experts: expected ", NumExperts,
+            " as the layer's type says, got ", options.num_experts);
+  }
+  require(options.in_features >= 1, "in_features: expected at least 1, got ", options.in_features);
+  require(options.out_features >= 1, "out_features: expected at least 1, got ", options.out_features);
+  require(options.num_experts >= 1, "num_experts: expected at least 1, got ", options.num_experts);
+  require(options.top_k >= 1 && options.top_k <= options.num_experts,
+          "top_k: expected 1 to num_experts = ", options.num_experts, ", got ", options.top_k);
+  require(options.level == Level::token || options.level == Level::sequence || options.level == Level::task,
+          "level: expected token, sequence or task, got ", static_cast<int>(options.level));
+  require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
+  require(options.level != Level::task || options.task_features >= 1,
+          "task_features: expected at least 1 at task level, got ", options.task_features);
+  require(options.loss_coefficient >= 0 && options.loss_coefficient < std::numeric_limits<double>::infinity(),
+          "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
+  require(options.noise_epsilon > 0 && options.noise_epsilon < std::numeric_limits<double>::infinity(),
+          "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
+  return options;
+}
+
+}  // namespace detail
+}  // namespace meo

@@ -1,0 +1,297 @@
+#pragma once
+
+/// What the MoE and the MEO layer have in common: experts, a gate, and how a batch is checked and routed.
+///
+/// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R gated rows, S
+/// task_features, r reduce_factor.
+
+#include <array>
+#include <concepts>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include <meo/errors.hpp>
+#include <meo/experts/expert_bank.hpp>
+#include <meo/experts/initialize.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/layers/inputs.hpp>
+#include <meo/layers/layer_options.hpp>
+#include <meo/layers/workspace.hpp>
+#include <meo/routing/gate.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// Derived is MoeLayer or MeoLayer and has forward(x, inputs, y, workspace).
+template <class Derived, class ScalarType, int NumExperts>
+class RoutedLayer {
+  static_assert(std::is_same_v<ScalarType, std::remove_cvref_t<ScalarType>>,
+                "meo: Scalar must be a plain type, without const or reference");
+  static_assert(!std::is_integral_v<ScalarType>,
+                "meo: Scalar must be a floating-point type or behave like one, not an integer");
+  static_assert(NumExperts == Eigen::Dynamic || NumExperts >= 1,
+                "meo: NumExperts must be at least 1, or Eigen::Dynamic");
+
+ public:
+  using Scalar = ScalarType;
+  static constexpr int num_experts_at_compile_time = NumExperts;
+
+  const LayerOptions& options() const { return options_; }
+  Index in_features() const { return options_.in_features; }
+  Index out_features() const { return options_.out_features; }
+  Index num_experts() const {
+    if constexpr (NumExperts == Eigen::Dynamic)
+      return options_.num_experts;
+    else
+      return NumExperts;
+  }
+  Index top_k() const { return options_.top_k; }
+
+  /// An expert's weight in PyTorch's form, out_features × in_features. These four throw std::invalid_argument
+  /// for an expert that does not exist, another shape, or a bias where there is none, and then change
+  /// nothing.
+  Matrix<Scalar> weight(Index expert) const { return experts_.weight(expert); }
+  void set_weight(Index expert, const ConstMatrixRef<Scalar>& weight) { experts_.set_weight(expert, weight); }
+  Vector<Scalar> bias(Index expert) const { return experts_.bias(expert); }
+  void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) { experts_.set_bias(expert, bias); }
+
+  const ExpertBank<Scalar>& experts() const { return experts_; }
+  Gate<Scalar, NumExperts>& gate() { return gate_; }
+  const Gate<Scalar, NumExperts>& gate() const { return gate_; }
+
+  /// P (⌊S/r⌋ × S) and p, which make the gate's input of a task's description. Throws std::invalid_argument
+  /// at other levels.
+  Linear<Scalar>& task_projection() {
+    require_task_level();
+    return *task_projection_;
+  }
+  const Linear<Scalar>& task_projection() const {
+    require_task_level();
+    return *task_projection_;
+  }
+
+  /// Start values from the caller's generator: experts, biases, W_g, V, v and the task projection uniform in
+  /// ±1/√(inputs), as PyTorch's nn.Linear starts; W_n, U and u zero.
+  template <class Generator>
+  void initialize(Generator& rng) {
+    detail::initialize_uniform(experts_, rng);
+    gate_.initialize(rng);
+    if (task_projection_) task_projection_->initialize(rng);
+    if constexpr (has_token_attention()) derived().initialize_attention(rng);
+  }
+
+  /// "Upcycling": every expert a copy of a dense layer's weight (out_features × in_features) and bias, W_g
+  /// and W_n zero, U and u zero. Outputs then equal the dense layer's to rounding, whatever the gate decides.
+  /// Throws std::invalid_argument for another shape, or a bias where the options say none or the reverse, and
+  /// changes nothing.
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias) {
+    detail::require(options_.bias, "dense bias: expected none as bias = false, got ", bias.size(), " values");
+    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
+    detail::require(bias.size() == out_features(), "dense bias: expected ", out_features(), " values, got ",
+                    bias.size());
+    copy_to_experts(weight);
+    for (Index expert = 0; expert < num_experts(); ++expert) experts_.set_bias(expert, bias);
+  }
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight) {
+    detail::require(!options_.bias, "dense bias: expected ", out_features(),
+                    " values as bias = true, got none");
+    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
+    copy_to_experts(weight);
+  }
+
+  /// Rows that the gate decides on for a batch of `tokens` tokens in `sequences` sequences.
+  Index gated_rows(Index tokens, Index sequences) const {
+    return Derived::gates_tokens && options_.level == Level::token ? tokens : sequences;
+  }
+
+  /// x: T × D, one sequence. Returns y, T × F, and the routing. All forwards throw std::invalid_argument for
+  /// shapes that do not fit, std::domain_error for a gate whose logits are not finite.
+  Output<Scalar> forward(const ConstMatrixRef<Scalar>& x) const { return forward(x, Inputs<Scalar>{}); }
+
+  /// x: T × D, the tokens of all sequences one under another.
+  Output<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Sequences& sequences) const {
+    return forward(x, Inputs<Scalar>{.sequences = &sequences});
+  }
+
+  Output<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
+    Workspace<Scalar> workspace;
+    Output<Scalar> output;
+    output.y.resize(x.rows(), out_features());
+    derived().forward(x, inputs, output.y, workspace);
+    output.routing = std::move(workspace.routing);
+    return output;
+  }
+
+  template <class Other, class... More>
+  requires(!std::same_as<typename Other::Scalar, Scalar>) Output<Scalar> forward(
+      const Eigen::MatrixBase<Other>&, const More&...)
+  const {
+    static_assert(std::same_as<typename Other::Scalar, Scalar>,
+                  "meo: x has another scalar than the layer; convert it with x.cast<Scalar>()");
+    return {};
+  }
+
+ protected:
+  explicit RoutedLayer(const LayerOptions& options)
+      : options_(detail::checked_options<NumExperts>(options)),
+        experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias),
+        gate_(gate_features(options_), options_.num_experts, options_.top_k,
+              static_cast<Scalar>(options_.loss_coefficient), static_cast<Scalar>(options_.noise_epsilon)) {
+    if (options_.level == Level::task)
+      task_projection_.emplace(options_.task_features, gate_features(options_));
+  }
+
+  /// The batch's offsets; those of a single sequence are put into `single`.
+  std::span<const Index> check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                               std::array<Index, 2>& single) const {
+    detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
+                    x.cols());
+    if (options_.level != Level::task) {
+      detail::require(
+          !inputs.task_embeddings && inputs.descriptions == nullptr && inputs.task_of_sequence.empty(),
+          "task_embeddings: expected none at ", to_string(options_.level), " level, got some");
+    }
+    if (inputs.sequences == nullptr) {
+      single = {0, x.rows()};
+      return single;
+    }
+    detail::require(inputs.sequences->tokens() == x.rows(), "sequences: expected ", x.rows(),
+                    " tokens in all, as x has rows, got ", inputs.sequences->tokens());
+    return inputs.sequences->offsets();
+  }
+
+  void check_output(const ConstMatrixRef<Scalar>& x, const MatrixRef<Scalar>& y) const {
+    detail::require_shape(y, x.rows(), out_features(), "y (rows of x by out_features)");
+  }
+
+  /// Routes by sequence or task into workspace.routing. `gate_source`: the tokens that the gate sees, T × D.
+  void route_sequences(const MatrixView<Scalar>& gate_source, std::span<const Index> offsets,
+                       const Inputs<Scalar>& inputs, Workspace<Scalar>& workspace) const {
+    const MatrixView<Scalar> z = options_.level == Level::task
+                                     ? task_inputs(static_cast<Index>(offsets.size()) - 1, inputs, workspace)
+                                     : means(gate_source, offsets, workspace.gate_input);
+    gate_.route(z, inputs.noise, workspace.routing, workspace.gate);
+  }
+
+  /// Throws unless `routing` fits this layer and a batch of so many tokens and sequences.
+  void check_routing(const Routing<Scalar>& routing, Index tokens, Index sequences) const {
+    const Index rows = gated_rows(tokens, sequences);
+    detail::require(routing.rows == rows, "routing: expected ", rows, " rows, got ", routing.rows);
+    detail::require(routing.num_experts == num_experts(), "routing: expected num_experts = ", num_experts(),
+                    ", got ", routing.num_experts);
+    detail::require(routing.top_k >= 1 && routing.top_k <= num_experts(),
+                    "routing: expected top_k from 1 to ", num_experts(), ", got ", routing.top_k);
+    const auto pairs = static_cast<std::size_t>(routing.rows * routing.top_k);
+    detail::require(routing.experts.size() == pairs && routing.weights.size() == pairs, "routing: expected ",
+                    pairs, " pairs, got ", routing.experts.size(), " experts and ", routing.weights.size(),
+                    " weights");
+    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
+  }
+
+  /// Offsets 0 … tokens, with which every token is a row of its own.
+  static std::span<const Index> token_offsets(Index tokens, Workspace<Scalar>& workspace) {
+    workspace.token_offsets.resize(static_cast<std::size_t>(tokens) + 1);
+    std::iota(workspace.token_offsets.begin(), workspace.token_offsets.end(), Index{0});
+    return workspace.token_offsets;
+  }
+
+ private:
+  static Index gate_features(const LayerOptions& options) {
+    return options.level == Level::task
+               ? detail::reduced_features(options.task_features, options.reduce_factor)
+               : options.in_features;
+  }
+
+  /// Derived is incomplete until one of its members is instantiated.
+  static constexpr bool has_token_attention() { return Derived::merges_experts; }
+
+  void copy_to_experts(const ConstMatrixRef<Scalar>& weight) {
+    for (Index expert = 0; expert < num_experts(); ++expert) experts_.set_weight(expert, weight);
+    const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
+    gate_.set_weight(zero);
+    gate_.set_noise_weight(zero);
+    if constexpr (has_token_attention()) derived().reset_attention();
+  }
+
+  Derived& derived() { return static_cast<Derived&>(*this); }
+  const Derived& derived() const { return static_cast<const Derived&>(*this); }
+
+  void require_task_level() const {
+    detail::require(task_projection_.has_value(), "task_projection: expected a layer at task level, got ",
+                    to_string(options_.level), " level");
+  }
+
+  /// The mean over the rows of each group, groups × columns; zero for a group without rows.
+  static MatrixView<Scalar> means(const MatrixView<Scalar>& rows, std::span<const Index> offsets,
+                                  detail::AlignedVector<Scalar>& buffer) {
+    const Index groups = static_cast<Index>(offsets.size()) - 1;
+    const Index cols = rows.cols();
+    Scalar* const out = detail::reserve(buffer, groups * cols);
+    for (Index group = 0; group < groups; ++group) {
+      const auto g = static_cast<std::size_t>(group);
+      Scalar* const mean = out + group * cols;
+      std::fill_n(mean, cols, Scalar(0));
+      for (Index row = offsets[g]; row < offsets[g + 1]; ++row) {
+        for (Index d = 0; d < cols; ++d) mean[d] += rows.row(row)[d];
+      }
+      const auto count =
+          static_cast<Scalar>(static_cast<double>(std::max<Index>(offsets[g + 1] - offsets[g], 1)));
+      for (Index d = 0; d < cols; ++d) mean[d] = mean[d] / count;
+    }
+    return {out, groups, cols, cols};
+  }
+
+  /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
+  /// projection is linear, so the mean comes first and each description is projected once.
+  MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
+                                 Workspace<Scalar>& workspace) const {
+    const MatrixView<Scalar>& embeddings = inputs.task_embeddings;
+    detail::require(static_cast<bool>(embeddings), "task_embeddings: expected some at task level, got none");
+    detail::require(embeddings.cols() == options_.task_features,
+                    "task_embeddings: expected task_features = ", options_.task_features, " columns, got ",
+                    embeddings.cols());
+    const std::array<Index, 2> single{0, embeddings.rows()};
+    std::span<const Index> offsets = single;
+    if (inputs.descriptions != nullptr) {
+      detail::require(inputs.descriptions->tokens() == embeddings.rows(), "descriptions: expected ",
+                      embeddings.rows(), " tokens in all, as task_embeddings has rows, got ",
+                      inputs.descriptions->tokens());
+      offsets = inputs.descriptions->offsets();
+    }
+    const Index descriptions = static_cast<Index>(offsets.size()) - 1;
+    const std::span<const Index> task_of = inputs.task_of_sequence;
+    if (task_of.empty()) {
+      detail::require(descriptions == 1 || descriptions == sequences,
+                      "descriptions: expected 1 or one for each of ", sequences, " sequences, got ",
+                      descriptions);
+    } else {
+      detail::require(static_cast<Index>(task_of.size()) == sequences, "task_of_sequence: expected ",
+                      sequences, " entries, got ", task_of.size());
+      for (const Index task : task_of) {
+        detail::require(task >= 0 && task < descriptions, "task_of_sequence: expected 0 to ",
+                        descriptions - 1, ", got ", task);
+      }
+    }
+
+    const MatrixView<Scalar> description_means = means(embeddings, offsets, workspace.task_means);
+    const Index features = gate_.gate_features();
+    Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
+    for (Index b = 0; b < sequences; ++b) {
+      const Index task = !task_of.empty() ? task_of[static_cast<std::size_t>(b)] : descriptions == 1 ? 0 : b;
+      const MatrixView<Scalar> mean(description_means.row(task), 1, description_means.cols(),
+                                    description_means.cols());
+      task_projection_->apply(mean, z + b * features, features);
+    }
+    return {z, sequences, features, features};
+  }
+
+  LayerOptions options_;
+  ExpertBank<Scalar> experts_;
+  Gate<Scalar, NumExperts> gate_;
+  std::optional<Linear<Scalar>> task_projection_;
+};
+
+}  // namespace meo

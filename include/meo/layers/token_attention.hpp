@@ -1,0 +1,59 @@
+#pragma once
+
+/// The token-level attention block, TokenAttention(x) = U relu(V x + v) + u, added to its input (He et al.
+/// 2023, section 3.3): it gives every token its own view of the merged expert for two thin products.
+
+#include <meo/experts/activation.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+template <class Scalar>
+class TokenAttention {
+ public:
+  /// Zero weights. Throws std::invalid_argument for sizes that are not positive.
+  TokenAttention(Index features, Index reduced_features)
+      : down_(features, reduced_features), up_(reduced_features, features) {}
+
+  Index features() const { return down_.in_features(); }
+  Index reduced_features() const { return down_.out_features(); }
+
+  /// V (reduced_features × features) with v, and U (features × reduced_features) with u.
+  Linear<Scalar>& down() { return down_; }
+  const Linear<Scalar>& down() const { return down_; }
+  Linear<Scalar>& up() { return up_; }
+  const Linear<Scalar>& up() const { return up_; }
+
+  /// V and v as PyTorch's nn.Linear starts; U and u zero, so that the block starts as no attention.
+  template <class Generator>
+  void initialize(Generator& rng) {
+    down_.initialize(rng);
+    reset();
+  }
+
+  /// U and u zero: TokenAttention(x) = 0.
+  void reset() {
+    up_.set_weight(Matrix<Scalar>::Zero(features(), reduced_features()));
+    up_.set_bias(Vector<Scalar>::Zero(features()));
+  }
+
+  /// attended = x + TokenAttention(x). x: T × features; rows: T × reduced_features of scratch; attended: T ×
+  /// features, contiguous, not overlapping x.
+  void apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
+    down_.apply(x, rows, reduced_features());
+    const Relu relu;
+    for (Index i = 0; i < x.rows() * reduced_features(); ++i) rows[i] = relu(rows[i]);
+    const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
+    up_.apply(reduced, attended, features());
+    for (Index t = 0; t < x.rows(); ++t) {
+      for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
+    }
+  }
+
+ private:
+  Linear<Scalar> down_;
+  Linear<Scalar> up_;
+};
+
+}  // namespace meo

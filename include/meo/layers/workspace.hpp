@@ -1,0 +1,47 @@
+#pragma once
+
+/// Memory that a layer's forward works in.
+
+#include <algorithm>
+#include <vector>
+
+#include <meo/experts/aligned_vector.hpp>
+#include <meo/kernels/dispatch.hpp>
+#include <meo/kernels/merge_plan.hpp>
+#include <meo/routing/gate.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// Belongs to one forward at a time; any layer of the scalar may use it. Buffers grow to the largest batch
+/// seen and are kept, so that a forward of no larger batch allocates nothing.
+template <class Scalar>
+class Workspace {
+ public:
+  /// What the last forward's gate decided.
+  Routing<Scalar> routing;
+
+  // The rest is between a layer and its kernels.
+  GateWorkspace<Scalar> gate;
+  detail::AlignedVector<Scalar> gate_input;      ///< R × D_g: means over tokens
+  detail::AlignedVector<Scalar> task_means;      ///< descriptions × S
+  detail::AlignedVector<Scalar> attention_rows;  ///< tokens × ⌊D/r⌋
+  detail::AlignedVector<Scalar> attended;        ///< tokens × D: x + TokenAttention(x)
+  std::vector<Index> token_offsets;              ///< 0 … tokens, where every token is gated by itself
+  detail::Dispatch<Scalar> dispatch;
+  detail::MergePlan<Scalar> merges;
+  detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread
+};
+
+namespace detail {
+
+/// Memory for `count` values; grows the buffer if it must and never shrinks it.
+template <class Scalar>
+Scalar* reserve(AlignedVector<Scalar>& buffer, Index count) {
+  if (static_cast<Index>(buffer.size()) < count) buffer.resize(static_cast<std::size_t>(count));
+  return buffer.data();
+}
+
+}  // namespace detail
+}  // namespace meo

@@ -1,0 +1,22 @@
+#pragma once
+
+/// Everything of the library that needs only Eigen.
+
+#include <meo/experts/activation.hpp>
+#include <meo/experts/expert_bank.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/flops.hpp>
+#include <meo/layers/feed_forward.hpp>
+#include <meo/layers/inputs.hpp>
+#include <meo/layers/layer_options.hpp>
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+#include <meo/layers/token_attention.hpp>
+#include <meo/layers/workspace.hpp>
+#include <meo/routing/balance_loss.hpp>
+#include <meo/routing/gate.hpp>
+#include <meo/routing/noise.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/routing/sequences.hpp>
+#include <meo/types.hpp>
+#include <meo/version.hpp>

@@ -1,0 +1,214 @@
+#pragma once
+
+/// The gate: logits ℓ = z W_g, in training ℓ̃ = ℓ + n ⊙ σ with σ = softplus(z W_n) + ε, the K largest of a
+/// row, and a softmax over those K (Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5).
+///
+/// Letters: R gated rows, D_g gate features, N num_experts, K top_k.
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/routing/balance_loss.hpp>
+#include <meo/routing/noise.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+namespace detail {
+
+/// Φ(x), the standard normal distribution function.
+template <class Scalar>
+Scalar normal_cdf(const Scalar& x) {
+  using std::erfc;
+  return Scalar(0.5) * erfc(-x * Scalar(0.70710678118654752440L));
+}
+
+}  // namespace detail
+
+/// Buffers of Gate::route; they grow where they must and are kept.
+template <class Scalar>
+struct GateWorkspace {
+  std::vector<Scalar> logits;            ///< R × N, before the noise
+  std::vector<Scalar> noisy_logits;      ///< R × N, training only
+  std::vector<Scalar> noise_deviations;  ///< R × N, σ, training only
+  std::vector<Index> ranking;            ///< the K + 1 first experts of a row
+};
+
+template <class Scalar, int NumExperts = Eigen::Dynamic>
+class Gate {
+ public:
+  /// Zero W_g and W_n, with which every row selects the experts 0 … K − 1. Throws std::invalid_argument for
+  /// sizes that are not positive or a top_k above num_experts.
+  Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient, Scalar noise_epsilon)
+      : logits_(gate_features, num_experts, false),
+        noise_(gate_features, num_experts, false),
+        top_k_(top_k),
+        loss_coefficient_(loss_coefficient),
+        noise_epsilon_(noise_epsilon) {
+    detail::require(NumExperts == Eigen::Dynamic || num_experts == NumExperts, "num_experts: expected ",
+                    NumExperts, " as the type says, got ", num_experts);
+    detail::require(top_k >= 1 && top_k <= num_experts, "top_k: expected 1 to num_experts = ", num_experts,
+                    ", got ", top_k);
+  }
+
+  Index gate_features() const { return logits_.in_features(); }
+  Index top_k() const { return top_k_; }
+  Index num_experts() const {
+    if constexpr (NumExperts == Eigen::Dynamic)
+      return logits_.out_features();
+    else
+      return NumExperts;
+  }
+
+  /// W_g and W_n, gate_features × num_experts; setters throw std::invalid_argument for another shape.
+  Matrix<Scalar> weight() const { return logits_.weight().transpose(); }
+  Matrix<Scalar> noise_weight() const { return noise_.weight().transpose(); }
+  void set_weight(const ConstMatrixRef<Scalar>& weight) { set(logits_, weight, "gate weight"); }
+  void set_noise_weight(const ConstMatrixRef<Scalar>& weight) { set(noise_, weight, "noise weight"); }
+
+  /// W_g uniform in ±1/√gate_features, W_n zero.
+  template <class Generator>
+  void initialize(Generator& rng) {
+    logits_.initialize(rng);
+    noise_.set_weight(Matrix<Scalar>::Zero(num_experts(), gate_features()));
+  }
+
+  /// Routes the rows of z (R × gate_features), with noise where there is any. Throws std::invalid_argument
+  /// for another width of z or shape of the noise, std::domain_error naming the first row whose logits are
+  /// not finite. Allocates only where routing or workspace have to grow.
+  void route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise, Routing<Scalar>& routing,
+             GateWorkspace<Scalar>& workspace) const {
+    detail::require(z.cols() == gate_features(), "gate input: expected ", gate_features(), " features, got ",
+                    z.cols());
+    const bool training = static_cast<bool>(noise);
+    compute_logits(z, noise, workspace);
+    const Scalar* logits = training ? workspace.noisy_logits.data() : workspace.logits.data();
+    require_finite(logits, z.rows());
+
+    const auto experts = static_cast<std::size_t>(num_experts());
+    const auto pairs = static_cast<std::size_t>(z.rows() * top_k_);
+    routing.rows = z.rows();
+    routing.num_experts = num_experts();
+    routing.top_k = top_k_;
+    routing.experts.resize(pairs);
+    routing.weights.resize(pairs);
+    routing.importance.assign(experts, Scalar(0));
+    routing.load.assign(experts, Scalar(0));
+    workspace.ranking.resize(static_cast<std::size_t>(ranked()));
+    for (Index row = 0; row < z.rows(); ++row) {
+      rank(logits + row * num_experts(), workspace.ranking.data());
+      select(logits + row * num_experts(), workspace.ranking.data(), row, routing);
+      if (training && top_k_ < num_experts())
+        estimate_load(workspace, row, routing);
+      else
+        count_load(workspace, routing);
+    }
+    routing.loss =
+        loss_coefficient_ * (cv_squared<Scalar>(routing.importance) + cv_squared<Scalar>(routing.load));
+  }
+
+ private:
+  void set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight, std::string_view name) {
+    detail::require_shape(weight, gate_features(), num_experts(), name);
+    linear.set_weight(weight.transpose());
+  }
+
+  void compute_logits(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
+                      GateWorkspace<Scalar>& workspace) const {
+    using std::exp;
+    using std::log1p;
+    const auto size = static_cast<std::size_t>(z.rows() * num_experts());
+    workspace.logits.resize(size);
+    logits_.apply(z, workspace.logits.data(), num_experts());
+    if (!noise) return;
+    workspace.noisy_logits.resize(size);
+    workspace.noise_deviations.resize(size);
+    noise.fill(z.rows(), num_experts(), workspace.noisy_logits.data());
+    noise_.apply(z, workspace.noise_deviations.data(), num_experts());
+    for (std::size_t i = 0; i < size; ++i) {
+      Scalar& deviation = workspace.noise_deviations[i];
+      // softplus without overflow: max(s, 0) + log(1 + exp(−|s|))
+      const Scalar positive = deviation > Scalar(0) ? deviation : Scalar(0);
+      const Scalar negative = deviation > Scalar(0) ? -deviation : deviation;
+      deviation = positive + log1p(exp(negative)) + noise_epsilon_;
+      workspace.noisy_logits[i] = workspace.logits[i] + workspace.noisy_logits[i] * deviation;
+    }
+  }
+
+  void require_finite(const Scalar* logits, Index rows) const {
+    for (Index row = 0; row < rows; ++row) {
+      for (Index j = 0; j < num_experts(); ++j) {
+        if (Eigen::numext::isfinite(logits[row * num_experts() + j])) continue;
+        throw std::domain_error(detail::message("gate: expected finite logits, got one that is not in row ",
+                                                row, " for expert ", j));
+      }
+    }
+  }
+
+  /// The load estimate looks one place beyond the selection.
+  Index ranked() const { return std::min(top_k_ + 1, num_experts()); }
+
+  /// The first experts of a row by descending logit, ties by ascending expert.
+  void rank(const Scalar* logits, Index* ranking) const {
+    Index count = 0;
+    for (Index j = 0; j < num_experts(); ++j) {
+      if (count == ranked() && !(logits[j] > logits[ranking[count - 1]])) continue;
+      if (count < ranked()) ++count;
+      Index place = count - 1;
+      for (; place > 0 && logits[j] > logits[ranking[place - 1]]; --place)
+        ranking[place] = ranking[place - 1];
+      ranking[place] = j;
+    }
+  }
+
+  void select(const Scalar* logits, const Index* ranking, Index row, Routing<Scalar>& routing) const {
+    using std::exp;
+    Index* const experts = routing.experts.data() + row * top_k_;
+    Scalar* const weights = routing.weights.data() + row * top_k_;
+    Scalar sum(0);
+    for (Index i = 0; i < top_k_; ++i) {
+      experts[i] = ranking[i];
+      weights[i] = exp(logits[ranking[i]] - logits[ranking[0]]);
+      sum += weights[i];
+    }
+    for (Index i = 0; i < top_k_; ++i) {
+      weights[i] = weights[i] / sum;
+      routing.importance[static_cast<std::size_t>(experts[i])] += weights[i];
+    }
+  }
+
+  void count_load(const GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(top_k_); ++i) {
+      routing.load[static_cast<std::size_t>(workspace.ranking[i])] += Scalar(1);
+    }
+  }
+
+  /// load_j += Φ((ℓ_j − τ_j) / σ_j): the chance that a new draw of j's noise alone would select j. τ_j is the
+  /// largest noisy logit that j has to beat.
+  void estimate_load(const GateWorkspace<Scalar>& workspace, Index row, Routing<Scalar>& routing) const {
+    const Index begin = row * num_experts();
+    const Scalar* const logits = workspace.logits.data() + begin;
+    const Scalar* const noisy = workspace.noisy_logits.data() + begin;
+    const Scalar* const deviations = workspace.noise_deviations.data() + begin;
+    const Scalar& last_selected = noisy[workspace.ranking[static_cast<std::size_t>(top_k_) - 1]];
+    const Scalar& first_rejected = noisy[workspace.ranking[static_cast<std::size_t>(top_k_)]];
+    for (Index j = 0; j < num_experts(); ++j) {
+      const Scalar& threshold = noisy[j] > first_rejected ? first_rejected : last_selected;
+      routing.load[static_cast<std::size_t>(j)] +=
+          detail::normal_cdf<Scalar>((logits[j] - threshold) / deviations[j]);
+    }
+  }
+
+  Linear<Scalar> logits_;
+  Linear<Scalar> noise_;
+  Index top_k_;
+  Scalar loss_coefficient_;
+  Scalar noise_epsilon_;
+};
+
+}  // namespace meo

@@ -1,0 +1,65 @@
+#pragma once
+
+/// Where the sequences of a ragged batch begin: one matrix holds the tokens of all of them, without padding.
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// Sequence b has the rows begin(b) … begin(b) + length(b) − 1 of the batch. A sequence may be empty.
+class Sequences {
+ public:
+  /// Throws std::invalid_argument for a negative length.
+  static Sequences from_lengths(std::span<const Index> lengths) {
+    std::vector<Index> offsets{0};
+    offsets.reserve(lengths.size() + 1);
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      detail::require(lengths[b] >= 0, "sequence ", b, ": expected a length of at least 0, got ", lengths[b]);
+      offsets.push_back(offsets.back() + lengths[b]);
+    }
+    return Sequences(std::move(offsets));
+  }
+  static Sequences from_lengths(std::initializer_list<Index> lengths) {
+    return from_lengths(std::span<const Index>(lengths.begin(), lengths.size()));
+  }
+
+  /// offsets: begins of all sequences and the number of tokens, ascending from 0. Throws
+  /// std::invalid_argument otherwise.
+  static Sequences from_offsets(std::vector<Index> offsets) {
+    detail::require(!offsets.empty() && offsets.front() == 0, "offsets: expected the first to be 0, got ",
+                    offsets.empty() ? "none" : std::to_string(offsets.front()));
+    for (std::size_t b = 1; b < offsets.size(); ++b) {
+      detail::require(offsets[b] >= offsets[b - 1], "offsets: expected ascending ones, got ", offsets[b],
+                      " after ", offsets[b - 1]);
+    }
+    return Sequences(std::move(offsets));
+  }
+
+  /// `count` sequences of `length` tokens each. Throws std::invalid_argument for negative arguments.
+  static Sequences uniform(Index count, Index length) {
+    detail::require(count >= 0, "count: expected at least 0 sequences, got ", count);
+    return from_lengths(std::vector<Index>(static_cast<std::size_t>(count), length));
+  }
+
+  /// Number of sequences.
+  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  /// Number of tokens of all sequences.
+  Index tokens() const { return offsets_.back(); }
+  Index begin(Index b) const { return offsets_[static_cast<std::size_t>(b)]; }
+  Index length(Index b) const { return begin(b + 1) - begin(b); }
+  /// size() + 1 offsets.
+  std::span<const Index> offsets() const { return offsets_; }
+
+ private:
+  explicit Sequences(std::vector<Index> offsets) : offsets_(std::move(offsets)) {}
+
+  std::vector<Index> offsets_;
+};
+
+}  // namespace meo
