@@ -38,8 +38,7 @@ struct LayerShape {
   Level level = Level::sequence;
   Index tokens = 1;  ///< of all sequences together
   Index sequences = 1;
-  Index merges =
-      -1;  ///< MEO: distinct merged experts; -1: one a sequence. Fewer where sequences share a task.
+  Index merges = -1;  ///< MEO: merged experts that are formed; -1: one a sequence
   bool bias = true;
   bool noise = false;        ///< training: the gate has a second product, for the noise's scale
   Index reduce_factor = 64;  ///< at least 1

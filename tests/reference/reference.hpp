@@ -242,13 +242,38 @@ Gating<S> gate(const Layer<S>& layer, const Bounded<S>& z, const Matrix<S>& nois
   return result;
 }
 
-/// x + U relu(V x + v) + u for every row of x.
+/// x + U relu(V x + v) + u for every row of x. The three parts of the sum may be added in any order: D_r
+/// products and D_r + 2 terms.
 template <class S>
 Bounded<S> token_attention(const Layer<S>& layer, const Bounded<S>& x) {
   using W = Wide<S>;
   const auto relu = [](W value) { return std::max(value, W(0)); };
   const Bounded<S> hidden = test::apply(layer.attention_down(x), relu, W(1), 0);
-  return test::add(x, layer.attention_up(hidden));
+  const Matrix<W> weight = layer.attention_up.weight.template cast<W>();
+  const Vector<W> bias = layer.attention_up.bias.template cast<W>();
+  Bounded<S> y(x.rows(), x.cols());
+  y.value = x.value + ((hidden.value * weight.transpose()).rowwise() + bias.transpose());
+  const Matrix<W> magnitude =
+      x.magnitude() +
+      ((hidden.magnitude() * weight.cwiseAbs().transpose()).rowwise() + bias.cwiseAbs().transpose());
+  y.error = x.error + hidden.error * weight.cwiseAbs().transpose() + gamma<S>(hidden.cols() + 2) * magnitude;
+  return y;
+}
+
+/// The mean over the L rows of E Pᵀ + p, for data E (L × S): 1 × D_g; zero where there are no rows. Whether
+/// the mean or the projection comes first, a term passes at most S + L + 2 roundings.
+template <class S>
+Bounded<S> mean_projection(const Affine<S>& projection, const Matrix<S>& embeddings) {
+  using W = Wide<S>;
+  const Bounded<S> projected = projection(Bounded<S>::exact(embeddings));
+  Bounded<S> mean = test::mean_of_rows(projected);
+  if (embeddings.rows() == 0) return mean;
+  const Matrix<W> magnitude =
+      (embeddings.cwiseAbs().template cast<W>() * projection.weight.cwiseAbs().template cast<W>().transpose())
+          .rowwise() +
+      projection.bias.cwiseAbs().template cast<W>().transpose();
+  mean.error = gamma<S>(embeddings.cols() + embeddings.rows() + 2) * magnitude.colwise().mean();
+  return mean;
 }
 
 /// Which rows of x a row of the gate governs: R ranges.
@@ -273,7 +298,7 @@ Bounded<S> gate_input(const Layer<S>& layer, const Bounded<S>& x, const Batch<S>
     if (task) {
       const Rows description = batch.description(batch.task_of_sequence[r]);
       const Matrix<S> embeddings = batch.task_embeddings.middleRows(description.begin, description.count());
-      z.set_middle_rows(Index(r), test::mean_of_rows(layer.task_projection(Bounded<S>::exact(embeddings))));
+      z.set_middle_rows(Index(r), mean_projection(layer.task_projection, embeddings));
     } else {
       z.set_middle_rows(Index(r), test::mean_of_rows(x.middle_rows(ranges[r].begin, ranges[r].count())));
     }

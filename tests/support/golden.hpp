@@ -3,6 +3,7 @@
 /// The golden files (tests/goldens/README.md): inputs, parameters and results of the authors' own PyTorch
 /// code, as the reference's types.
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <stdexcept>
@@ -34,22 +35,17 @@ inline std::vector<std::filesystem::path> golden_files(const std::string& part =
 template <class S>
 class Golden {
  public:
-  explicit Golden(const std::filesystem::path& path) : name_(path.stem().string()), reader_(path.string()) {}
+  explicit Golden(const std::filesystem::path& path) : name_(path.stem().string()), reader_(path) {}
 
   const std::string& name() const { return name_; }
   const io::SafetensorsReader& reader() const { return reader_; }
 
-  std::string text(const std::string& key) const {
-    const auto& metadata = reader_.metadata();
-    const auto found = metadata.find(key);
-    if (found == metadata.end()) throw std::runtime_error(name_ + ": no metadata '" + key + "'");
-    return found->second;
-  }
+  const std::string& text(const std::string& key) const { return reader_.metadata(key); }
   Index integer(const std::string& key) const { return Index(std::stoll(text(key))); }
   double real(const std::string& key) const { return std::stod(text(key)); }
   bool flag(const std::string& key) const { return text(key) == "True"; }
   bool is_block() const { return reader_.metadata().contains("block"); }
-  bool is_single_precision() const { return reader_.info("x").dtype == scalar_name<float>(); }
+  bool is_single_precision() const { return reader_.info("x").dtype == io::DType::F32; }
   bool has(const std::string& tensor) const { return reader_.contains(tensor); }
 
   /// The tensor with all but its last dimension flattened into rows.
@@ -130,11 +126,6 @@ class Golden {
   }
 
  private:
-  template <class T>
-  static std::string scalar_name() {
-    return std::is_same_v<T, float> ? "F32" : "F64";
-  }
-
   reference::Affine<S> affine(const std::string& prefix) const {
     reference::Affine<S> affine{matrix(prefix + "weight"), {}};
     if (has(prefix + "bias")) affine.bias = vector(prefix + "bias");

@@ -68,10 +68,8 @@ void merge_rows(const PanelBank<Scalar, Storage>& bank, Index p, Index row, Inde
     const Storage* panels[merge_terms] = {};
     for (Index t = 0; t < count; ++t) panels[t] = bank.panel(p, terms.experts[first + t]) + row * columns;
     const Scalar* weights = terms.weights + first;
-    if (first == 0)
-      merge_at_most<merge_terms, false>(count, panels, weights, rows * columns, merged);
-    else
-      merge_at_most<merge_terms, true>(count, panels, weights, rows * columns, merged);
+    if (first == 0) merge_at_most<merge_terms, false>(count, panels, weights, rows * columns, merged);
+    else merge_at_most<merge_terms, true>(count, panels, weights, rows * columns, merged);
   }
 }
 

@@ -73,10 +73,8 @@ MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, In
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   const auto load_columns = [&](const Scalar* from, int p) MEO_INLINE_LAMBDA {
-    if constexpr (Full)
-      return load<Scalar>(from + p * size);
-    else
-      return load_edge<Scalar>(from + p * size, columns - p * size);
+    if constexpr (Full) return load<Scalar>(from + p * size);
+    else return load_edge<Scalar>(from + p * size, columns - p * size);
   };
   const Scalar* x[Count];
   Packet<Scalar> sums[Count][packets];
@@ -100,10 +98,8 @@ MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, In
         sums[i][p] = multiply_add(broadcast<Scalar>(rows.weight(r + i)), sums[i][p],
                                   load_columns(rows.addend(r + i), p));
       }
-      if constexpr (Full)
-        store<Scalar>(y + p * size, sums[i][p]);
-      else
-        store_edge<Scalar>(y + p * size, sums[i][p], columns - p * size);
+      if constexpr (Full) store<Scalar>(y + p * size, sums[i][p]);
+      else store_edge<Scalar>(y + p * size, sums[i][p], columns - p * size);
     });
   });
 }
@@ -132,10 +128,8 @@ void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index dep
 /// written.
 template <class Scalar, class Rows>
 void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns) {
-  if (columns == Tile<Scalar>::columns)
-    multiply_rows<true, Scalar>(rows, count, panel, depth, columns);
-  else
-    multiply_rows<false, Scalar>(rows, count, panel, depth, columns);
+  if (columns == Tile<Scalar>::columns) multiply_rows<true, Scalar>(rows, count, panel, depth, columns);
+  else multiply_rows<false, Scalar>(rows, count, panel, depth, columns);
 }
 
 }  // namespace meo::detail

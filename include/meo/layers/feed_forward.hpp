@@ -140,10 +140,8 @@ class FeedForward {
     Scalar* const hidden = detail::reserve(workspace.hidden, size);
     Scalar* const gate_hidden = options_.gated ? detail::reserve(workspace.gate_hidden, size) : nullptr;
     if (!options_.shared_gate) return forward_separately(x, inputs, y, hidden, gate_hidden, workspace);
-    if constexpr (Layer::merges_experts)
-      forward_merged(x, inputs, y, hidden, gate_hidden, workspace);
-    else
-      forward_by_expert(x, inputs, y, hidden, gate_hidden, workspace);
+    if constexpr (Layer::merges_experts) forward_merged(x, inputs, y, hidden, gate_hidden, workspace);
+    else forward_by_expert(up_, x, inputs, y, hidden, gate_hidden, workspace);
     return workspace.up.routing.loss;
   }
 
@@ -192,12 +190,8 @@ class FeedForward {
   }
 
   /// One gate, experts merged: one merged block for every sequence.
-  template <class L>
-  requires(L::merges_experts) void forward_merged(const ConstMatrixRef<Scalar>& x,
-                                                  const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                                                  Scalar* hidden, Scalar* gate_hidden,
-                                                  FeedForwardWorkspace<Scalar>& workspace) const
-      requires(Layer::merges_experts) {
+  void forward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                      Scalar* hidden, Scalar* gate_hidden, FeedForwardWorkspace<Scalar>& workspace) const {
     const Routing<Scalar>& routing = up_.forward(x, inputs, matrix(hidden, x.rows()), workspace.up);
     const Inputs<Scalar> sequences{.sequences = inputs.sequences};
     if (gate_up_) {
@@ -208,20 +202,18 @@ class FeedForward {
   }
 
   /// One gate, vanilla experts: each expert is a whole block, y_t = Σ_i g_ti block_i(x_t).
-  template <class L>
-  requires(!L::merges_experts) void forward_by_expert(const ConstMatrixRef<Scalar>& x,
-                                                      const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                                                      Scalar* hidden, Scalar* gate_hidden,
-                                                      FeedForwardWorkspace<Scalar>& workspace) const
-      requires(!Layer::merges_experts) {
-    const Routing<Scalar>& routing = up_.route(x, inputs, workspace.up);
+  template <class VanillaLayer>
+  void forward_by_expert(const VanillaLayer& up, const ConstMatrixRef<Scalar>& x,
+                         const Inputs<Scalar>& inputs, MatrixRef<Scalar> y, Scalar* hidden,
+                         Scalar* gate_hidden, FeedForwardWorkspace<Scalar>& workspace) const {
+    const Routing<Scalar>& routing = up.route(x, inputs, workspace.up);
     const std::array<Index, 2> single{0, x.rows()};
     const std::span<const Index> offsets = inputs.sequences != nullptr ? inputs.sequences->offsets() : single;
-    const detail::Dispatch<Scalar>& dispatch = up_.dispatch(routing, offsets, workspace.up);
-    for (Index expert = 0; expert < up_.num_experts(); ++expert) {
+    const detail::Dispatch<Scalar>& dispatch = up.dispatch(routing, offsets, workspace.up);
+    for (Index expert = 0; expert < up.num_experts(); ++expert) {
       const Index rows = dispatch.begin(expert + 1) - dispatch.begin(expert);
       if (rows == 0) continue;
-      detail::gathered_product(up_.experts().panels(), expert, dispatch, x.data(), x.outerStride(), hidden);
+      detail::gathered_product(up.experts().panels(), expert, dispatch, x.data(), x.outerStride(), hidden);
       if (gate_up_) {
         detail::gathered_product(gate_up_->experts().panels(), expert, dispatch, x.data(), x.outerStride(),
                                  gate_hidden);

@@ -43,10 +43,8 @@ class RoutedLayer {
   Index in_features() const { return options_.in_features; }
   Index out_features() const { return options_.out_features; }
   Index num_experts() const {
-    if constexpr (NumExperts == Eigen::Dynamic)
-      return options_.num_experts;
-    else
-      return NumExperts;
+    if constexpr (NumExperts == Eigen::Dynamic) return options_.num_experts;
+    else return NumExperts;
   }
   Index top_k() const { return options_.top_k; }
 

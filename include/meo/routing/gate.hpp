@@ -59,10 +59,8 @@ class Gate {
   Index gate_features() const { return logits_.in_features(); }
   Index top_k() const { return top_k_; }
   Index num_experts() const {
-    if constexpr (NumExperts == Eigen::Dynamic)
-      return logits_.out_features();
-    else
-      return NumExperts;
+    if constexpr (NumExperts == Eigen::Dynamic) return logits_.out_features();
+    else return NumExperts;
   }
 
   /// W_g and W_n, gate_features × num_experts; setters throw std::invalid_argument for another shape.
@@ -103,10 +101,8 @@ class Gate {
     for (Index row = 0; row < z.rows(); ++row) {
       rank(logits + row * num_experts(), workspace.ranking.data());
       select(logits + row * num_experts(), workspace.ranking.data(), row, routing);
-      if (training && top_k_ < num_experts())
-        estimate_load(workspace, row, routing);
-      else
-        count_load(workspace, routing);
+      if (training && top_k_ < num_experts()) estimate_load(workspace, row, routing);
+      else count_load(workspace, routing);
     }
     routing.loss =
         loss_coefficient_ * (cv_squared<Scalar>(routing.importance) + cv_squared<Scalar>(routing.load));
