@@ -546,7 +546,7 @@ bool run_layer(const Arguments& arguments) {
     const auto add = [&](Method method, double milliseconds) {
       const double count = mflops(meo::flops(method, shape).total());
       table.add({std::string(name(method)), method == Method::dense ? "-" : std::to_string(top_k),
-                 fixed(count, 1), fixed(count / dense, 3), fixed(milliseconds, 3),
+                 fixed(count, 3), fixed(count / dense, 3), fixed(milliseconds, 3),
                  fixed(milliseconds / times.dense, 3), fixed(count / milliseconds, 1),
                  std::to_string(times.rounds)});
     };
