@@ -139,7 +139,9 @@ class Gate {
   void require_finite(const Scalar* logits, Index rows) const {
     for (Index row = 0; row < rows; ++row) {
       for (Index j = 0; j < num_experts(); ++j) {
-        if (Eigen::numext::isfinite(logits[row * num_experts() + j])) continue;
+        const Scalar& logit = logits[row * num_experts() + j];
+        if (logit - logit == Scalar(0))
+          continue;  // NaN for infinities and NaN; needs no more of Scalar than -
         throw std::domain_error(detail::message("gate: expected finite logits, got one that is not in row ",
                                                 row, " for expert ", j));
       }
