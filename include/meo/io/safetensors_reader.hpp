@@ -1,0 +1,222 @@
+#pragma once
+
+/// Reads tensors from a safetensors file.
+///
+/// Floats become the scalar that is asked for, widened exactly or rounded as static_cast does. Integers
+/// become any integer type that holds them, or floats; floats never become integers. Every failure is an
+/// Error and leaves what was to be filled as it was.
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <meo/io/dtype.hpp>
+#include <meo/io/error.hpp>
+#include <meo/io/safetensors_header.hpp>
+#include <meo/types.hpp>
+
+namespace meo::io {
+
+namespace detail {
+
+/// The bytes of a file that stays open, or of somebody's memory. Several threads may read, also through
+/// copies.
+class ByteSource {
+ public:
+  explicit ByteSource(const std::filesystem::path& path) : file_(std::make_shared<File>()) {
+    std::error_code error;
+    size_ = std::filesystem::file_size(path, error);
+    if (error) throw Error(path.string(), "cannot be read: " + error.message());
+    file_->stream.open(path, std::ios::binary);
+    if (!file_->stream) throw Error(path.string(), "cannot be opened");
+  }
+  explicit ByteSource(std::span<const std::byte> memory) : memory_(memory), size_(memory.size()) {}
+
+  std::uint64_t size() const { return size_; }
+
+  /// False if the bytes are not there, because the file has become shorter or its medium fails.
+  bool read(std::uint64_t offset, std::span<std::byte> out) const {
+    if (file_ == nullptr) {
+      std::ranges::copy(memory_.subspan(static_cast<std::size_t>(offset), out.size()), out.begin());
+      return true;
+    }
+    const std::lock_guard lock(file_->mutex);
+    file_->stream.clear();
+    file_->stream.seekg(static_cast<std::streamoff>(offset));
+    file_->stream.read(reinterpret_cast<char*>(out.data()), static_cast<std::streamsize>(out.size()));
+    return file_->stream.good();
+  }
+
+ private:
+  struct File {
+    std::ifstream stream;
+    std::mutex mutex;
+  };
+  std::shared_ptr<File> file_;
+  std::span<const std::byte> memory_;
+  std::uint64_t size_ = 0;
+};
+
+}  // namespace detail
+
+/// A safetensors file, open for reading. The header is read and checked at once, tensors when they are asked
+/// for. The file stays open as long as a copy of the reader lives. Const, and so safe to use from several
+/// threads.
+class SafetensorsReader {
+ public:
+  explicit SafetensorsReader(const std::filesystem::path& path)
+      : SafetensorsReader(detail::ByteSource(path), path.string()) {}
+
+  /// Reads from memory that outlives the reader and its copies; name stands for the file in messages.
+  SafetensorsReader(std::span<const std::byte> bytes, std::string name)
+      : SafetensorsReader(detail::ByteSource(bytes), std::move(name)) {}
+  SafetensorsReader(std::vector<std::byte>&& bytes, std::string name) = delete;
+
+  const std::string& file() const { return file_; }
+  const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
+
+  /// The value of a metadata key that has to be there.
+  const std::string& metadata(const std::string& key) const {
+    const auto entry = header_.metadata.find(key);
+    if (entry == header_.metadata.end()) {
+      throw Error(file_, "expected the metadata to have " + detail::in_quotes(key));
+    }
+    return entry->second;
+  }
+
+  /// Names of all tensors in alphabetical order.
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, info] : header_.tensors) names.push_back(name);
+    return names;
+  }
+
+  bool contains(std::string_view name) const { return header_.tensors.contains(name); }
+
+  const TensorInfo& info(std::string_view name) const {
+    const auto tensor = header_.tensors.find(name);
+    if (tensor == header_.tensors.end()) throw Error(file_, name, "is not in the file");
+    return tensor->second;
+  }
+
+  /// Throws unless the tensor is there and has this shape.
+  void check_shape(std::string_view name, const std::vector<Index>& expected) const {
+    const std::vector<Index>& shape = info(name).shape;
+    if (shape != expected) {
+      throw Error(file_, name,
+                  "expected shape " + detail::in_brackets(expected) + ", got " + detail::in_brackets(shape));
+    }
+  }
+
+  /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
+  /// another shape or size than asked for, or holds what S cannot.
+  template <Element S>
+  std::vector<S> read(std::string_view name) const {
+    std::vector<S> values(static_cast<std::size_t>(info(name).size));
+    fill<S>(name, values);
+    return values;
+  }
+
+  /// Into memory of the caller, which has to be as large as the tensor.
+  template <Element S>
+  void read(std::string_view name, std::span<S> out) const {
+    if (std::cmp_not_equal(out.size(), info(name).size)) {
+      throw Error(
+          file_, name,
+          "expected " + std::to_string(out.size()) + " elements, got " + std::to_string(info(name).size));
+    }
+    // By way of a vector: an error in the middle must not leave half a tensor behind.
+    std::ranges::copy(read<S>(name), out.begin());
+  }
+
+  template <Element S>
+  Matrix<S> read_matrix(std::string_view name, Index rows, Index cols) const {
+    check_shape(name, {rows, cols});
+    Matrix<S> matrix(rows, cols);
+    fill<S>(name, {matrix.data(), static_cast<std::size_t>(matrix.size())});
+    return matrix;
+  }
+
+  template <Element S>
+  Vector<S> read_vector(std::string_view name, Index size) const {
+    check_shape(name, {size});
+    Vector<S> vector(size);
+    fill<S>(name, {vector.data(), static_cast<std::size_t>(vector.size())});
+    return vector;
+  }
+
+ private:
+  SafetensorsReader(detail::ByteSource source, std::string file)
+      : source_(std::move(source)), file_(std::move(file)) {
+    constexpr std::uint64_t length_size = 8;
+    if (source_.size() < length_size) {
+      throw Error(file_, "expected at least 8 bytes, got " + std::to_string(source_.size()));
+    }
+    std::array<std::byte, length_size> length_bytes{};
+    if (!source_.read(0, length_bytes)) throw Error(file_, "cannot be read");
+    const auto length = detail::load<std::uint64_t>(length_bytes.data());
+    const std::uint64_t limit = std::min(detail::max_header_size, source_.size() - length_size);
+    if (length > limit) {
+      throw Error(file_, "expected a header of at most " + std::to_string(limit) + " bytes, got " +
+                             std::to_string(length));
+    }
+    std::string text(static_cast<std::size_t>(length), '\0');
+    if (!source_.read(length_size, std::as_writable_bytes(std::span(text))))
+      throw Error(file_, "cannot be read");
+    data_begin_ = length_size + length;
+    header_ = detail::parse_header(file_, text, source_.size() - data_begin_);
+  }
+
+  /// out: as many elements as the tensor has.
+  template <Element S>
+  void fill(std::string_view name, std::span<S> out) const {
+    const TensorInfo& tensor = info(name);
+    if (tensor.dtype == DType::unknown) {
+      throw Error(file_, name,
+                  "elements of type " + detail::in_quotes(tensor.dtype_name) + " cannot be read");
+    }
+    detail::with_format(tensor.dtype, [&]<class Format>(Format) {
+      if constexpr (Integer<S> && !detail::HoldsIntegers<Format>) {
+        throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
+      } else {
+        using Raw = typename Format::Raw;
+        constexpr std::size_t chunk = 16384 / sizeof(Raw);  // beyond a stream's buffer, within the L1 cache
+        std::array<std::byte, chunk * sizeof(Raw)> buffer;
+        for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
+          const auto part = out.subspan(begin, std::min(chunk, out.size() - begin));
+          const auto bytes = std::span(buffer).first(part.size() * sizeof(Raw));
+          if (!source_.read(data_begin_ + tensor.begin + begin * sizeof(Raw), bytes)) {
+            throw Error(file_, name, "its data cannot be read any more");
+          }
+          for (std::size_t i = 0; i < part.size(); ++i) {
+            const Raw raw = detail::load<Raw>(bytes.data() + i * sizeof(Raw));
+            if (!detail::read_number<Format>(raw, part[i])) {
+              using Range = std::conditional_t<Integer<S>, S, Raw>;
+              throw Error(file_, name, detail::no_value<Range>(tensor.dtype, begin + i, raw));
+            }
+          }
+        }
+      }
+    });
+  }
+
+  detail::ByteSource source_;
+  std::string file_;
+  detail::SafetensorsHeader header_;
+  std::uint64_t data_begin_ = 0;
+};
+
+}  // namespace meo::io

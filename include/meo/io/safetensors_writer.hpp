@@ -1,0 +1,200 @@
+#pragma once
+
+/// Writes tensors to a safetensors file.
+///
+/// Floats are rounded to the type of the tensor, to nearest even. Integers are written as any integer type
+/// that holds them, or as floats; floats are never written as integers. Every failure is an Error and leaves
+/// the writer and an old file as they were.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <ranges>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+#include <nlohmann/json.hpp>
+
+#include <meo/io/dtype.hpp>
+#include <meo/io/error.hpp>
+#include <meo/io/safetensors_header.hpp>
+#include <meo/types.hpp>
+
+namespace meo::io {
+
+namespace detail {
+
+/// JSON is written in UTF-8 only.
+inline bool is_utf8(const std::string& text) {
+  try {
+    static_cast<void>(nlohmann::json(text).dump());
+    return true;
+  } catch (const nlohmann::json::exception&) {
+    return false;
+  }
+}
+
+}  // namespace detail
+
+/// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file.
+class SafetensorsWriter {
+ public:
+  /// Replaces the value that the key has had.
+  void set_metadata(const std::string& key, const std::string& value) {
+    if (!detail::is_utf8(key) || !detail::is_utf8(value)) {
+      throw Error("", "metadata " + detail::in_quotes(key) + ": expected UTF-8");
+    }
+    metadata_[key] = value;
+  }
+
+  /// values: in row-major order, as many as the shape has, each of which the type holds; floats are rounded
+  /// to it.
+  template <std::ranges::contiguous_range Values>
+  requires Element<std::ranges::range_value_t<Values>>
+  void add(const std::string& name, const std::vector<Index>& shape, const Values& values,
+           DType dtype = dtype_of<std::ranges::range_value_t<Values>>) {
+    add_values(name, shape, std::span(std::ranges::data(values), std::ranges::size(values)), dtype);
+  }
+
+  template <class Derived>
+  void add(const std::string& name, const std::vector<Index>& shape, const Eigen::MatrixBase<Derived>& matrix,
+           DType dtype = dtype_of<typename Derived::Scalar>) {
+    const Matrix<typename Derived::Scalar> values = matrix;
+    add_values(name, shape, std::span(values.data(), static_cast<std::size_t>(values.size())), dtype);
+  }
+
+  /// In the shape of the matrix, one dimension for vectors.
+  template <class Derived>
+  void add(const std::string& name, const Eigen::MatrixBase<Derived>& matrix,
+           DType dtype = dtype_of<typename Derived::Scalar>) {
+    std::vector<Index> shape{matrix.rows(), matrix.cols()};
+    if constexpr (Derived::IsVectorAtCompileTime) shape = {matrix.size()};
+    add(name, shape, matrix, dtype);
+  }
+
+  /// The whole file.
+  std::vector<std::byte> bytes() const {
+    const std::vector<const Entry*> entries = in_order();
+    std::vector<std::byte> bytes = header("", entries);
+    for (const Entry* entry : entries) {
+      bytes.insert(bytes.end(), entry->second.bytes.begin(), entry->second.bytes.end());
+    }
+    return bytes;
+  }
+
+  /// Writes a file beside it, named path.partial, and renames that: a failure leaves what was at path.
+  void write(const std::filesystem::path& path) const {
+    const std::string file = path.string();
+    std::error_code error;
+    // A device, say, must not be replaced by a file.
+    if (const auto status = std::filesystem::status(path, error);
+        std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+      throw Error(file, "expected a regular file");
+    }
+    const std::vector<const Entry*> entries = in_order();
+    const std::vector<std::byte> head = header(file, entries);
+
+    std::filesystem::path partial = path;
+    partial += ".partial";
+    std::ofstream stream(partial, std::ios::binary | std::ios::trunc);
+    if (!stream) throw Error(file, partial.string() + " cannot be created");
+    const auto put = [&](std::span<const std::byte> part) {
+      stream.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
+    };
+    put(head);
+    for (const Entry* entry : entries) put(entry->second.bytes);
+    stream.close();
+    const bool written = stream.good();
+    if (written) std::filesystem::rename(partial, path, error);
+    if (!written || error) {
+      std::error_code ignored;
+      std::filesystem::remove(partial, ignored);
+      throw Error(file, written ? "cannot be replaced: " + error.message() : "cannot be written");
+    }
+  }
+
+ private:
+  struct Tensor {
+    DType dtype;
+    std::vector<Index> shape;
+    std::vector<std::byte> bytes;
+  };
+  using Entry = std::pair<const std::string, Tensor>;
+
+  template <class S>
+  void add_values(const std::string& name, const std::vector<Index>& shape, std::span<const S> values,
+                  DType dtype) {
+    const auto fail = [&](const std::string& reason) { throw Error("", name, reason); };
+    if (!detail::is_utf8(name)) fail("expected a name in UTF-8");
+    if (name == detail::metadata_key) fail("the name is reserved");
+    if (tensors_.contains(name)) fail("the name has been added before");
+    if (dtype == DType::unknown) fail("elements of unknown type cannot be written");
+    const auto size = detail::element_count(shape);
+    if (!size || std::cmp_not_equal(*size, values.size())) {
+      fail("expected the elements of shape " + detail::in_brackets(shape) + ", got " +
+           std::to_string(values.size()));
+    }
+
+    Tensor tensor{dtype, shape, std::vector<std::byte>(values.size() * size_of(dtype))};
+    detail::with_format(dtype, [&]<class Format>(Format) {
+      if constexpr (!Integer<S> && detail::HoldsIntegers<Format>) {
+        fail("expected integers for " + std::string(to_string(dtype)) + ", got floats");
+      } else {
+        typename Format::Raw raw{};
+        for (std::size_t i = 0; i < values.size(); ++i) {
+          if (!detail::write_number<Format>(values[i], raw)) {
+            fail(detail::no_value<typename Format::Raw>(dtype, i, values[i]));
+          }
+          detail::store(raw, tensor.bytes.data() + i * sizeof(raw));
+        }
+      }
+    });
+    tensors_.emplace(name, std::move(tensor));
+  }
+
+  /// Wide elements first: each lies aligned then, as the header's length is a multiple of 8.
+  std::vector<const Entry*> in_order() const {
+    std::vector<const Entry*> entries;
+    for (const Entry& entry : tensors_) entries.push_back(&entry);
+    std::ranges::stable_sort(entries, std::ranges::greater{},
+                             [](const Entry* entry) { return size_of(entry->second.dtype); });
+    return entries;
+  }
+
+  std::vector<std::byte> header(std::string_view file, const std::vector<const Entry*>& entries) const {
+    nlohmann::json json = nlohmann::json::object();
+    if (!metadata_.empty()) json[std::string(detail::metadata_key)] = metadata_;
+    std::uint64_t offset = 0;
+    for (const Entry* entry : entries) {
+      const auto& [name, tensor] = *entry;
+      json[name] = {{"dtype", to_string(tensor.dtype)},
+                    {"shape", tensor.shape},
+                    {"data_offsets", {offset, offset + tensor.bytes.size()}}};
+      offset += tensor.bytes.size();
+    }
+    std::string text = json.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    if (text.size() > detail::max_header_size) {
+      throw Error(file, "expected a header of at most " + std::to_string(detail::max_header_size) +
+                            " bytes, got " + std::to_string(text.size()));
+    }
+    std::vector<std::byte> bytes(sizeof(std::uint64_t) + text.size());
+    detail::store(static_cast<std::uint64_t>(text.size()), bytes.data());
+    std::ranges::copy(std::as_bytes(std::span(text)), bytes.begin() + sizeof(std::uint64_t));
+    return bytes;
+  }
+
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, Tensor> tensors_;
+};
+
+}  // namespace meo::io
