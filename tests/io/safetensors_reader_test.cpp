@@ -1,0 +1,420 @@
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <meo/io/safetensors_reader.hpp>
+
+#include "io/files.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using meo::Index;
+using meo::io::SafetensorsReader;
+using meo::test::Bytes;
+using meo::test::error_of;
+using meo::test::file_of;
+using meo::test::Folder;
+using meo::test::little_endian;
+using meo::test::operator+;
+
+static_assert(std::is_nothrow_move_constructible_v<SafetensorsReader>);
+static_assert(std::is_copy_constructible_v<SafetensorsReader>);
+// A reader does not keep memory alive: a temporary would be gone before the first read.
+static_assert(!std::is_constructible_v<SafetensorsReader, std::vector<std::byte>, std::string>);
+
+// The only tensor of a file.
+template <class S>
+std::vector<S> read(const Bytes& file) {
+  return SafetensorsReader(file, "f").read<S>("t");
+}
+
+template <class S>
+std::string fault(const Bytes& file) {
+  return error_of([&] { read<S>(file); });
+}
+
+Bytes bytes_of(std::initializer_list<std::uint64_t> numbers, std::size_t size) {
+  Bytes bytes;
+  for (const std::uint64_t number : numbers) bytes = bytes + little_endian(number, size);
+  return bytes;
+}
+
+// Two tensors and metadata in little space.
+Bytes small_file() {
+  return file_of(R"({"__metadata__":{"k":"v"},"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},)"
+                 R"("n":{"dtype":"I16","shape":[],"data_offsets":[8,10]}})",
+                 bytes_of({0x3f800000, 0xc0000000}, 4) + little_endian(7, 2));
+}
+
+}  // namespace
+
+TEST_CASE("a reader lists what a file holds", "[io][reader]") {
+  const Bytes bytes = small_file();
+  const SafetensorsReader file(bytes, "f");
+  CHECK(file.file() == "f");
+  CHECK(file.metadata() == std::map<std::string, std::string>{{"k", "v"}});
+  CHECK(file.metadata("k") == "v");
+  CHECK(file.names() == std::vector<std::string>{"n", "w"});
+  CHECK(file.contains("w"));
+  CHECK_FALSE(file.contains("W"));
+  CHECK_FALSE(file.contains("__metadata__"));
+  CHECK(file.info("w").dtype == meo::io::DType::F32);
+  CHECK(file.info("w").shape == std::vector<Index>{1, 2});
+  CHECK(file.read<float>("w") == std::vector<float>{1, -2});
+  CHECK(file.read<int>("n") == std::vector<int>{7});
+  CHECK(file.read_matrix<double>("w", 1, 2) == (meo::Matrix<double>(1, 2) << 1, -2).finished());
+}
+
+TEMPLATE_TEST_CASE("floats of every width, with all that is special about them", "[io][reader]", float,
+                   double, long double) {
+  using Limits32 = std::numeric_limits<float>;
+  using Limits64 = std::numeric_limits<double>;
+  constexpr TestType infinity = std::numeric_limits<TestType>::infinity();
+  const auto check = [](const Bytes& file, std::vector<TestType> expected) {
+    expected.push_back(std::numeric_limits<TestType>::quiet_NaN());
+    const auto values = read<TestType>(file);
+    REQUIRE(values.size() == expected.size());
+    for (std::size_t i = 0; i + 1 < values.size(); ++i) {
+      CHECK(values[i] == expected[i]);
+      CHECK(std::signbit(values[i]) == std::signbit(expected[i]));
+    }
+    CHECK(std::isnan(values.back()));
+  };
+
+  check(file_of("F64", "[8]",
+                bytes_of({0, 0x8000000000000000, 0x3ff8000000000000, 0xc000000000000000, 1,
+                          0x7ff0000000000000, 0xfff0000000000000, 0x7ff8000000000001},
+                         8)),
+        {0, TestType(-0.0), TestType(1.5), -2, static_cast<TestType>(Limits64::denorm_min()), infinity,
+         -infinity});
+  check(file_of("F32", "[8]",
+                bytes_of({0, 0x80000000, 0x3fc00000, 0xc0000000, 1, 0x7f800000, 0xff800000, 0x7fc00001}, 4)),
+        {0, TestType(-0.0), TestType(1.5), -2, Limits32::denorm_min(), infinity, -infinity});
+  check(file_of("F16", "[8]", bytes_of({0, 0x8000, 0x3e00, 0xc000, 1, 0x7c00, 0xfc00, 0x7e01}, 2)),
+        {0, TestType(-0.0), TestType(1.5), -2, TestType(0x1p-24), infinity, -infinity});
+  check(file_of("BF16", "[8]", bytes_of({0, 0x8000, 0x3fc0, 0xc000, 1, 0x7f80, 0xff80, 0x7fc1}, 2)),
+        {0, TestType(-0.0), TestType(1.5), -2, TestType(0x1p-133), infinity, -infinity});
+}
+
+TEST_CASE("a double becomes the nearest float", "[io][reader]") {
+  const double values[] = {0.1, -1e300, 1e-300, 1 + 0x1p-24, 1 + 3 * 0x1p-24};
+  Bytes data;
+  for (const double value : values) data = data + little_endian(std::bit_cast<std::uint64_t>(value));
+  CHECK(read<float>(file_of("F64", "[5]", data)) ==
+        std::vector<float>{0.1f, -std::numeric_limits<float>::infinity(), 0, 1, 1 + 2 * 0x1p-23f});
+  CHECK(read<Eigen::half>(file_of("F64", "[5]", data))[4] == Eigen::half(1));
+}
+
+TEMPLATE_TEST_CASE("integers of every width", "[io][reader]", std::int64_t, std::int32_t, std::int16_t,
+                   std::int8_t, std::uint64_t, std::uint32_t, std::uint16_t, std::uint8_t) {
+  using Limits = std::numeric_limits<TestType>;
+  const std::string type = (Limits::is_signed ? "I" : "U") + std::to_string(8 * sizeof(TestType));
+  const Bytes file = file_of(
+      type, "[3]",
+      bytes_of({static_cast<std::uint64_t>(Limits::min()), 100, static_cast<std::uint64_t>(Limits::max())},
+               sizeof(TestType)));
+  CHECK(read<TestType>(file) == std::vector<TestType>{Limits::min(), 100, Limits::max()});
+  CHECK(read<double>(file) ==
+        std::vector<double>{static_cast<double>(Limits::min()), 100, static_cast<double>(Limits::max())});
+  CHECK(read<long double>(file)[2] == static_cast<long double>(Limits::max()));
+
+  // Into every integer type, or not, if one of the values does not fit.
+  const auto into = [&]<class S>(S) {
+    const bool fits = std::in_range<S>(Limits::min()) && std::in_range<S>(Limits::max());
+    if (fits) {
+      CHECK(read<S>(file) ==
+            std::vector<S>{static_cast<S>(Limits::min()), 100, static_cast<S>(Limits::max())});
+    } else {
+      const bool first = !std::in_range<S>(Limits::min());
+      CHECK(fault<S>(file) == "meo: f: tensor \"t\": element " + std::string(first ? "0" : "2") +
+                                  ": expected " + std::to_string(std::numeric_limits<S>::min()) + " to " +
+                                  std::to_string(std::numeric_limits<S>::max()) + ", got " +
+                                  std::to_string(first ? Limits::min() : Limits::max()));
+    }
+  };
+  into(std::int64_t{});
+  into(std::int32_t{});
+  into(std::int16_t{});
+  into(std::int8_t{});
+  into(std::uint64_t{});
+  into(std::uint32_t{});
+  into(std::uint16_t{});
+  into(std::uint8_t{});
+}
+
+TEST_CASE("a BOOL is 0 or 1", "[io][reader]") {
+  CHECK(read<int>(file_of("BOOL", "[2]", bytes_of({0, 1}, 1))) == std::vector<int>{0, 1});
+  CHECK(read<float>(file_of("BOOL", "[2]", bytes_of({1, 0}, 1))) == std::vector<float>{1, 0});
+  const Bytes odd = file_of("BOOL", "[3]", bytes_of({0, 1, 2}, 1));
+  CHECK(fault<int>(odd) == "meo: f: tensor \"t\": element 2: expected 0 to 1, got 2");
+  CHECK(fault<float>(odd) == "meo: f: tensor \"t\": element 2: expected 0 to 1, got 2");
+}
+
+TEST_CASE("what a scalar cannot hold is not read", "[io][reader]") {
+  CHECK(fault<int>(file_of("F64", "[1]", little_endian(0))) ==
+        "meo: f: tensor \"t\": expected integers, got F64");
+  CHECK(fault<int>(file_of("F32", "[1]", little_endian(0, 4))) ==
+        "meo: f: tensor \"t\": expected integers, got F32");
+  CHECK(fault<int>(file_of("F16", "[0]", {})) == "meo: f: tensor \"t\": expected integers, got F16");
+  CHECK(fault<int>(file_of("BF16", "[0]", {})) == "meo: f: tensor \"t\": expected integers, got BF16");
+  CHECK(fault<float>(file_of("F8_E4M3", "[1]", little_endian(0, 1))) ==
+        "meo: f: tensor \"t\": elements of type \"F8_E4M3\" cannot be read");
+}
+
+TEST_CASE("tensors that are not there or have another shape", "[io][reader]") {
+  const Bytes bytes = small_file();
+  const SafetensorsReader file(bytes, "f");
+  CHECK(error_of([&] { file.info("x"); }) == "meo: f: tensor \"x\": is not in the file");
+  CHECK(error_of([&] { file.read<float>("x"); }) == "meo: f: tensor \"x\": is not in the file");
+  CHECK(error_of([&] { file.read<float>("__metadata__"); }) ==
+        "meo: f: tensor \"__metadata__\": is not in the file");
+  CHECK(error_of([&] { file.metadata("l"); }) == "meo: f: expected the metadata to have \"l\"");
+  CHECK(error_of([&] { file.read_matrix<float>("x", 1, 2); }) == "meo: f: tensor \"x\": is not in the file");
+  CHECK(error_of([&] { file.read_matrix<float>("w", 2, 1); }) ==
+        "meo: f: tensor \"w\": expected shape [2, 1], got [1, 2]");
+  CHECK(error_of([&] { file.read_vector<float>("w", 2); }) ==
+        "meo: f: tensor \"w\": expected shape [2], got [1, 2]");
+  CHECK(error_of([&] { file.read_vector<int>("n", 1); }) ==
+        "meo: f: tensor \"n\": expected shape [1], got []");
+  CHECK(error_of([&] {
+          file.check_shape("w", {1, 2, 1});
+        }) == "meo: f: tensor \"w\": expected shape [1, 2, 1], got [1, 2]");
+  CHECK(error_of([&] { file.check_shape("w", {1, 2}); }) == "no error");
+}
+
+TEST_CASE("a caller's memory is filled whole or not at all", "[io][reader]") {
+  const Bytes bytes = small_file();
+  const SafetensorsReader file(bytes, "f");
+  std::array<double, 2> two{5, 5};
+  file.read("w", std::span<double>(two));
+  CHECK(two == std::array<double, 2>{1, -2});
+
+  std::array<double, 3> three{5, 5, 5};
+  CHECK(error_of([&] { file.read<double>("w", three); }) ==
+        "meo: f: tensor \"w\": expected 3 elements, got 2");
+  CHECK(three == std::array<double, 3>{5, 5, 5});
+
+  const Bytes wide = file_of("I16", "[3]", bytes_of({1, 2, 300}, 2));
+  std::array<std::int8_t, 3> narrow{5, 5, 5};
+  CHECK(error_of([&] { SafetensorsReader(wide, "f").read<std::int8_t>("t", narrow); }) ==
+        "meo: f: tensor \"t\": element 2: expected -128 to 127, got 300");
+  CHECK(narrow == std::array<std::int8_t, 3>{5, 5, 5});
+}
+
+TEST_CASE("tensors larger than the buffer between file and memory", "[io][reader]") {
+  // Around multiples of its 16384 bytes, in each width.
+  for (const std::size_t size : {1u, 2u, 4u, 8u}) {
+    for (const std::size_t count : {16384 / size - 1, 16384 / size, 16384 / size + 1, 3 * 16384 / size + 5}) {
+      Bytes data;
+      std::vector<std::uint64_t> expected;
+      for (std::size_t i = 0; i < count; ++i) {
+        expected.push_back(i * 2654435761 % 251);
+        data = data.empty() ? little_endian(expected[i], size)
+                            : std::move(data) + little_endian(expected[i], size);
+      }
+      CHECK(read<std::uint64_t>(file_of("U" + std::to_string(8 * size), "[" + std::to_string(count) + "]",
+                                        data)) == expected);
+    }
+  }
+}
+
+TEST_CASE("files without data", "[io][reader]") {
+  CHECK(read<float>(file_of("F32", "[0]", {})).empty());
+  CHECK(read<float>(file_of("F32", "[3,0]", {})).empty());
+  const Bytes empty = file_of("F32", "[0,4611686018427387904]", {});
+  CHECK(SafetensorsReader(empty, "f").read_matrix<float>("t", 0, Index{1} << 62).rows() == 0);
+  const Bytes none = file_of("{}");
+  CHECK(SafetensorsReader(none, "f").names().empty());
+}
+
+TEST_CASE("a file cut short at any byte is refused, and so is one too long", "[io][reader]") {
+  const Folder folder;
+  const Bytes whole = small_file();
+  CHECK(error_of([&] { SafetensorsReader(whole, "f"); }) == "no error");
+  for (std::size_t size = 0; size <= whole.size() + 1; ++size) {
+    if (size == whole.size()) continue;
+    CAPTURE(size);
+    Bytes bytes = whole;
+    bytes.resize(size);
+    const std::string header_size = std::to_string(whole.size() - 8 - 10);
+    std::string reason;
+    if (size < 8) {
+      reason = "expected at least 8 bytes, got " + std::to_string(size);
+    } else if (size < whole.size() - 10) {
+      reason = "expected a header of at most " + std::to_string(size - 8) + " bytes, got " + header_size;
+    } else if (size < whole.size()) {
+      reason = "tensor \"n\": data_offsets: expected a range within the " +
+               std::to_string(size + 10 - whole.size()) + " bytes of data, got [8, 10]";
+    } else {
+      reason = "bytes [10, 11] of the data belong to no tensor";
+    }
+    CHECK(error_of([&] { SafetensorsReader(bytes, "f"); }) == "meo: f: " + reason);
+
+    const auto path = folder / "cut.safetensors";
+    meo::test::save(path, bytes);
+    CHECK(error_of([&] { SafetensorsReader{path}; }) == "meo: " + path.string() + ": " + reason);
+  }
+}
+
+TEST_CASE("a file with any bit flipped is refused or read, and nothing else happens", "[io][reader]") {
+  const Bytes whole = small_file();
+  std::size_t refused = 0;
+  for (std::size_t bit = 0; bit < 8 * whole.size(); ++bit) {
+    Bytes bytes = whole;
+    bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+    try {
+      const SafetensorsReader file(bytes, "f");
+      for (const std::string& name : file.names()) file.read<double>(name);
+    } catch (const meo::io::Error&) {
+      ++refused;
+    }
+  }
+  CHECK(refused > 4 * whole.size());
+}
+
+TEST_CASE("header lengths that lie", "[io][reader]") {
+  const auto fault_of = [](std::uint64_t length, const Bytes& rest) {
+    const Bytes bytes = little_endian(length) + rest;
+    return error_of([&] { SafetensorsReader(bytes, "f"); });
+  };
+  CHECK(fault_of(0, {}) == "meo: f: the header does not begin with '{'");
+  CHECK(fault_of(1, meo::test::to_bytes("{}")) ==
+        "meo: f: the header is no JSON: parse error at line 1, column 2: syntax error while parsing object "
+        "key - "
+        "unexpected end of input; expected string literal");
+  CHECK(fault_of(3, meo::test::to_bytes("{}")) == "meo: f: expected a header of at most 2 bytes, got 3");
+  for (const std::uint64_t length : {~std::uint64_t{0}, ~std::uint64_t{0} - 7, std::uint64_t{1} << 63}) {
+    CHECK(fault_of(length, meo::test::to_bytes("{}")) ==
+          "meo: f: expected a header of at most 2 bytes, got " + std::to_string(length));
+  }
+
+  // A sparse file that does have so many bytes.
+  const Folder folder;
+  const auto path = folder / "huge.safetensors";
+  meo::test::save(path, little_endian(100'000'001));
+  std::filesystem::resize_file(path, 200'000'000);
+  CHECK(error_of([&] { SafetensorsReader{path}; }) ==
+        "meo: " + path.string() + ": expected a header of at most 100000000 bytes, got 100000001");
+}
+
+TEST_CASE("files that cannot be opened", "[io][reader]") {
+  const Folder folder;
+  const auto missing = folder / "missing.safetensors";
+  CHECK(error_of([&] { SafetensorsReader{missing}; }) ==
+        "meo: " + missing.string() + ": cannot be read: No such file or directory");
+  const auto directory = folder / "directory";
+  std::filesystem::create_directory(directory);
+  CHECK(error_of([&] { SafetensorsReader{directory}; }) ==
+        "meo: " + directory.string() + ": cannot be read: Is a directory");
+}
+
+TEST_CASE("a file that becomes shorter while it is open", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  meo::test::save(path, small_file());
+  const SafetensorsReader file(path);
+  std::array<int, 1> out{5};
+  file.read<int>("n", out);
+  CHECK(out[0] == 7);
+
+  out[0] = 5;
+  std::filesystem::resize_file(path, small_file().size() - 1);
+  CHECK(error_of([&] { file.read<int>("n", out); }) ==
+        "meo: " + path.string() + ": tensor \"n\": its data cannot be read any more");
+  CHECK(out[0] == 5);
+  // What is still there can be read, also after an error.
+  CHECK(file.read<float>("w") == std::vector<float>{1, -2});
+}
+
+TEST_CASE("a reader is copied and moved", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  meo::test::save(path, small_file());
+  SafetensorsReader first(path);
+  const SafetensorsReader copy = first;
+  const SafetensorsReader moved = std::move(first);
+  CHECK(copy.read<float>("w") == std::vector<float>{1, -2});
+  CHECK(moved.read<float>("w") == std::vector<float>{1, -2});
+  CHECK(moved.file() == path.string());
+}
+
+TEST_CASE("several threads read from one file", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  constexpr std::uint64_t count = 20000;
+  Bytes data;
+  for (std::uint64_t i = 0; i < 2 * count; ++i) {
+    const Bytes number = little_endian(i, 4);
+    data.insert(data.end(), number.begin(), number.end());
+  }
+  meo::test::save(path, file_of(R"({"a":{"dtype":"U32","shape":[20000],"data_offsets":[0,80000]},)"
+                                R"("b":{"dtype":"U32","shape":[20000],"data_offsets":[80000,160000]}})",
+                                data));
+  const SafetensorsReader file(path);
+  std::array<std::size_t, 4> wrong{};
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < wrong.size(); ++t) {
+    threads.emplace_back([&file, t, &result = wrong[t]] {
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        const auto values = file.read<std::uint64_t>(t % 2 == 0 ? "a" : "b");
+        for (std::uint64_t i = 0; i < count; ++i) result += values[i] != i + (t % 2) * count;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == std::array<std::size_t, 4>{});
+}
+
+// Beside a reader of the tests' own: the header as a JSON tree, the numbers by memcpy.
+TEST_CASE("the golden files are read, every tensor to the last bit", "[io][reader][golden]") {
+  std::size_t files = 0, tensors = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
+    if (entry.path().extension() != ".safetensors") continue;
+    ++files;
+    CAPTURE(entry.path().string());
+    const SafetensorsReader file(entry.path());
+    const Bytes bytes = meo::test::load_bytes(entry.path());
+    std::uint64_t length = 0;
+    for (int i = 7; i >= 0; --i)
+      length = length << 8 | std::to_integer<std::uint64_t>(bytes[static_cast<std::size_t>(i)]);
+    const std::byte* const data = bytes.data() + 8 + length;
+    const auto header = nlohmann::json::parse(reinterpret_cast<const char*>(bytes.data() + 8),
+                                              reinterpret_cast<const char*>(data));
+    CHECK(file.metadata() == header.at("__metadata__").get<std::map<std::string, std::string>>());
+    CHECK(file.names().size() == header.size() - 1);
+    for (const std::string& name : file.names()) {
+      ++tensors;
+      CAPTURE(name);
+      const auto& tensor = header.at(name);
+      CHECK(file.info(name).shape == tensor.at("shape").get<std::vector<Index>>());
+      CHECK(to_string(file.info(name).dtype) == tensor.at("dtype").get<std::string>());
+      const auto same_bits = [&]<class S>(S) {
+        const auto values = file.read<S>(name);
+        const auto begin = tensor.at("data_offsets").at(0).get<std::size_t>();
+        const auto end = tensor.at("data_offsets").at(1).get<std::size_t>();
+        return values.size() * sizeof(S) == end - begin &&
+               std::memcmp(values.data(), data + begin, end - begin) == 0;
+      };
+      CHECK((tensor.at("dtype") == "F64" ? same_bits(double{}) : same_bits(float{})));
+      CHECK(
+          std::ranges::all_of(file.read<long double>(name), [](long double v) { return std::isfinite(v); }));
+    }
+  }
+  CHECK(files == 100);
+  CHECK(tensors == 2692);
+}
