@@ -38,11 +38,13 @@ class MatrixView {
 
   /// Views a row-major matrix, block or map of the same scalar without a copy.
   template <class Derived>
-  requires(std::same_as<typename Derived::Scalar, Scalar> && (Derived::Flags & Eigen::DirectAccessBit) != 0 &&
-           ((Derived::Flags & Eigen::RowMajorBit) != 0))
-      MatrixView(const Eigen::MatrixBase<Derived>& matrix)  // NOLINT: meant to convert
+  MatrixView(const Eigen::MatrixBase<Derived>& matrix)  // NOLINT: meant to convert
       : MatrixView(matrix.derived().data(), matrix.rows(), matrix.cols(), matrix.derived().outerStride()) {
-    static_assert(Derived::InnerStrideAtCompileTime == 1, "meo: a MatrixView needs contiguous rows");
+    static_assert(std::same_as<typename Derived::Scalar, Scalar>,
+                  "meo: a matrix of another scalar cannot be viewed; convert it with x.cast<Scalar>()");
+    static_assert(
+        (Derived::Flags & Eigen::RowMajorBit) != 0 && Derived::InnerStrideAtCompileTime == 1,
+        "meo: only a row-major matrix with contiguous rows can be viewed; copy it to a meo::Matrix");
   }
 
   explicit operator bool() const { return present_; }

@@ -6,6 +6,7 @@
 /// Letters: T tokens, D features, H hidden features.
 
 #include <array>
+#include <concepts>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -126,6 +127,15 @@ class FeedForward {
     output.gate_up = std::move(workspace.gate_up.routing);
     output.down = std::move(workspace.down.routing);
     return output;
+  }
+
+  template <class Other, class... More>
+  requires(!std::same_as<typename Other::Scalar, Scalar>)
+      FeedForwardOutput<Scalar> forward(const Eigen::MatrixBase<Other>&, const More&...)
+  const {
+    static_assert(std::same_as<typename Other::Scalar, Scalar>,
+                  "meo: x has another scalar than the block; convert it with x.cast<Scalar>()");
+    return {};
   }
 
   /// y: T × D, not overlapping x; what it holds is overwritten. Returns the loss; routings and hidden

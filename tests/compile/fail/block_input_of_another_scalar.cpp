@@ -1,0 +1,12 @@
+// expect: meo: x has another scalar than the block; convert it with x.cast<Scalar>()
+#include <meo/meo.hpp>
+
+#ifdef MEO_CONTROL
+using Scalar = float;
+#else
+using Scalar = double;
+#endif
+
+void use(const meo::FeedForward<meo::MeoLayer<float, 8>>& block, const meo::Matrix<Scalar>& x) {
+  block.forward(x);
+}
