@@ -233,6 +233,25 @@ TEST_CASE("tensors larger than the buffer between file and memory", "[io][reader
   }
 }
 
+TEST_CASE("a part of a tensor", "[io][reader]") {
+  const Bytes bytes = file_of("I16", "[2,3]", bytes_of({0, 1, 2, 3, 4, 500}, 2));
+  const SafetensorsReader file(bytes, "f");
+  CHECK(file.read<int>("t", 1, 3) == std::vector<int>{1, 2, 3});
+  CHECK(file.read<int>("t", 0, 6) == std::vector<int>{0, 1, 2, 3, 4, 500});
+  CHECK(file.read<int>("t", 6, 0).empty());
+  CHECK(file.read<std::int8_t>("t", 2, 3) == std::vector<std::int8_t>{2, 3, 4});
+  CHECK(error_of([&] { file.read<std::int8_t>("t", 4, 2); }) ==
+        "meo: f: tensor \"t\": element 5: expected -128 to 127, got 500");
+  constexpr Index largest = std::numeric_limits<Index>::max();
+  const std::pair<Index, Index> outside[] = {{-1, 2},      {0, -1},           {0, 7}, {6, 1}, {7, 0},
+                                             {1, largest}, {largest, largest}};
+  for (const auto& [begin, count] : outside) {
+    CHECK(error_of([&, begin = begin, count = count] { file.read<int>("t", begin, count); }) ==
+          "meo: f: tensor \"t\": expected a range within its 6 elements, got " + std::to_string(count) +
+              " from " + std::to_string(begin));
+  }
+}
+
 TEST_CASE("files without data", "[io][reader]") {
   CHECK(read<float>(file_of("F32", "[0]", {})).empty());
   CHECK(read<float>(file_of("F32", "[3,0]", {})).empty());

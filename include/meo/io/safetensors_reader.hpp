@@ -125,8 +125,20 @@ class SafetensorsReader {
   /// another shape or size than asked for, or holds what S cannot.
   template <Element S>
   std::vector<S> read(std::string_view name) const {
-    std::vector<S> values(static_cast<std::size_t>(info(name).size));
-    fill<S>(name, values);
+    return read<S>(name, 0, info(name).size);
+  }
+
+  /// `count` elements from `begin` on, in row-major order.
+  template <Element S>
+  std::vector<S> read(std::string_view name, Index begin, Index count) const {
+    const Index size = info(name).size;
+    if (begin < 0 || count < 0 || begin > size || count > size - begin) {
+      throw Error(file_, name,
+                  "expected a range within its " + std::to_string(size) + " elements, got " +
+                      std::to_string(count) + " from " + std::to_string(begin));
+    }
+    std::vector<S> values(static_cast<std::size_t>(count));
+    fill<S>(name, values, static_cast<std::size_t>(begin));
     return values;
   }
 
@@ -180,9 +192,9 @@ class SafetensorsReader {
     header_ = detail::parse_header(file_, text, source_.size() - data_begin_);
   }
 
-  /// out: as many elements as the tensor has.
+  /// out: elements of the tensor, the first of them number `first`.
   template <Element S>
-  void fill(std::string_view name, std::span<S> out) const {
+  void fill(std::string_view name, std::span<S> out, std::size_t first = 0) const {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == DType::unknown) {
       throw Error(file_, name,
@@ -198,14 +210,14 @@ class SafetensorsReader {
         for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
           const auto part = out.subspan(begin, std::min(chunk, out.size() - begin));
           const auto bytes = std::span(buffer).first(part.size() * sizeof(Raw));
-          if (!source_.read(data_begin_ + tensor.begin + begin * sizeof(Raw), bytes)) {
+          if (!source_.read(data_begin_ + tensor.begin + (first + begin) * sizeof(Raw), bytes)) {
             throw Error(file_, name, "its data cannot be read any more");
           }
           for (std::size_t i = 0; i < part.size(); ++i) {
             const Raw raw = detail::load<Raw>(bytes.data() + i * sizeof(Raw));
             if (!detail::read_number<Format>(raw, part[i])) {
               using Range = std::conditional_t<Integer<S>, S, Raw>;
-              throw Error(file_, name, detail::no_value<Range>(tensor.dtype, begin + i, raw));
+              throw Error(file_, name, detail::no_value<Range>(tensor.dtype, first + begin + i, raw));
             }
           }
         }

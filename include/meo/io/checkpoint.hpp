@@ -1,0 +1,152 @@
+#pragma once
+
+/// Fills layers from the parameters of a checkpoint, under the names of the MEO authors' state_dict:
+///
+///     w_gate, w_noise (D_g × N)
+///     MoeLayer: experts.i.dense.weight (F × D), experts.i.dense.bias (F)
+///     MeoLayer: weight (N × F × D), bias (N × F); at token level tokenatt.down_proj, tokenatt.up_proj
+///     at task level: task_proj
+///
+/// of which the last three are a `.weight` and a `.bias` each. A block has those of its projections under
+/// `up.`, `gate_up.` and `down.`.
+///
+/// Letters: D in_features, F out_features, N num_experts, D_g features that the gate sees.
+
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+
+#include <meo/experts/linear.hpp>
+#include <meo/io/error.hpp>
+#include <meo/io/safetensors_reader.hpp>
+#include <meo/layers/feed_forward.hpp>
+#include <meo/types.hpp>
+
+namespace meo::io {
+
+namespace detail {
+
+/// Reads parameters under a prefix and remembers which, to find those that have no place.
+class ParameterReader {
+ public:
+  ParameterReader(const SafetensorsReader& file, std::string_view prefix) : file_(file), prefix_(prefix) {}
+
+  /// The parameters of a MoeLayer or MeoLayer, whose names begin with the prefix and `part`.
+  template <class Layer>
+  void fill(Layer& layer, const std::string& part = "") {
+    using Scalar = typename Layer::Scalar;
+    auto& gate = layer.gate();
+    gate.set_weight(
+        file_.read_matrix<Scalar>(use(part + "w_gate"), gate.gate_features(), gate.num_experts()));
+    gate.set_noise_weight(
+        file_.read_matrix<Scalar>(use(part + "w_noise"), gate.gate_features(), gate.num_experts()));
+    if (layer.options().level == Level::task) fill_linear(layer.task_projection(), part + "task_proj.");
+    if constexpr (Layer::merges_experts) {
+      fill_stacked_experts(layer, part);
+      if (layer.options().level == Level::token) {
+        fill_linear(layer.token_attention().down(), part + "tokenatt.down_proj.");
+        fill_linear(layer.token_attention().up(), part + "tokenatt.up_proj.");
+      }
+    } else {
+      fill_single_experts(layer, part);
+    }
+    // Constants of the authors' normal distribution, in a state_dict because they are declared as parameters.
+    use(part + "mean");
+    use(part + "std");
+  }
+
+  /// Throws if there is a parameter under the prefix that no layer had a place for: an expert too many, a
+  /// bias, another level.
+  void check_all_used() const {
+    for (const std::string& name : file_.names()) {
+      if (name.starts_with(prefix_) && !used_.contains(name)) {
+        throw Error(file_.file(), name, "is no parameter of what is loaded");
+      }
+    }
+  }
+
+ private:
+  std::string use(const std::string& name) { return *used_.insert(prefix_ + name).first; }
+
+  template <class Scalar>
+  void fill_linear(Linear<Scalar>& linear, const std::string& part) {
+    linear.set_weight(
+        file_.read_matrix<Scalar>(use(part + "weight"), linear.out_features(), linear.in_features()));
+    linear.set_bias(file_.read_vector<Scalar>(use(part + "bias"), linear.out_features()));
+  }
+
+  template <class Layer>
+  void fill_single_experts(Layer& layer, const std::string& part) {
+    using Scalar = typename Layer::Scalar;
+    for (Index expert = 0; expert < layer.num_experts(); ++expert) {
+      const std::string dense = part + "experts." + std::to_string(expert) + ".dense.";
+      layer.set_weight(expert, file_.read_matrix<Scalar>(use(dense + "weight"), layer.out_features(),
+                                                         layer.in_features()));
+      if (layer.options().bias) {
+        layer.set_bias(expert, file_.read_vector<Scalar>(use(dense + "bias"), layer.out_features()));
+      }
+    }
+  }
+
+  /// Expert by expert, so that no second copy of all of them is in memory.
+  template <class Layer>
+  void fill_stacked_experts(Layer& layer, const std::string& part) {
+    using Scalar = typename Layer::Scalar;
+    const Index experts = layer.num_experts(), rows = layer.out_features(), cols = layer.in_features();
+    const std::string weight = use(part + "weight");
+    file_.check_shape(weight, {experts, rows, cols});
+    for (Index expert = 0; expert < experts; ++expert) {
+      const auto values = file_.read<Scalar>(weight, expert * rows * cols, rows * cols);
+      layer.set_weight(expert, Eigen::Map<const Matrix<Scalar>>(values.data(), rows, cols));
+    }
+    if (!layer.options().bias) return;
+    const std::string bias = use(part + "bias");
+    file_.check_shape(bias, {experts, rows});
+    for (Index expert = 0; expert < experts; ++expert) {
+      const auto values = file_.read<Scalar>(bias, expert * rows, rows);
+      layer.set_bias(expert, Eigen::Map<const Vector<Scalar>>(values.data(), rows));
+    }
+  }
+
+  const SafetensorsReader& file_;
+  std::string prefix_;
+  std::set<std::string> used_;
+};
+
+}  // namespace detail
+
+/// Fills a MoeLayer or a MeoLayer. Needs all of its parameters, each in its shape and in any type that can be
+/// read, and no others under the prefix. Throws Error, and then leaves the layer as it was.
+template <class Layer>
+void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.") {
+  Layer loaded = layer;
+  detail::ParameterReader parameters(file, prefix);
+  parameters.fill(loaded);
+  parameters.check_all_used();
+  layer = std::move(loaded);
+}
+
+/// The same for a block.
+template <class Layer, class Activation>
+void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
+          std::string_view prefix = "param.") {
+  // Layer by layer, because an activation may not be assignable.
+  Layer up = block.up();
+  Layer down = block.down();
+  std::optional<Layer> gate_up;
+  detail::ParameterReader parameters(file, prefix);
+  parameters.fill(up, "up.");
+  parameters.fill(down, "down.");
+  if (block.options().gated) parameters.fill(gate_up.emplace(block.gate_up()), "gate_up.");
+  parameters.check_all_used();
+  block.up() = std::move(up);
+  block.down() = std::move(down);
+  if (gate_up) block.gate_up() = std::move(*gate_up);
+}
+
+}  // namespace meo::io

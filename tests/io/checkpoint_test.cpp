@@ -1,0 +1,360 @@
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <meo/io/checkpoint.hpp>
+#include <meo/io/safetensors.hpp>
+#include <meo/meo.hpp>
+
+#include "io/files.hpp"
+#include "support/catch.hpp"
+#include "support/golden.hpp"
+
+namespace {
+
+using meo::Index;
+using meo::Level;
+using meo::Matrix;
+using meo::MeoLayer;
+using meo::MoeLayer;
+using meo::io::SafetensorsReader;
+using meo::io::SafetensorsWriter;
+using meo::test::Bytes;
+using meo::test::error_of;
+using meo::test::Folder;
+using meo::test::Golden;
+
+using Parameters = std::vector<std::pair<std::string, std::vector<double>>>;
+
+// Every parameter of a layer in row-major order, under the authors' names.
+template <class Layer>
+Parameters parameters_of(const Layer& layer, const std::string& prefix = "param.") {
+  Parameters all;
+  const auto add = [&](const std::string& name, const auto& matrix) {
+    const Matrix<double> values = matrix.template cast<double>();
+    all.emplace_back(prefix + name, std::vector<double>(values.data(), values.data() + values.size()));
+  };
+  const auto add_linear = [&](const std::string& name, const auto& linear) {
+    add(name + ".weight", linear.weight());
+    add(name + ".bias", linear.bias());
+  };
+  add("w_gate", layer.gate().weight());
+  add("w_noise", layer.gate().noise_weight());
+  Parameters stacked{{prefix + "weight", {}}, {prefix + "bias", {}}};
+  for (Index i = 0; i < layer.num_experts(); ++i) {
+    const std::string dense = "experts." + std::to_string(i) + ".dense";
+    add(dense + ".weight", layer.weight(i));
+    if (layer.options().bias) add(dense + ".bias", layer.bias(i));
+    if constexpr (Layer::merges_experts) {
+      for (std::size_t j = layer.options().bias ? 2 : 1; j-- > 0; all.pop_back()) {
+        stacked[j].second.insert(stacked[j].second.end(), all.back().second.begin(), all.back().second.end());
+      }
+    }
+  }
+  if constexpr (Layer::merges_experts) {
+    all.push_back(stacked[0]);
+    if (layer.options().bias) all.push_back(stacked[1]);
+    if (layer.options().level == Level::token) {
+      add_linear("tokenatt.down_proj", layer.token_attention().down());
+      add_linear("tokenatt.up_proj", layer.token_attention().up());
+    }
+  }
+  if (layer.options().level == Level::task) add_linear("task_proj", layer.task_projection());
+  return all;
+}
+
+template <class Block>
+Parameters parameters_of_block(const Block& block, const std::string& prefix = "param.") {
+  Parameters all = parameters_of(block.up(), prefix + "up.");
+  const Parameters down = parameters_of(block.down(), prefix + "down.");
+  all.insert(all.end(), down.begin(), down.end());
+  if (block.options().gated) {
+    const Parameters gate_up = parameters_of(block.gate_up(), prefix + "gate_up.");
+    all.insert(all.end(), gate_up.begin(), gate_up.end());
+  }
+  return all;
+}
+
+// Whether these are the parameters of the file, all of them and bit by bit.
+bool equal(const Parameters& parameters, const SafetensorsReader& file) {
+  std::size_t in_file = 0;
+  for (const std::string& name : file.names()) in_file += name.starts_with("param.");
+  bool same = parameters.size() == in_file;
+  for (const auto& [name, values] : parameters) same = same && file.read<double>(name) == values;
+  return same;
+}
+
+template <class Golden>
+meo::LayerOptions options_of(const Golden& golden) {
+  return {.in_features = golden.integer("in_features"),
+          .out_features = golden.integer("out_features"),
+          .num_experts = golden.integer("num_experts"),
+          .top_k = golden.integer("top_k"),
+          .level = golden.level(),
+          .bias = golden.flag("bias"),
+          .reduce_factor = golden.integer("reduce_factor"),
+          .task_features = golden.level() == Level::task ? golden.integer("description_size") : 0};
+}
+
+template <class Golden>
+meo::FeedForwardOptions block_options_of(const Golden& golden) {
+  return {.features = golden.integer("features"),
+          .hidden_features = golden.integer("hidden_features"),
+          .num_experts = golden.integer("num_experts"),
+          .top_k = golden.integer("top_k"),
+          .level = golden.level(),
+          .bias = false,
+          .gated = golden.flag("gated"),
+          .reduce_factor = golden.integer("reduce_factor")};
+}
+
+template <class S>
+void check_loaded(const Golden<S>& golden) {
+  if (golden.is_block()) {
+    const auto check = [&]<class Layer>(std::type_identity<Layer>) {
+      meo::FeedForward<Layer> block(block_options_of(golden));
+      meo::io::load(block, golden.reader());
+      CHECK(equal(parameters_of_block(block), golden.reader()));
+    };
+    golden.text("kind") == "MoE" ? check(std::type_identity<MoeLayer<S>>{})
+                                 : check(std::type_identity<MeoLayer<S>>{});
+  } else {
+    const auto check = [&]<class Layer>(std::type_identity<Layer>) {
+      Layer layer(options_of(golden));
+      meo::io::load(layer, golden.reader());
+      CHECK(equal(parameters_of(layer), golden.reader()));
+    };
+    golden.text("kind") == "MoE" ? check(std::type_identity<MoeLayer<S>>{})
+                                 : check(std::type_identity<MeoLayer<S>>{});
+  }
+}
+
+// A small layer with random parameters, token level, with biases.
+template <class Layer>
+Layer small_layer(unsigned seed, Level level = Level::token, bool bias = true) {
+  Layer layer({.in_features = 4,
+               .out_features = 3,
+               .num_experts = 2,
+               .level = level,
+               .bias = bias,
+               .reduce_factor = 2,
+               .task_features = level == Level::task ? 6 : 0});
+  std::mt19937_64 rng(seed);
+  layer.initialize(rng);
+  return layer;
+}
+
+std::vector<Index> shape_of(const std::string& name, std::size_t size) {
+  const auto n = static_cast<Index>(size);
+  if (name.ends_with("w_gate") || name.ends_with("w_noise")) return {n / 2, 2};
+  if (name.ends_with("tokenatt.down_proj.weight")) return {2, 4};
+  if (name.ends_with("tokenatt.up_proj.weight")) return {4, 2};
+  if (name.ends_with("task_proj.weight")) return {3, 6};
+  if (name.ends_with("dense.weight")) return {3, 4};
+  if (name == "param.weight") return {2, 3, 4};
+  if (name == "param.bias") return {2, 3};
+  return {n};
+}
+
+// What a test changes of a file: names to leave out, and what else to write.
+using Change = std::function<void(SafetensorsWriter&)>;
+
+template <class Layer>
+Bytes file_of_layer(const Layer& layer, const std::string& without = "", const Change& change = {}) {
+  SafetensorsWriter writer;
+  for (const auto& [name, values] : parameters_of(layer)) {
+    if (name != without) writer.add(name, shape_of(name, values.size()), values);
+  }
+  if (change) change(writer);
+  return writer.bytes();
+}
+
+// The error of loading a file into a layer that has parameters of its own, which must stay.
+template <class Layer>
+std::string fault(Layer layer, const Bytes& bytes) {
+  const Parameters before = parameters_of(layer);
+  const std::string error = error_of([&] { meo::io::load(layer, SafetensorsReader(bytes, "f")); });
+  CHECK((parameters_of(layer) == before) == (error != "no error"));
+  return error;
+}
+
+}  // namespace
+
+TEST_CASE("the parameters of all golden files are loaded, each to its place", "[io][checkpoint][golden]") {
+  const auto paths = meo::test::golden_files();
+  CHECK(paths.size() == 100);
+  for (const auto& path : paths) {
+    CAPTURE(path.filename().string());
+    const Golden<double> golden(path);
+    check_loaded(golden);
+    if (golden.is_single_precision()) check_loaded(Golden<float>(path));
+  }
+}
+
+TEMPLATE_TEST_CASE("a saved layer comes back at every level, with and without biases", "[io][checkpoint]",
+                   MoeLayer<double>, MeoLayer<double>, (MoeLayer<double, 2>), (MeoLayer<double, 2>)) {
+  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+    for (const bool bias : {false, true}) {
+      const auto saved = small_layer<TestType>(1, level, bias);
+      auto layer = small_layer<TestType>(2, level, bias);
+      CHECK(parameters_of(layer) != parameters_of(saved));
+      const Bytes bytes = file_of_layer(saved);
+      meo::io::load(layer, SafetensorsReader(bytes, "f"));
+      CHECK(parameters_of(layer) == parameters_of(saved));
+    }
+  }
+}
+
+TEST_CASE("parameters of other types and under other prefixes", "[io][checkpoint]") {
+  const auto saved = small_layer<MoeLayer<double>>(1);
+  for (const std::string prefix : {"", "bert.encoder.layer.0.", "p"}) {
+    SafetensorsWriter writer;
+    for (const auto& [name, values] : parameters_of(saved)) {
+      writer.add(prefix + name.substr(6), shape_of(name, values.size()), values, meo::io::DType::BF16);
+    }
+    // Another layer's, which are none of this one's business.
+    if (!prefix.empty()) writer.add("other.w_gate", {1}, std::vector{1.0f});
+    const Bytes bytes = writer.bytes();
+    const SafetensorsReader file(bytes, "f");
+    auto layer = small_layer<MoeLayer<float>>(2);
+    meo::io::load(layer, file, prefix);
+    for (const auto& [name, values] : parameters_of(layer)) {
+      CHECK(values == file.read<double>(prefix + name.substr(6)));
+    }
+  }
+}
+
+TEST_CASE("the authors' constants mean and std are passed over", "[io][checkpoint]") {
+  const auto saved = small_layer<MeoLayer<double>>(1);
+  const Bytes bytes = file_of_layer(saved, "", [](SafetensorsWriter& writer) {
+    writer.add("param.mean", {1}, std::vector{0.0f});
+    writer.add("param.std", {1}, std::vector{1.0f});
+  });
+  CHECK(fault(small_layer<MeoLayer<double>>(2), bytes) == "no error");
+}
+
+TEMPLATE_TEST_CASE("a parameter that is missing, or has another shape or type", "[io][checkpoint]",
+                   MoeLayer<double>, MeoLayer<double>) {
+  for (const Level level : {Level::token, Level::task}) {
+    const auto saved = small_layer<TestType>(1, level);
+    const auto layer = small_layer<TestType>(2, level);
+    for (const auto& [name, values] : parameters_of(saved)) {
+      const std::string at = "meo: f: tensor \"" + name + "\": ";
+      CHECK(fault(layer, file_of_layer(saved, name)) == at + "is not in the file");
+
+      const auto shape = shape_of(name, values.size());
+      const Bytes flat = file_of_layer(saved, name, [&, name = name](SafetensorsWriter& writer) {
+        writer.add(name, {1, 1, 1}, std::vector{1.0});
+      });
+      CHECK(fault(layer, flat) ==
+            at + "expected shape " + meo::io::detail::in_brackets(shape) + ", got [1, 1, 1]");
+
+      const Bytes odd =
+          file_of_layer(saved, name, [&, name = name, size = values.size()](SafetensorsWriter& writer) {
+            writer.add(name, shape, std::vector<int>(size), meo::io::DType::BOOL);
+          });
+      Bytes broken = odd;
+      broken.back() = std::byte{2};
+      CHECK(fault(layer, odd) == "no error");
+      CHECK(fault(layer, broken) ==
+            at + "element " + std::to_string(values.size() - 1) + ": expected 0 to 1, got 2");
+    }
+  }
+}
+
+TEST_CASE("parameters that have no place in the layer", "[io][checkpoint]") {
+  const auto misfit = [](const std::string& name) {
+    return "meo: f: tensor \"" + name + "\": is no parameter of what is loaded";
+  };
+  // Biases that would be lost.
+  CHECK(fault(small_layer<MoeLayer<double>>(2, Level::sequence, false),
+              file_of_layer(small_layer<MoeLayer<double>>(1, Level::sequence, true))) ==
+        misfit("param.experts.0.dense.bias"));
+  CHECK(fault(small_layer<MeoLayer<double>>(2, Level::sequence, false),
+              file_of_layer(small_layer<MeoLayer<double>>(1, Level::sequence, true))) ==
+        misfit("param.bias"));
+  // Another level.
+  CHECK(fault(small_layer<MeoLayer<double>>(2, Level::sequence),
+              file_of_layer(small_layer<MeoLayer<double>>(1, Level::token))) ==
+        misfit("param.tokenatt.down_proj.bias"));
+  // An expert too many.
+  const Bytes three = file_of_layer(small_layer<MoeLayer<double>>(1), "", [](SafetensorsWriter& writer) {
+    writer.add("param.experts.2.dense.weight", {3, 4}, std::vector<double>(12));
+  });
+  CHECK(fault(small_layer<MoeLayer<double>>(2), three) == misfit("param.experts.2.dense.weight"));
+
+  // A block that is gated, into one that is not.
+  const Golden<double> golden(meo::test::golden_files("099_").at(0));
+  auto options = block_options_of(golden);
+  options.gated = false;
+  meo::FeedForward<MeoLayer<double>> block(options);
+  const Parameters before = parameters_of_block(block);
+  CHECK(error_of([&] { meo::io::load(block, golden.reader()); }) ==
+        "meo: " + golden.reader().file() +
+            ": tensor \"param.gate_up.w_gate\": is no parameter of what is loaded");
+  CHECK(parameters_of_block(block) == before);
+}
+
+TEST_CASE("MoE parameters are not taken for MEO's, nor the reverse", "[io][checkpoint]") {
+  CHECK(fault(small_layer<MeoLayer<double>>(2, Level::sequence),
+              file_of_layer(small_layer<MoeLayer<double>>(1, Level::sequence))) ==
+        "meo: f: tensor \"param.weight\": is not in the file");
+  CHECK(fault(small_layer<MoeLayer<double>>(2, Level::sequence),
+              file_of_layer(small_layer<MeoLayer<double>>(1, Level::sequence))) ==
+        "meo: f: tensor \"param.experts.0.dense.weight\": is not in the file");
+}
+
+TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block as they were",
+          "[io][checkpoint]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  auto layer = small_layer<MeoLayer<double>>(2);
+  const Bytes bytes = file_of_layer(small_layer<MeoLayer<double>>(1));
+  const Parameters before = parameters_of(layer);
+  // From the last byte to all of the data.
+  const std::size_t data = 8 * (4 * 2 * 2 + 2 * 3 * 4 + 2 * 3 + 2 * 4 + 2 + 4 * 2 + 4);
+  for (std::size_t lost = 1; lost <= data; ++lost) {
+    meo::test::save(path, bytes);
+    const SafetensorsReader file(path);
+    std::filesystem::resize_file(path, bytes.size() - lost);
+    const std::string error = error_of([&] { meo::io::load(layer, file); });
+    CHECK(error.ends_with("its data cannot be read any more"));
+    CHECK(parameters_of(layer) == before);
+  }
+
+  // A block, cut before the last byte of each of its parameters.
+  const Golden<double> golden(meo::test::golden_files("099_").at(0));
+  const Bytes whole = meo::test::load_bytes(golden.reader().file());
+  std::uint64_t data_size = 0;
+  for (const std::string& name : golden.reader().names()) {
+    data_size = std::max(data_size, golden.reader().info(name).end);
+  }
+  meo::FeedForward<MeoLayer<double>> block(block_options_of(golden));
+  const Parameters block_before = parameters_of_block(block);
+  for (const auto& [name, values] : block_before) {
+    CAPTURE(name);
+    meo::test::save(path, whole);
+    const SafetensorsReader file(path);
+    std::filesystem::resize_file(path, whole.size() - data_size + file.info(name).end - 1);
+    CHECK(error_of([&] { meo::io::load(block, file); }).ends_with("its data cannot be read any more"));
+    CHECK(parameters_of_block(block) == block_before);
+  }
+}
+
+TEST_CASE("a loaded layer gives the authors' output", "[io][checkpoint][golden]") {
+  const Golden<double> golden(meo::test::golden_files("053_").at(0));
+  MeoLayer<double> layer(options_of(golden));
+  meo::io::load(layer, golden.reader());
+  const Matrix<double> x = golden.matrix("x");
+  const auto sequences = meo::Sequences::uniform(golden.integer("batch"), golden.integer("sequence_length"));
+  const Matrix<double> y = layer.forward(x, sequences).y;
+  const Matrix<double> expected = golden.matrix("y");
+  CHECK((y - expected).cwiseAbs().maxCoeff() < 1e-13 * expected.cwiseAbs().maxCoeff());
+}
