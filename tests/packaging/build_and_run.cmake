@@ -1,0 +1,16 @@
+# cmake -D PROJECT=… -D COPY=… -D WORK=… -D OPTIONS=… -D RUN=… -D ARGUMENTS=… -P build_and_run.cmake
+#
+# Configures the project (if COPY, a copy of it) with the options in the folder WORK, anew, builds it, and runs its
+# programs RUN there, each with the arguments.
+
+file(REMOVE_RECURSE ${WORK})
+if(COPY)
+  file(COPY ${PROJECT}/ DESTINATION ${WORK}/source)
+  set(PROJECT ${WORK}/source)
+endif()
+
+execute_process(COMMAND ${CMAKE_COMMAND} -S ${PROJECT} -B ${WORK}/build ${OPTIONS} COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${CMAKE_COMMAND} --build ${WORK}/build COMMAND_ERROR_IS_FATAL ANY)
+foreach(program IN LISTS RUN)
+  execute_process(COMMAND ${WORK}/build/${program} ${ARGUMENTS} WORKING_DIRECTORY ${WORK} COMMAND_ERROR_IS_FATAL ANY)
+endforeach()
