@@ -20,8 +20,12 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
       const Scalar* panel = bank.panel(p, expert);
       const Scalar* starts = add ? nullptr : bank.has_bias ? panel : zero_row<Scalar>.data();
       const StoreRows<Scalar> product{x, x_stride, y + p * columns, y_stride, starts};
+      PrefetchQueue ahead;
+      if (p + 1 < end)
+        ahead.add(bank.panel(p + 1, expert), bank.panel_size() * static_cast<Index>(sizeof(Scalar)));
+      ahead.spread(prefetch_steps<Scalar>(rows, bank.in_features));
       multiply_panel(product, rows, panel + (bank.has_bias ? columns : 0), bank.in_features,
-                     bank.valid_columns(p));
+                     bank.valid_columns(p), ahead);
     }
   });
 }

@@ -36,65 +36,116 @@ class MergedProduct {
 
   MergedProduct(const Bank& bank, const MergePlan<Scalar>& plan, std::span<const Index> offsets,
                 const Scalar* x, Index x_stride, Scalar* y, Index y_stride)
-      : bank_(bank), plan_(plan), offsets_(offsets), x_(x), x_stride_(x_stride), y_(y), y_stride_(y_stride) {}
+      : bank_(bank),
+        plan_(plan),
+        blocks_(merge_blocks<Scalar>(bank.depth(), plan.num_merges())),
+        offsets_(offsets),
+        x_(x),
+        x_stride_(x_stride),
+        y_(y),
+        y_stride_(y_stride) {}
 
-  /// Panel p of every sequence. scratch: merge_scratch_size(bank, num_merges) scalars.
-  void run_panel(Index p, Scalar* scratch) const {
-    if (plan_.top_k == 1) {
-      // The softmax over one logit is 1, so the merged expert is the expert itself, where it lies.
-      if constexpr (std::same_as<Scalar, Storage>) {
-        for (Index m = 0; m < plan_.num_merges(); ++m) {
-          multiply(p, m, 0, bank_.depth(), bank_.panel(p, plan_.terms(m).experts[0]));
-        }
-        return;
-      }
-    }
-    const MergeBlocks blocks = merge_blocks<Scalar>(bank_.depth(), plan_.num_merges());
-    for (Index m0 = 0; m0 < plan_.num_merges(); m0 += blocks.merges) {
-      const Index merges = std::min(blocks.merges, plan_.num_merges() - m0);
-      for (Index row = 0; row < bank_.depth(); row += blocks.depth) {
-        const Index rows = std::min(blocks.depth, bank_.depth() - row);
-        merge(p, m0, merges, row, rows, scratch);
-        for (Index q = 0; q < merges; ++q) multiply(p, m0 + q, row, rows, scratch + q * rows * columns);
-      }
+  /// Panels begin … end − 1 of every sequence. scratch: merge_scratch_size(bank, num_merges) scalars.
+  void run(Index begin, Index end, Scalar* scratch) const {
+    if (plan_.num_merges() == 0) return;
+    for (Block block = first(begin); block.panel < end;) {
+      const Block next = after(block);
+      PrefetchQueue ahead;
+      if (next.panel < end) look_ahead(block, next, ahead);
+      if (!uses_experts_in_place()) merge(block, scratch);
+      for (Index q = 0; q < block.merges; ++q) multiply(block, q, scratch, ahead);
+      block = next;
     }
   }
 
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  /// Merges Q at a time over a strip of the panel that stays in L1 for all of them.
-  void merge(Index p, Index m0, Index merges, Index row, Index rows, Scalar* scratch) const {
+  /// What is merged at a time: rows of one panel, for Q merges.
+  struct Block {
+    Index panel;
+    Index first_merge;
+    Index merges;
+    Index row;
+    Index rows;
+  };
+
+  /// The softmax over one logit is 1, so with K = 1 the merged expert is the expert itself, where it lies.
+  bool uses_experts_in_place() const { return std::same_as<Scalar, Storage> && plan_.top_k == 1; }
+
+  Block block_at(Index panel, Index first_merge, Index row) const {
+    return {panel, first_merge, std::min(blocks_.merges, plan_.num_merges() - first_merge), row,
+            std::min(blocks_.depth, bank_.depth() - row)};
+  }
+  Block first(Index panel) const { return block_at(panel, 0, 0); }
+  Block after(const Block& block) const {
+    if (block.row + block.rows < bank_.depth()) {
+      return block_at(block.panel, block.first_merge, block.row + block.rows);
+    }
+    if (block.first_merge + block.merges < plan_.num_merges()) {
+      return block_at(block.panel, block.first_merge + block.merges, 0);
+    }
+    return first(block.panel + 1);
+  }
+
+  /// While `block` is multiplied with, the experts' rows that `next` will merge are fetched.
+  void look_ahead(const Block& block, const Block& next, PrefetchQueue& ahead) const {
+    const Index bytes = next.rows * columns * static_cast<Index>(sizeof(Storage));
+    for (Index q = 0; q < next.merges; ++q) {
+      const Index* const experts = plan_.terms(next.first_merge + q).experts;
+      for (Index i = 0; i < plan_.top_k; ++i) ahead.add(rows_of(next, experts[i]), bytes);
+    }
+    Index steps = 0;
+    for (Index i = plan_.begin(block.first_merge); i < plan_.begin(block.first_merge + block.merges); ++i) {
+      steps += prefetch_steps<Scalar>(length(plan_.sequence(i)), block.rows);
+    }
+    ahead.spread(steps);
+  }
+
+  const Storage* rows_of(const Block& block, Index expert) const {
+    return bank_.panel(block.panel, expert) + block.row * columns;
+  }
+
+  /// Merges strip by strip: a strip of the experts stays in L1 for all Q merges.
+  void merge(const Block& block, Scalar* scratch) const {
     const Index strip_rows = merge_strip_rows<Scalar>(plan_.top_k);
-    for (Index strip = 0; strip < rows; strip += strip_rows) {
-      const Index count = std::min(strip_rows, rows - strip);
-      for (Index q = 0; q < merges; ++q) {
-        merge_rows(bank_, p, row + strip, count, plan_.terms(m0 + q), plan_.top_k,
-                   scratch + (q * rows + strip) * columns);
+    for (Index strip = 0; strip < block.rows; strip += strip_rows) {
+      const Index count = std::min(strip_rows, block.rows - strip);
+      for (Index q = 0; q < block.merges; ++q) {
+        merge_rows(bank_, block.panel, block.row + strip, count, plan_.terms(block.first_merge + q),
+                   plan_.top_k, scratch + (q * block.rows + strip) * columns);
       }
     }
   }
 
-  /// The product of all rows of merge m with rows `row` … of its panel, which starts with the biases if row
-  /// is 0.
-  void multiply(Index p, Index m, Index row, Index rows, const Scalar* panel) const {
-    const bool starts_with_bias = bank_.has_bias && row == 0;
-    const Scalar* starts = row > 0 ? nullptr : bank_.has_bias ? panel : zero_row<Scalar>.data();
-    const Index first_input = row - (bank_.has_bias && row > 0 ? 1 : 0);
-    if (starts_with_bias) {
-      panel += columns;
-      --rows;
+  /// The block's part of the product for all sequences of its q-th merge.
+  void multiply(const Block& block, Index q, const Scalar* scratch, PrefetchQueue& ahead) const {
+    const Index m = block.first_merge + q;
+    const Scalar* panel = scratch + q * block.rows * columns;
+    if constexpr (std::same_as<Scalar, Storage>) {
+      if (uses_experts_in_place()) panel = rows_of(block, plan_.terms(m).experts[0]);
     }
+    // The first row of a panel holds the biases, if any; they start the sums. Later blocks go on from y.
+    const Index bias_rows = bank_.has_bias ? 1 : 0;
+    const bool is_first = block.row == 0;
+    const Scalar* const starts = !is_first ? nullptr : bank_.has_bias ? panel : zero_row<Scalar>.data();
+    const Index skipped = is_first ? bias_rows : 0;
+    const Index first_input = is_first ? 0 : block.row - bias_rows;
     for (Index i = plan_.begin(m); i < plan_.begin(m + 1); ++i) {
-      const auto b = static_cast<std::size_t>(plan_.sequence(i));
-      const StoreRows<Scalar> product{x_ + offsets_[b] * x_stride_ + first_input, x_stride_,
-                                      y_ + offsets_[b] * y_stride_ + p * columns, y_stride_, starts};
-      multiply_panel(product, offsets_[b + 1] - offsets_[b], panel, rows, bank_.valid_columns(p));
+      const Index b = plan_.sequence(i);
+      const StoreRows<Scalar> rows{x_ + offset(b) * x_stride_ + first_input, x_stride_,
+                                   y_ + offset(b) * y_stride_ + block.panel * columns, y_stride_, starts};
+      multiply_panel(rows, length(b), panel + skipped * columns, block.rows - skipped,
+                     bank_.valid_columns(block.panel), ahead);
     }
   }
 
+  Index offset(Index b) const { return offsets_[static_cast<std::size_t>(b)]; }
+  Index length(Index b) const { return offset(b + 1) - offset(b); }
+
   const Bank& bank_;
   const MergePlan<Scalar>& plan_;
+  MergeBlocks blocks_;
   std::span<const Index> offsets_;
   const Scalar* x_;
   Index x_stride_;
@@ -111,7 +162,7 @@ void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePla
   const MergedProduct<Scalar, Storage> product(bank, plan, offsets, x, x_stride, y, y_stride);
   const Index scratch_size = merge_scratch_size(bank, plan.num_merges());
   parallel_ranges(bank.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    for (Index p = begin; p < end; ++p) product.run_panel(p, scratch + thread * scratch_size);
+    product.run(begin, end, scratch + thread * scratch_size);
   });
 }
 

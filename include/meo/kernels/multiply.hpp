@@ -7,8 +7,12 @@
 /// and a chain cut at any depth goes on from the stored value without a change of bits. That is why results
 /// do not depend on the number of threads, on block sizes, or on what else is in a batch.
 
+#include <algorithm>
+#include <type_traits>
+
 #include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
@@ -68,8 +72,12 @@ void store_edge(Scalar* to, const Packet<Scalar>& packet, Index valid) {
 }
 
 /// Rows r … r + Count − 1 times a panel of `depth` rows, of which `columns` columns exist (all where Full).
-template <int Count, bool Full, class Scalar, class Rows>
-MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, Index depth, Index columns) {
+/// Asks for Lines lines from `ahead` on at every prefetch interval, as far as `ahead_end`, and returns how
+/// far it came.
+template <int Count, bool Full, int Lines, class Scalar, class Rows>
+MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Scalar* panel, Index depth,
+                                     Index columns, const char* ahead = nullptr,
+                                     const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   const auto load_columns = [&](const Scalar* from, int p) MEO_INLINE_LAMBDA {
@@ -82,7 +90,7 @@ MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, In
     x[i] = rows.input(r + i);
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[i][p] = load_columns(rows.start(r + i), p); });
   });
-  for (Index k = 0; k < depth; ++k, panel += Tile<Scalar>::columns) {
+  const auto add_products = [&](Index k) MEO_INLINE_LAMBDA {
     Packet<Scalar> weights[packets];
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { weights[p] = load<Scalar>(panel + p * size); });
     unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
@@ -90,7 +98,17 @@ MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, In
       unroll<packets>(
           [&](auto p) MEO_INLINE_LAMBDA { sums[i][p] = multiply_add(activation, weights[p], sums[i][p]); });
     });
+    panel += Tile<Scalar>::columns;
+  };
+  Index k = 0;
+  if constexpr (Lines > 0) {
+    for (; k + prefetch_interval <= depth; k += prefetch_interval) {
+      for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
+      ahead = std::min(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
+      for (Index step = 0; step < prefetch_interval; ++step) add_products(k + step);
+    }
   }
+  for (; k < depth; ++k) add_products(k);
   unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
     Scalar* const y = rows.output(r + i);
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
@@ -102,6 +120,7 @@ MEO_INLINE void multiply_tile(const Rows& rows, Index r, const Scalar* panel, In
       else store_edge<Scalar>(y + p * size, sums[i][p], columns - p * size);
     });
   });
+  return ahead;
 }
 
 /// The last rows of a product, fewer than a whole tile.
@@ -109,27 +128,52 @@ template <int Count, bool Full, class Scalar, class Rows>
 void multiply_last_rows(const Rows& rows, Index r, Index count, const Scalar* panel, Index depth,
                         Index columns) {
   if constexpr (Count > 0) {
-    if (count == Count) return multiply_tile<Count, Full, Scalar>(rows, r, panel, depth, columns);
-    multiply_last_rows<Count - 1, Full, Scalar>(rows, r, count, panel, depth, columns);
+    if (count == Count) multiply_tile<Count, Full, 0, Scalar>(rows, r, panel, depth, columns);
+    else multiply_last_rows<Count - 1, Full, Scalar>(rows, r, count, panel, depth, columns);
   }
 }
 
 template <bool Full, class Scalar, class Rows>
-void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns) {
+void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns,
+                   PrefetchQueue& ahead) {
   constexpr int tile_rows = Tile<Scalar>::rows;
   Index r = 0;
   for (; r + tile_rows <= count; r += tile_rows) {
-    multiply_tile<tile_rows, Full, Scalar>(rows, r, panel, depth, columns);
+    const auto tile = [&](auto lines) {
+      ahead.advance(multiply_tile<tile_rows, Full, lines, Scalar>(rows, r, panel, depth, columns, ahead.at(),
+                                                                  ahead.end()));
+    };
+    switch (Full ? ahead.lines() : 0) {
+      case 0:
+        multiply_tile<tile_rows, Full, 0, Scalar>(rows, r, panel, depth, columns);
+        break;
+      case 1:
+        tile(std::integral_constant<int, 1>{});
+        break;
+      case 2:
+        tile(std::integral_constant<int, 2>{});
+        break;
+      default:
+        tile(std::integral_constant<int, PrefetchQueue::max_lines>{});
+    }
   }
   multiply_last_rows<tile_rows - 1, Full, Scalar>(rows, r, count - r, panel, depth, columns);
 }
 
 /// y_r = start_r + x_r · panel for `count` rows. `panel`: depth × NR; `columns` of its NR columns are
-/// written.
+/// written. Meanwhile asks for what is `ahead`.
 template <class Scalar, class Rows>
-void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns) {
-  if (columns == Tile<Scalar>::columns) multiply_rows<true, Scalar>(rows, count, panel, depth, columns);
-  else multiply_rows<false, Scalar>(rows, count, panel, depth, columns);
+void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns,
+                    PrefetchQueue& ahead) {
+  if (columns == Tile<Scalar>::columns)
+    multiply_rows<true, Scalar>(rows, count, panel, depth, columns, ahead);
+  else multiply_rows<false, Scalar>(rows, count, panel, depth, columns, ahead);
+}
+
+/// Steps at which a product of `rows` rows prefetches.
+template <class Scalar>
+Index prefetch_steps(Index rows, Index depth) {
+  return rows / Tile<Scalar>::rows * (depth / prefetch_interval);
 }
 
 }  // namespace meo::detail

@@ -1,0 +1,77 @@
+#pragma once
+
+/// Bringing the weights that come next into cache while the tile computes.
+///
+/// A merge reads K times the bytes that its product does. Fetched only when they are needed, they would cost
+/// more time than the merge's arithmetic; so every few steps of the tile ask for lines of the next merge's
+/// experts, at the rate at which all have arrived when the last tile is done. The rate is a template
+/// parameter of the tile: a condition inside its loop costs registers, and with them more than prefetching
+/// wins.
+
+#include <algorithm>
+#include <array>
+
+#include <meo/kernels/packet.hpp>
+#include <meo/types.hpp>
+
+namespace meo::detail {
+
+/// Steps of depth between two prefetches: 48 cycles of a tile of 6 × 2 packets.
+inline constexpr Index prefetch_interval = 8;
+
+/// What comes next, as stretches of memory that are asked for one after another.
+class PrefetchQueue {
+ public:
+  static constexpr Index line_bytes = 64;
+  static constexpr Index max_lines = 4;  ///< in one step; more than memory delivers meanwhile
+
+  /// Adds `bytes` bytes at `begin`, unless they are in the queue or the queue is full: prefetching is no
+  /// duty.
+  void add(const void* begin, Index bytes) {
+    const char* const first = static_cast<const char*>(begin);
+    for (Index i = 0; i < count_; ++i) {
+      Stretch& stretch = stretches_[static_cast<std::size_t>(i)];
+      if (stretch.at <= first && first + bytes <= stretch.end) return;
+      if (stretch.end == first) {
+        stretch.end += bytes;
+        bytes_ += bytes;
+        return;
+      }
+    }
+    if (count_ == static_cast<Index>(stretches_.size())) return;
+    stretches_[static_cast<std::size_t>(count_++)] = {first, first + bytes};
+    bytes_ += bytes;
+  }
+
+  /// Sets the rate so that `steps` steps suffice for all.
+  void spread(Index steps) {
+    const Index lines = (bytes_ / line_bytes + steps) / std::max<Index>(steps, 1);
+    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : max_lines;
+  }
+
+  /// Lines a step of the next tile asks for: 0, 1, 2 or 4.
+  Index lines() const { return current_ < count_ ? lines_ : 0; }
+
+  /// Where the next tile starts to ask, and where it stops.
+  const char* at() const { return stretches_[static_cast<std::size_t>(current_)].at; }
+  const char* end() const { return stretches_[static_cast<std::size_t>(current_)].end; }
+
+  /// A tile has asked up to `at`.
+  void advance(const char* at) {
+    stretches_[static_cast<std::size_t>(current_)].at = at;
+    if (at >= end()) ++current_;
+  }
+
+ private:
+  struct Stretch {
+    const char* at = nullptr;
+    const char* end = nullptr;
+  };
+  std::array<Stretch, 32> stretches_;
+  Index count_ = 0;
+  Index current_ = 0;
+  Index bytes_ = 0;
+  Index lines_ = 0;
+};
+
+}  // namespace meo::detail
