@@ -29,4 +29,72 @@ TEMPLATE_TEST_CASE("MeoLayer computes what the reference does for many experts a
   check_large_batch<TestType>(Level::token);
 }
 
+/// The same parameters as an MoE and as an MEO layer, with a batch for both.
+template <class S>
+struct Pair {
+  explicit Pair(Level level, Index top_k) {
+    test::Generator rng(51);
+    LayerOptions options;
+    options.in_features = 9;
+    options.out_features = 18;
+    options.num_experts = 4;
+    options.top_k = top_k;
+    options.level = level;
+    options.reduce_factor = 4;
+    options.task_features = level == Level::task ? 8 : 0;
+    merged = random_layer<S>(Kind::meo, options, rng);
+    input = random_input(merged, {3, 0, 1, 5}, Mode::inference, rng);
+    vanilla = merged;
+    vanilla.kind = Kind::moe;
+  }
+
+  Output<S> merged_output() const {
+    return library_layer<MeoLayer<S>>(merged).forward(input.x, LibraryBatch<S>(input.batch).inputs());
+  }
+  Output<S> vanilla_output() const {
+    return library_layer<MoeLayer<S>>(vanilla).forward(input.x, LibraryBatch<S>(input.batch).inputs());
+  }
+
+  Layer<S> merged, vanilla;
+  RandomInput<S> input;
+};
+
+TEMPLATE_TEST_CASE("for linear experts merging first changes nothing but the rounding", "[meo_layer]", float,
+                   double) {
+  using S = TestType;
+  for (const Level level : {Level::sequence, Level::task}) {
+    for (const Index top_k : {1, 2, 4}) {
+      const Pair<S> pair(level, top_k);
+      const Output<S> merged = pair.merged_output(), vanilla = pair.vanilla_output();
+      CHECK(merged.routing.experts == vanilla.routing.experts);
+      CHECK(merged.routing.weights == vanilla.routing.weights);
+      CHECK(merged.routing.loss == vanilla.routing.loss);
+      Bounded<S> bound =
+          mixtures(pair.merged, Bounded<S>::exact(pair.input.x), gating_of(merged.routing), pair.input.batch);
+      bound.error *= 2;  // both sides round
+      CHECK(test::disagreement(vanilla.y, merged.y.template cast<Wide<S>>(), bound.error) == "");
+    }
+  }
+}
+
+TEST_CASE("at token level MEO gates sequences and MoE tokens", "[meo_layer]") {
+  Pair<double> pair(Level::token, 2);
+  pair.merged.attention_up.weight.setZero();
+  pair.merged.attention_up.bias.setZero();
+  const auto merged = pair.merged_output(), vanilla = pair.vanilla_output();
+  CHECK(merged.routing.rows == 4);
+  CHECK(vanilla.routing.rows == 9);
+  CHECK((merged.y - vanilla.y).cwiseAbs().maxCoeff() > 0.01);
+}
+
+TEST_CASE("a merged bias is that of the selected experts, however few they are", "[meo_layer]") {
+  MeoLayer<double> layer({.in_features = 1, .out_features = 3, .num_experts = 8, .top_k = 2});
+  for (Index i = 0; i < 8; ++i) layer.set_bias(i, Vector<double>::Constant(3, double(1 << i)));
+  Matrix<double> gate = Matrix<double>::Constant(1, 8, -1000);
+  gate(0, 2) = gate(0, 5) = 0;
+  layer.gate().set_weight(gate);
+  const Matrix<double> x = Matrix<double>::Ones(2, 1);
+  CHECK(layer.forward(x).y == Matrix<double>::Constant(2, 3, (4 + 32) / 2.0));
+}
+
 }  // namespace

@@ -31,11 +31,8 @@ LayerOptions options_of(const Layer<S>& layer) {
   options.gate_before_attention = layer.gate_before_attention;
   options.loss_coefficient = layer.loss_coefficient;
   options.noise_epsilon = layer.noise_epsilon;
-  if (layer.level == Level::task) {
-    options.task_features = layer.task_projection.weight.cols();
-    options.reduce_factor = options.task_features / layer.task_projection.weight.rows();
-  }
-  if (layer.has_attention()) options.reduce_factor = layer.in_features() / layer.attention_down.weight.rows();
+  options.reduce_factor = layer.reduce_factor;
+  if (layer.level == Level::task) options.task_features = layer.task_projection.weight.cols();
   return options;
 }
 

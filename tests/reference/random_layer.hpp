@@ -30,6 +30,7 @@ Layer<S> random_layer(Kind kind, const LayerOptions& options, test::Generator& r
   layer.kind = kind;
   layer.level = options.level;
   layer.top_k = options.top_k;
+  layer.reduce_factor = options.reduce_factor;
   layer.gate_before_attention = options.gate_before_attention;
   layer.loss_coefficient = options.loss_coefficient;
   layer.noise_epsilon = options.noise_epsilon;

@@ -59,6 +59,7 @@ struct Layer {
   Matrix<S> gate_weight, noise_weight;     // D_g × N
   Affine<S> attention_down, attention_up;  // MEO at token level: V, v and U, u
   Affine<S> task_projection;               // task level: P, p
+  Index reduce_factor = 64;                // r: V has ⌊D/r⌋ rows, P ⌊S/r⌋, at least one
   bool gate_before_attention = false;
   double loss_coefficient = 1e-2, noise_epsilon = 1e-2;
 

@@ -75,6 +75,7 @@ class Golden {
     layer.kind = kind();
     layer.level = level();
     layer.top_k = integer("top_k");
+    layer.reduce_factor = integer("reduce_factor");
     layer.gate_before_attention = text("kind") == "Conv1D_MEO";
     layer.loss_coefficient = real("loss_coef");
     if (!is_block()) layer.noise_epsilon = real("noise_epsilon");

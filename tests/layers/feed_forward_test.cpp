@@ -1,0 +1,295 @@
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <meo/layers/feed_forward.hpp>
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+
+#include "reference/library_block.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::test;
+using reference::Kind;
+using reference::Mode;
+
+constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
+
+FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index top_k = 2) {
+  FeedForwardOptions options;
+  options.features = 5;
+  options.hidden_features = 11;
+  options.num_experts = 4;
+  options.top_k = top_k;
+  options.level = level;
+  options.gated = gated;
+  options.shared_gate = shared_gate;
+  options.reduce_factor = 3;
+  options.task_features = level == Level::task ? 7 : 0;
+  return options;
+}
+
+template <class Block>
+struct Types;
+template <class L, class A>
+struct Types<FeedForward<L, A>> {
+  using Layer = L;
+  using Activation = A;
+};
+
+/// A random block with a batch for it, in the reference's types and in the library's.
+template <class Library>
+struct Case {
+  using S = typename Library::Scalar;
+  using Types_ = Types<Library>;
+
+  explicit Case(const FeedForwardOptions& options, const std::vector<Index>& lengths = {3, 0, 1, 5},
+                Mode mode = Mode::inference)
+      : block(reference::random_block<S>(reference::KindOf<typename Types_::Layer>::value,
+                                         reference::activation_of<typename Types_::Activation>(), options,
+                                         rng)),
+        input(reference::random_input(block, lengths, mode, rng)),
+        library(reference::library_block<Library>(block)),
+        batch(input.batch) {}
+  Case(const Case&) = delete;
+
+  FeedForwardOutput<S> forward() const { return library.forward(input.x, batch.inputs()); }
+
+  Generator rng{71};
+  reference::Block<S> block;
+  reference::RandomInput<S> input;
+  Library library;
+  reference::LibraryBatch<S> batch;
+};
+
+TEMPLATE_TEST_CASE("a block computes what the reference does", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MoeLayer<double, 4>, GeluTanh>),
+                   (FeedForward<MeoLayer<float, 4>, Silu>), (FeedForward<MeoLayer<double>, Relu>),
+                   (FeedForward<MeoLayer<long double>, Identity>)) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    for (const bool gated : {false, true}) {
+      for (const bool shared_gate : {false, true}) {
+        for (const bool bias : {false, true}) {
+          for (const Index top_k : {1, 3, 4}) {
+            INFO("level " << to_string(level) << ", gated " << gated << ", shared gate " << shared_gate
+                          << ", bias " << bias << ", K " << top_k);
+            FeedForwardOptions options = options_at(level, gated, shared_gate, top_k);
+            options.bias = bias;
+            const Mode mode = bias && level == Level::sequence ? Mode::training : Mode::inference;
+            const Case<TestType> c(options, {3, 0, 1, 5}, mode);
+            const FeedForwardOutput<S> output = c.forward();
+            const auto expected = reference::forward(c.block, c.input.x, c.input.batch);
+            reference::check_routing(output.up, expected.up);
+            if (!shared_gate) reference::check_routing(output.down, expected.down);
+            if (!shared_gate && gated) reference::check_routing(output.gate_up, expected.gate_up);
+            CHECK(disagreement(output.y, expected.y) == "");
+            CHECK(disagreement(Matrix<S>::Constant(1, 1, output.loss), expected.loss) == "");
+            CHECK(output.gate_up.rows == (gated && !shared_gate ? output.up.rows : 0));
+            CHECK(output.down.rows == (shared_gate ? 0 : output.up.rows));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("an activation may be any function", "[feed_forward]") {
+  const auto doubled = [](double x) { return 2 * x; };
+  const FeedForwardOptions options = options_at(Level::sequence, false, false);
+  const Case<FeedForward<MeoLayer<double>, Identity>> c(options);
+  FeedForward<MeoLayer<double>, decltype(doubled)> block(options, doubled);
+  reference::set_parameters(block.up(), c.block.up);
+  reference::set_parameters(block.down(), c.block.down);
+  auto twice = c.block;  // 2 (x W + b) is x (2 W) + 2 b, exactly
+  for (auto& expert : twice.up.experts) {
+    expert.weight *= 2;
+    expert.bias *= 2;
+  }
+  const auto expected = reference::library_block<FeedForward<MeoLayer<double>, Identity>>(twice);
+  CHECK(bit_difference(block.forward(c.input.x, c.batch.inputs()).y,
+                       expected.forward(c.input.x, c.batch.inputs()).y) == "");
+}
+
+template <class S, class Activation>
+Matrix<S> output_of(Kind kind, const FeedForwardOptions& options) {
+  const Case<FeedForward<MeoLayer<S>, Activation>> c(options);
+  if (kind == Kind::meo) return c.forward().y;
+  auto block = c.block;
+  block.up.kind = block.gate_up.kind = block.down.kind = Kind::moe;
+  return reference::library_block<FeedForward<MoeLayer<S>, Activation>>(block)
+      .forward(c.input.x, c.batch.inputs())
+      .y;
+}
+
+TEST_CASE("with one gate around a non-linearity MEO is not MoE", "[feed_forward]") {
+  for (const Level level : {Level::sequence, Level::task}) {
+    for (const bool gated : {false, true}) {
+      const FeedForwardOptions options = options_at(level, gated, true);
+      const auto merged = output_of<double, Gelu>(Kind::meo, options);
+      const auto vanilla = output_of<double, Gelu>(Kind::moe, options);
+      CHECK((merged - vanilla).cwiseAbs().maxCoeff() > 0.01);
+
+      // One selected expert leaves nothing to merge.
+      const FeedForwardOptions single = options_at(level, gated, true, 1);
+      CHECK((output_of<double, Gelu>(Kind::meo, single) - output_of<double, Gelu>(Kind::moe, single))
+                .cwiseAbs()
+                .maxCoeff() < 1e-14);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block started from a dense one computes what that did", "[feed_forward]",
+                   (FeedForward<MoeLayer<double>, Gelu>), (FeedForward<MeoLayer<double>, Gelu>)) {
+  for (const Level level : all_levels) {
+    for (const bool shared_gate : {false, true}) {
+      Case<TestType> c(options_at(level, true, shared_gate));
+      const auto up = reference::random_affine<double>(c.rng, 5, 11),
+                 gate_up = reference::random_affine<double>(c.rng, 5, 11),
+                 down = reference::random_affine<double>(c.rng, 11, 5);
+      c.library.up().initialize_from_dense(up.weight, up.bias);
+      c.library.gate_up().initialize_from_dense(gate_up.weight, gate_up.bias);
+      c.library.down().initialize_from_dense(down.weight, down.bias);
+      const auto x = Bounded<double>::exact(c.input.x);
+      Bounded<double> expected = down(multiply(activate(reference::Activation::gelu, up(x)), gate_up(x)));
+      expected.error *= 3;  // the mixtures round K more terms than a dense projection
+      CHECK(disagreement(c.forward().y, expected) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's workspace serves any batch and strides", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  FeedForwardWorkspace<float> workspace;
+  for (const bool shared_gate : {false, true}) {
+    for (const bool gated : {true, false}) {
+      for (const auto& lengths : {std::vector<Index>{3, 0, 1, 5}, {20, 13}, {2}, {}}) {
+        const Case<TestType> c(options_at(Level::token, gated, shared_gate), lengths);
+        const Index tokens = c.input.x.rows();
+        Matrix<float> around_x = Matrix<float>::Constant(tokens + 2, 5 + 4, nan);
+        around_x.block(1, 3, tokens, 5) = c.input.x;
+        Matrix<float> around_y = Matrix<float>::Constant(tokens + 2, 5 + 5, 7.f);
+        around_y.block(1, 3, tokens, 5).setConstant(nan);
+        const float loss = c.library.forward(around_x.block(1, 3, tokens, 5), c.batch.inputs(),
+                                             around_y.block(1, 3, tokens, 5), workspace);
+        const auto expected = c.forward();
+        CHECK(loss == expected.loss);
+        CHECK(bit_difference(around_y.block(1, 3, tokens, 5), expected.y) == "");
+        around_y.block(1, 3, tokens, 5).setConstant(7.f);
+        CHECK((around_y.array() == 7.f).all());
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a sequence alone gives the bits that it gives in a batch, through a block",
+                   "[feed_forward]", (FeedForward<MoeLayer<float>, Gelu>),
+                   (FeedForward<MeoLayer<double, 4>, Silu>)) {
+  for (const bool shared_gate : {false, true}) {
+    for (const Level level : {Level::token, Level::sequence}) {
+      const Case<TestType> c(options_at(level, true, shared_gate), {3, 0, 1, 5, 17});
+      const auto expected = c.forward();
+      for (Index b = 0; b < 5; ++b) {
+        const reference::Rows rows = c.input.batch.sequence(b);
+        const auto alone = c.library.forward(c.input.x.middleRows(rows.begin, rows.count()));
+        CHECK(bit_difference(alone.y, expected.y.middleRows(rows.begin, rows.count())) == "");
+      }
+      CHECK(bit_difference(c.library.forward(c.input.x, c.batch.sequences()).y, expected.y) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("copies and moved blocks compute what the original did", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  Case<TestType> c(options_at(Level::token, true, false));
+  const auto expected = c.forward().y;
+  const auto run = [&](const TestType& block) { return block.forward(c.input.x, c.batch.inputs()).y; };
+  TestType copy = c.library;
+  std::mt19937_64 rng(1);
+  c.library.initialize(rng);
+  CHECK(bit_difference(run(c.library), expected) != "");
+  CHECK(bit_difference(run(copy), expected) == "");
+  TestType moved = std::move(copy);
+  CHECK(bit_difference(run(moved), expected) == "");
+  c.library = moved;
+  moved.initialize(rng);
+  CHECK(bit_difference(run(c.library), expected) == "");
+}
+
+TEST_CASE("a block's options are checked, and its gate_up is there only when gated", "[feed_forward]") {
+  using Block = FeedForward<MeoLayer<float, 4>>;
+  using Invalid = std::invalid_argument;
+  const auto lacks = [](auto change, std::initializer_list<std::string> parts) {
+    FeedForwardOptions options = options_at(Level::sequence, false, false);
+    change(options);
+    return error_lacks<Invalid>([&] { Block block(options); }, parts);
+  };
+  CHECK(lacks([](auto&) {}, {}) == "no exception");
+  CHECK(lacks([](auto& o) { o.features = 0; }, {"features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.hidden_features = 0; }, {"features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.top_k = 5; }, {"top_k", "got 5"}) == "");
+  CHECK(lacks([](auto& o) { o.num_experts = 3; }, {"num_experts", "expected 4", "got 3"}) == "");
+
+  FeedForwardOptions options = options_at(Level::sequence, false, false);
+  options.num_experts = 0;
+  Block block(options);
+  CHECK(block.options().num_experts == 4);
+  CHECK(error_lacks<Invalid>([&] { block.gate_up(); }, {"gate_up", "gated = false"}) == "");
+  const Block gated(options_at(Level::sequence, true, false));
+  CHECK(gated.gate_up().in_features() == 5);
+  CHECK(gated.gate_up().out_features() == 11);
+  CHECK(gated.up().out_features() == 11);
+  CHECK(gated.down().in_features() == 11);
+  CHECK(gated.down().out_features() == 5);
+}
+
+TEMPLATE_TEST_CASE("a block that throws leaves y as it was", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const bool shared_gate : {false, true}) {
+    const auto lacks = [&]<class Exception>(Exception*, auto change,
+                                            std::initializer_list<std::string> parts) {
+      Case<TestType> c(options_at(Level::sequence, true, shared_gate));
+      Matrix<float> x = c.input.x, y = Matrix<float>::Constant(9, 5, 7.f);
+      Inputs<float> inputs = c.batch.inputs();
+      change(c.library, x, inputs, y);
+      FeedForwardWorkspace<float> workspace;
+      const std::string error =
+          error_lacks<Exception>([&] { c.library.forward(x, inputs, y, workspace); }, parts);
+      if (error != "") return error;
+      return std::string((y.array() == 7.f).all() ? "" : "y has changed");
+    };
+    constexpr std::invalid_argument* invalid = nullptr;
+    constexpr std::domain_error* domain = nullptr;
+    const Sequences short_batch = Sequences::from_lengths({3});
+    CHECK(lacks(invalid, [](auto&&...) {}, {}) == "no exception");
+    CHECK(lacks(invalid,
+                [](auto&, auto& x, auto&, auto&) {
+                  x.resize(9, 4);
+                  x.setZero();
+                },
+                {"x", "features = 5", "got 4"}) == "");
+    CHECK(lacks(invalid, [](auto&, auto&, auto&, auto& y) { y = Matrix<float>::Constant(9, 4, 7.f); },
+                {"y", "9 x 5", "got 9 x 4"}) == "");
+    CHECK(lacks(invalid, [&](auto&, auto&, auto& inputs, auto&) { inputs.sequences = &short_batch; },
+                {"sequences", "9 tokens", "got 3"}) == "");
+    CHECK(lacks(domain, [&](auto&, auto& x, auto&, auto&) { x(3, 0) = nan; }, {"finite", "row 2"}) == "");
+    if (!shared_gate) {
+      const auto break_down = [&](auto& block, auto&, auto&, auto&) {
+        block.down().gate().set_weight(Matrix<float>::Constant(11, 4, nan));
+      };
+      CHECK(lacks(domain, break_down, {"finite", "row 0"}) == "");
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,302 @@
+// Every error of the layers: what it says, and that nothing has changed.
+
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+
+#include "reference/library.hpp"
+#include "reference/random_layer.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::test;
+using Invalid = std::invalid_argument;
+
+#define MEO_LAYERS (MoeLayer<float>), (MeoLayer<double, 4>)
+
+LayerOptions options_at(Level level) {
+  LayerOptions options;
+  options.in_features = 3;
+  options.out_features = 5;
+  options.num_experts = 4;
+  options.top_k = 2;
+  options.level = level;
+  options.reduce_factor = 2;
+  if (level == Level::task) options.task_features = 6;
+  return options;
+}
+
+template <class Library>
+Library random_library(const LayerOptions& options) {
+  using S = typename Library::Scalar;
+  Generator rng(41);
+  return reference::library_layer<Library>(
+      reference::random_layer<S>(reference::KindOf<Library>::value, options, rng));
+}
+
+/// All of a layer's parameters in one column.
+template <class Library>
+Vector<typename Library::Scalar> parameters(const Library& layer) {
+  std::vector<typename Library::Scalar> values;
+  const auto append = [&](const auto& matrix) {
+    for (Index r = 0; r < matrix.rows(); ++r) {
+      for (Index c = 0; c < matrix.cols(); ++c) values.push_back(matrix(r, c));
+    }
+  };
+  for (Index i = 0; i < layer.num_experts(); ++i) {
+    append(layer.weight(i));
+    if (layer.options().bias) append(layer.bias(i));
+  }
+  append(layer.gate().weight());
+  append(layer.gate().noise_weight());
+  if constexpr (reference::KindOf<Library>::value == reference::Kind::meo) {
+    if (layer.options().level == Level::token) {
+      append(layer.token_attention().up().weight());
+      append(layer.token_attention().up().bias());
+    }
+  }
+  return Eigen::Map<const Vector<typename Library::Scalar>>(values.data(), Index(values.size()));
+}
+
+TEMPLATE_TEST_CASE("options that make no layer are refused", "[routed_layer]", MEO_LAYERS) {
+  const auto lacks = [](auto change, std::initializer_list<std::string> parts) {
+    LayerOptions options = options_at(Level::task);
+    change(options);
+    return error_lacks<Invalid>([&] { TestType layer(options); }, parts);
+  };
+  CHECK(lacks([](auto&) {}, {}) == "no exception");
+  CHECK(lacks([](auto& o) { o.in_features = 0; }, {"in_features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.in_features = -1; }, {"in_features", "at least 1", "got -1"}) == "");
+  CHECK(lacks([](auto& o) { o.out_features = 0; }, {"out_features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.num_experts = -2; }, {"num_experts", "got -2"}) == "");
+  CHECK(lacks([](auto& o) { o.top_k = 0; }, {"top_k", "1 to num_experts = 4", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.top_k = 5; }, {"top_k", "1 to num_experts = 4", "got 5"}) == "");
+  CHECK(lacks([](auto& o) { o.level = static_cast<Level>(7); },
+              {"level", "token, sequence or task", "got 7"}) == "");
+  CHECK(lacks([](auto& o) { o.reduce_factor = 0; }, {"reduce_factor", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.task_features = 0; }, {"task_features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.loss_coefficient = -0.5; }, {"loss_coefficient", "got -0.5"}) == "");
+  CHECK(lacks([](auto& o) { o.loss_coefficient = std::numeric_limits<double>::quiet_NaN(); },
+              {"loss_coefficient", "nan"}) == "");
+  CHECK(lacks([](auto& o) { o.noise_epsilon = -1; }, {"noise_epsilon", "got -1"}) == "");
+  CHECK(lacks([](auto& o) { o.in_features = o.out_features = Index(1) << 40; }, {"fits memory"}) == "");
+}
+
+TEST_CASE("an expert count must be given once, and not in two ways", "[routed_layer]") {
+  LayerOptions options = options_at(Level::sequence);
+  options.num_experts = 3;
+  CHECK(error_lacks<Invalid>([&] { MoeLayer<float, 4> layer(options); },
+                             {"num_experts", "expected 4", "got 3"}) == "");
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float, 4> layer(options); },
+                             {"num_experts", "expected 4", "got 3"}) == "");
+  options.num_experts = 0;
+  CHECK(error_lacks<Invalid>([&] { MoeLayer<float> layer(options); },
+                             {"num_experts", "at least 1", "got 0"}) == "");
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"num_experts", "at least 1", "got 0"}) == "");
+}
+
+TEMPLATE_TEST_CASE("a refused parameter changes nothing", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  TestType layer = random_library<TestType>(options_at(Level::token));
+  const auto before = parameters(layer);
+  const Matrix<S> weight = Matrix<S>::Ones(5, 3), transposed = Matrix<S>::Ones(3, 5),
+                  square = Matrix<S>::Ones(5, 5);
+  const Vector<S> bias = Vector<S>::Ones(5), short_bias = Vector<S>::Ones(4);
+
+  CHECK(error_lacks<Invalid>([&] { layer.set_weight(0, transposed); }, {"weight", "5 x 3", "got 3 x 5"}) ==
+        "");
+  CHECK(error_lacks<Invalid>([&] { layer.set_weight(0, square); }, {"weight", "5 x 3", "got 5 x 5"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.set_weight(4, weight); }, {"expert", "0 to 3", "got 4"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.set_weight(-1, weight); }, {"expert", "0 to 3", "got -1"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.set_bias(0, short_bias); }, {"bias", "expected 5", "got 4"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.set_bias(4, bias); }, {"expert", "0 to 3", "got 4"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.weight(4); }, {"expert", "0 to 3", "got 4"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.bias(-1); }, {"expert", "0 to 3", "got -1"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.gate().set_weight(weight); },
+                             {"gate weight", "3 x 4", "got 5 x 3"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.gate().set_noise_weight(weight); },
+                             {"noise weight", "3 x 4", "got 5 x 3"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(transposed, bias); },
+                             {"dense weight", "5 x 3", "got 3 x 5"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(weight, short_bias); },
+                             {"dense bias", "expected 5", "got 4"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(weight); }, {"dense bias", "got none"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.task_projection(); },
+                             {"task_projection", "task level", "got token"}) == "");
+  CHECK(bit_difference(parameters(layer), before) == "");
+}
+
+TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  LayerOptions options = options_at(Level::sequence);
+  options.bias = false;
+  TestType layer = random_library<TestType>(options);
+  const auto before = parameters(layer);
+  const Vector<S> bias = Vector<S>::Ones(5);
+  const Matrix<S> weight = Matrix<S>::Ones(5, 3);
+  CHECK(error_lacks<Invalid>([&] { layer.set_bias(0, bias); }, {"bias", "bias = false"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.bias(0); }, {"bias", "bias = false"}) == "");
+  CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(weight, bias); },
+                             {"dense bias", "expected none", "got 5 values"}) == "");
+  CHECK(bit_difference(parameters(layer), before) == "");
+}
+
+TEST_CASE("a layer has token attention at token level only", "[meo_layer]") {
+  MeoLayer<float> layer(options_at(Level::sequence));
+  CHECK(error_lacks<Invalid>([&] { layer.token_attention(); },
+                             {"token_attention", "token level", "got sequence"}) == "");
+}
+
+/// A forward pass with a result and a workspace of its own; y is filled with sevens and must stay so when it
+/// throws.
+template <class Library>
+struct Attempt {
+  using S = typename Library::Scalar;
+
+  explicit Attempt(Level level) : layer(random_library<Library>(options_at(level))) {
+    Generator rng(42);
+    x = random_matrix<S>(rng, 6, 3);
+    y = Matrix<S>::Constant(6, 5, S(7));
+    embeddings = random_matrix<S>(rng, 4, 6);
+    inputs.sequences = &sequences;
+    if (level == Level::task) inputs.task_embeddings = embeddings;
+  }
+  Attempt(const Attempt&) = delete;
+
+  template <class Exception>
+  std::string lacks(std::initializer_list<std::string> parts) {
+    const std::string error = error_lacks<Exception>([&] { layer.forward(x, inputs, y, workspace); }, parts);
+    if (error != "") return error;
+    return (y.array() == S(7)).all() ? "" : "y has changed";
+  }
+
+  Library layer;
+  Matrix<S> x, y, embeddings;
+  Sequences sequences = Sequences::from_lengths({2, 1, 3});
+  Inputs<S> inputs;
+  Workspace<S> workspace;
+};
+
+TEMPLATE_TEST_CASE("forward refuses shapes that do not fit", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+    Attempt<TestType> good(level);
+    CHECK(good.template lacks<Invalid>({}) == "no exception");
+    {
+      Attempt<TestType> a(level);
+      a.x = Matrix<S>::Ones(6, 4);
+      CHECK(a.template lacks<Invalid>({"x", "in_features = 3", "got 4"}) == "");
+    }
+    {
+      Attempt<TestType> a(level);
+      a.y = Matrix<S>::Constant(6, 3, S(7));
+      CHECK(a.template lacks<Invalid>({"y", "6 x 5", "got 6 x 3"}) == "");
+    }
+    {
+      Attempt<TestType> a(level);
+      a.y = Matrix<S>::Constant(5, 5, S(7));
+      CHECK(a.template lacks<Invalid>({"y", "6 x 5", "got 5 x 5"}) == "");
+    }
+    {
+      Attempt<TestType> a(level);
+      a.sequences = Sequences::from_lengths({2, 1, 4});
+      CHECK(a.template lacks<Invalid>({"sequences", "6 tokens", "got 7"}) == "");
+    }
+    {
+      Attempt<TestType> a(level);
+      const Matrix<S> noise = Matrix<S>::Zero(2, 4);
+      a.inputs.noise = Noise<S>(noise);
+      const bool by_token = level == Level::token && TestType::gates_tokens;
+      CHECK(a.template lacks<Invalid>({"noise", by_token ? "6 x 4" : "3 x 4", "got 2 x 4"}) == "");
+    }
+    {
+      Attempt<TestType> a(level);
+      const Matrix<S> noise = Matrix<S>::Zero(a.layer.gated_rows(6, 3), 3);
+      a.inputs.noise = Noise<S>(noise);
+      CHECK(a.template lacks<Invalid>({"noise", " x 4", " x 3"}) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("forward refuses descriptions that do not fit", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  using A = Attempt<TestType>;
+  const auto lacks = [](auto change, std::initializer_list<std::string> parts) {
+    A attempt(Level::task);
+    change(attempt);
+    return attempt.template lacks<Invalid>(parts);
+  };
+  const Matrix<S> wide = Matrix<S>::Ones(4, 7);
+  const Sequences two = Sequences::from_lengths({1, 3}), too_long = Sequences::from_lengths({1, 4});
+  const std::vector<Index> short_list{0, 0}, out_of_range{0, 1, 2}, negative{0, -1, 0};
+
+  CHECK(lacks([](A& a) { a.inputs.task_embeddings = {}; }, {"task_embeddings", "got none"}) == "");
+  CHECK(lacks([&](A& a) { a.inputs.task_embeddings = wide; },
+              {"task_embeddings", "task_features = 6", "got 7"}) == "");
+  CHECK(lacks([&](A& a) { a.inputs.descriptions = &too_long; }, {"descriptions", "4 tokens", "got 5"}) == "");
+  CHECK(lacks([&](A& a) { a.inputs.descriptions = &two; }, {"descriptions", "3 sequences", "got 2"}) == "");
+  CHECK(lacks([&](A& a) { a.inputs.task_of_sequence = short_list; },
+              {"task_of_sequence", "3 entries", "got 2"}) == "");
+  CHECK(lacks(
+            [&](A& a) {
+              a.inputs.descriptions = &two;
+              a.inputs.task_of_sequence = out_of_range;
+            },
+            {"task_of_sequence", "0 to 1", "got 2"}) == "");
+  CHECK(lacks(
+            [&](A& a) {
+              a.inputs.descriptions = &two;
+              a.inputs.task_of_sequence = negative;
+            },
+            {"task_of_sequence", "0 to 1", "got -1"}) == "");
+}
+
+TEMPLATE_TEST_CASE("forward refuses descriptions at other levels", "[routed_layer]", MEO_LAYERS) {
+  const std::vector<Index> list{0, 0, 0};
+  for (const Level level : {Level::token, Level::sequence}) {
+    Attempt<TestType> embeddings(level), descriptions(level), tasks(level);
+    embeddings.inputs.task_embeddings = embeddings.embeddings;
+    descriptions.inputs.descriptions = &descriptions.sequences;
+    tasks.inputs.task_of_sequence = list;
+    for (auto* attempt : {&embeddings, &descriptions, &tasks}) {
+      CHECK(attempt->template lacks<Invalid>({"expected none", std::string(to_string(level)), "got some"}) ==
+            "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("logits that are not finite are refused, with their row", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  using Limits = std::numeric_limits<S>;
+  for (const Level level : {Level::token, Level::sequence}) {
+    const bool by_token = level == Level::token && TestType::gates_tokens;
+    for (const S bad : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()}) {
+      Attempt<TestType> a(level);
+      a.x(4, 1) = bad;  // token 4 is in sequence 2
+      CHECK(a.template lacks<std::domain_error>({"finite", by_token ? "row 4" : "row 2"}) == "");
+      a.x(4, 1) = 0;
+      CHECK(a.template lacks<std::domain_error>({}) == "no exception");  // layer and workspace are as before
+    }
+    Attempt<TestType> a(level);
+    Matrix<S> noise = Matrix<S>::Zero(a.layer.gated_rows(6, 3), 4);
+    noise(1, 3) = Limits::quiet_NaN();
+    a.inputs.noise = Noise<S>(noise);
+    CHECK(a.template lacks<std::domain_error>({"finite", "row 1"}) == "");
+  }
+  Attempt<TestType> task(Level::task);
+  task.embeddings(2, 2) = Limits::quiet_NaN();
+  CHECK(task.template lacks<std::domain_error>({"finite", "row 0"}) == "");
+}
+
+}  // namespace
