@@ -1,0 +1,92 @@
+/// The README's C++ is compiled code, and its figures are what the library computes.
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <random>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <meo/meo.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+std::string read_file(const std::string& name) {
+  std::ifstream file(MEO_TEST_DATA_DIR "/" + name);
+  REQUIRE(file.good());
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// The lines of a text, without indentation and empty lines.
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    line.erase(0, line.find_first_not_of(' '));
+    if (!line.empty()) lines.push_back(line);
+  }
+  return lines;
+}
+
+std::vector<std::string> cpp_blocks(const std::string& readme) {
+  const std::string open = "```cpp\n";
+  std::vector<std::string> blocks;
+  for (auto begin = readme.find(open); begin != std::string::npos; begin = readme.find(open, begin)) {
+    begin += open.size();
+    blocks.push_back(readme.substr(begin, readme.find("```", begin) - begin));
+  }
+  return blocks;
+}
+
+}  // namespace
+
+// The README's second snippet, word for word.
+TEST_CASE("A batch is one matrix and its Sequences, as the README has it", "[readme]") {
+  std::mt19937_64 rng(42);
+  meo::MeoLayer<float, 8> layer({.in_features = 768, .out_features = 3072, .top_k = 2});
+  layer.initialize(rng);
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(205, 768);
+  const auto batch = meo::Sequences::from_lengths({128, 17, 60});
+  const auto [y, routing] = layer.forward(x, batch);  // x: 205 x 768
+  CHECK(y.rows() == 205);
+  CHECK(routing.rows == 3);
+}
+
+TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
+  const std::vector<std::string> blocks = cpp_blocks(read_file("../README.md"));
+  REQUIRE(blocks.size() == 2);
+  CHECK(blocks[0] == read_file("../examples/quickstart/main.cpp"));
+  const std::vector<std::string> here = lines_of(read_file("readme_test.cpp"));
+  const std::vector<std::string> snippet = lines_of(blocks[1]);
+  CHECK(std::search(here.begin(), here.end(), snippet.begin(), snippet.end()) != here.end());
+}
+
+TEST_CASE("The README's table of FLOPs is what flops.hpp computes", "[readme]") {
+  const std::map<std::string, meo::ModelShape> models{
+      {"Small", meo::bert_small}, {"Base", meo::bert_base}, {"Large", meo::bert_large}};
+  const std::vector<std::string> lines = lines_of(read_file("../README.md"));
+  for (const auto& [name, shape] : models) {
+    for (const auto& [method_name, method] :
+         {std::pair{"MoE", meo::Method::moe}, std::pair{"MEO", meo::Method::meo}}) {
+      const std::string row = "| " + name + " " + method_name + " |";
+      CAPTURE(row);
+      const auto line = std::find_if(lines.begin(), lines.end(),
+                                     [&row = row](const std::string& text) { return text.starts_with(row); });
+      REQUIRE(line != lines.end());
+      std::istringstream cells(line->substr(row.size()));
+      for (const meo::Index top_k : {1, 2, 4, 8, 16, 32}) {
+        double gflops = 0;
+        std::string paper, bar;
+        REQUIRE(cells >> gflops >> paper >> bar);
+        const auto total = meo::flops(method, shape, top_k, meo::Convention::paper).total();
+        CHECK(gflops == Approx(static_cast<double>(total) * 1e-9).margin(0.005001).epsilon(0));
+      }
+    }
+  }
+}
