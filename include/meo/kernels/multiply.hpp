@@ -71,18 +71,18 @@ void store_edge(Scalar* to, const Packet<Scalar>& packet, Index valid) {
   for (Index i = 0; i < PacketOf<Scalar>::size && i < valid; ++i) to[i] = values[i];
 }
 
-/// Rows r … r + Count − 1 times a panel of `depth` rows, of which `columns` columns exist (all where Full).
+/// Rows r … r + Count − 1 times a panel of `depth` rows, of whose NR columns the first `columns` exist.
 /// Asks for Lines lines from `ahead` on at every prefetch interval, as far as `ahead_end`, and returns how
 /// far it came.
-template <int Count, bool Full, int Lines, class Scalar, class Rows>
+template <int Count, int Lines, class Scalar, class Rows>
 MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Scalar* panel, Index depth,
                                      Index columns, const char* ahead = nullptr,
                                      const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
+  const bool is_full = columns == Tile<Scalar>::columns;
   const auto load_columns = [&](const Scalar* from, int p) MEO_INLINE_LAMBDA {
-    if constexpr (Full) return load<Scalar>(from + p * size);
-    else return load_edge<Scalar>(from + p * size, columns - p * size);
+    return is_full ? load<Scalar>(from + p * size) : load_edge<Scalar>(from + p * size, columns - p * size);
   };
   const Scalar* x[Count];
   Packet<Scalar> sums[Count][packets];
@@ -116,7 +116,7 @@ MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Scalar* pa
         sums[i][p] = multiply_add(broadcast<Scalar>(rows.weight(r + i)), sums[i][p],
                                   load_columns(rows.addend(r + i), p));
       }
-      if constexpr (Full) store<Scalar>(y + p * size, sums[i][p]);
+      if (is_full) store<Scalar>(y + p * size, sums[i][p]);
       else store_edge<Scalar>(y + p * size, sums[i][p], columns - p * size);
     });
   });
@@ -124,28 +124,30 @@ MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Scalar* pa
 }
 
 /// The last rows of a product, fewer than a whole tile.
-template <int Count, bool Full, class Scalar, class Rows>
+template <int Count, class Scalar, class Rows>
 void multiply_last_rows(const Rows& rows, Index r, Index count, const Scalar* panel, Index depth,
                         Index columns) {
   if constexpr (Count > 0) {
-    if (count == Count) multiply_tile<Count, Full, 0, Scalar>(rows, r, panel, depth, columns);
-    else multiply_last_rows<Count - 1, Full, Scalar>(rows, r, count, panel, depth, columns);
+    if (count == Count) multiply_tile<Count, 0, Scalar>(rows, r, panel, depth, columns);
+    else multiply_last_rows<Count - 1, Scalar>(rows, r, count, panel, depth, columns);
   }
 }
 
-template <bool Full, class Scalar, class Rows>
-void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns,
-                   PrefetchQueue& ahead) {
+/// y_r = start_r + x_r · panel for `count` rows. `panel`: depth × NR; `columns` of its NR columns are
+/// written. Meanwhile asks for what is `ahead`.
+template <class Scalar, class Rows>
+void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns,
+                    PrefetchQueue& ahead) {
   constexpr int tile_rows = Tile<Scalar>::rows;
   Index r = 0;
   for (; r + tile_rows <= count; r += tile_rows) {
     const auto tile = [&](auto lines) {
-      ahead.advance(multiply_tile<tile_rows, Full, lines, Scalar>(rows, r, panel, depth, columns, ahead.at(),
-                                                                  ahead.end()));
+      ahead.advance(
+          multiply_tile<tile_rows, lines, Scalar>(rows, r, panel, depth, columns, ahead.at(), ahead.end()));
     };
-    switch (Full ? ahead.lines() : 0) {
+    switch (ahead.lines()) {
       case 0:
-        multiply_tile<tile_rows, Full, 0, Scalar>(rows, r, panel, depth, columns);
+        multiply_tile<tile_rows, 0, Scalar>(rows, r, panel, depth, columns);
         break;
       case 1:
         tile(std::integral_constant<int, 1>{});
@@ -157,17 +159,7 @@ void multiply_rows(const Rows& rows, Index count, const Scalar* panel, Index dep
         tile(std::integral_constant<int, PrefetchQueue::max_lines>{});
     }
   }
-  multiply_last_rows<tile_rows - 1, Full, Scalar>(rows, r, count - r, panel, depth, columns);
-}
-
-/// y_r = start_r + x_r · panel for `count` rows. `panel`: depth × NR; `columns` of its NR columns are
-/// written. Meanwhile asks for what is `ahead`.
-template <class Scalar, class Rows>
-void multiply_panel(const Rows& rows, Index count, const Scalar* panel, Index depth, Index columns,
-                    PrefetchQueue& ahead) {
-  if (columns == Tile<Scalar>::columns)
-    multiply_rows<true, Scalar>(rows, count, panel, depth, columns, ahead);
-  else multiply_rows<false, Scalar>(rows, count, panel, depth, columns, ahead);
+  multiply_last_rows<tile_rows - 1, Scalar>(rows, r, count - r, panel, depth, columns);
 }
 
 /// Steps at which a product of `rows` rows prefetches.
