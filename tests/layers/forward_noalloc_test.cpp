@@ -1,0 +1,177 @@
+// forward allocates nothing once its workspace has grown. A program of its own: it replaces the global
+// operator new, and Eigen, which calls malloc, reports its allocations through an assertion that release
+// builds keep.
+
+#include <stdexcept>
+
+#define EIGEN_RUNTIME_NO_MALLOC
+#define eigen_assert(condition) ((condition) ? static_cast<void>(0) : throw std::logic_error(#condition))
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+#include <random>
+#include <vector>
+
+#include <meo/layers/feed_forward.hpp>
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+
+#include "reference/library_block.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+std::size_t allocations = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+  void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+/// Kept out of line: GCC would otherwise see free() meet memory from an operator new that it has not inlined,
+/// and warn.
+[[gnu::noinline]] void release(void* memory) { std::free(memory); }
+
+constexpr std::size_t default_alignment = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, default_alignment); }
+void* operator new[](std::size_t size) { return allocate(size, default_alignment); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete[](void* memory) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+
+namespace {
+
+using namespace meo;
+
+/// Allocations by operator new during f; throws for one by Eigen.
+template <class Function>
+std::size_t allocations_of(Function&& f) {
+  struct NoMalloc {
+    NoMalloc() { Eigen::internal::set_is_malloc_allowed(false); }
+    ~NoMalloc() { Eigen::internal::set_is_malloc_allowed(true); }
+  } const no_malloc;
+  const std::size_t before = allocations;
+  f();
+  return allocations - before;
+}
+
+TEST_CASE("allocations are noticed", "[noalloc]") {
+  // Calls of the functions, not new-expressions, which a compiler may leave out.
+  CHECK(allocations_of([] {}) == 0);
+  CHECK(allocations_of([] { ::operator delete(::operator new(8)); }) == 1);
+  CHECK(allocations_of([] { ::operator delete[](::operator new[](8)); }) == 1);
+  constexpr std::align_val_t alignment{64};
+  CHECK(allocations_of([&] { ::operator delete(::operator new(8, alignment), alignment); }) == 1);
+  CHECK(allocations_of([&] { ::operator delete[](::operator new[](8, alignment), alignment); }) == 1);
+  CHECK_THROWS_AS(allocations_of([] { Matrix<float>::Ones(3, 3).eval(); }), std::logic_error);
+  CHECK_NOTHROW(Matrix<float>::Ones(3, 3).eval());
+}
+
+constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
+
+/// Forward passes of one layer and workspace: a large batch to grow it, then the same and smaller ones, none
+/// of which allocates. `run(input, y)` does one.
+template <class S, class Reference, class Run>
+void check_batches(const Reference& reference, Index out_features, reference::Mode mode, Run&& run) {
+  test::Generator rng(101);
+  const std::vector<std::vector<Index>> batches{
+      {30, 0, 13, 8}, {30, 0, 13, 8}, {8, 30, 13}, {5, 0, 2}, {1}, {}};
+  bool grown = false;
+  for (const auto& lengths : batches) {
+    const auto input = reference::random_input(reference, lengths, mode, rng);
+    const reference::LibraryBatch<S> batch(input.batch);
+    const Inputs<S> inputs = batch.inputs();
+    Matrix<S> y(input.x.rows(), out_features);
+    if (!grown) {
+      run(input.x, inputs, y);
+      grown = true;
+    }
+    INFO(lengths.size() << " sequences");
+    CHECK(allocations_of([&] { run(input.x, inputs, y); }) == 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("a layer's forward allocates nothing once its workspace has grown", "[noalloc]",
+                   (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
+      LayerOptions options;
+      options.in_features = 9;
+      options.out_features = 40;
+      options.num_experts = 4;
+      options.top_k = 2;
+      options.level = level;
+      options.reduce_factor = 4;
+      options.task_features = level == Level::task ? 6 : 0;
+      test::Generator rng(102);
+      const auto expected = reference::random_layer<S>(reference::KindOf<TestType>::value, options, rng);
+      const auto layer = reference::library_layer<TestType>(expected);
+      Workspace<S> workspace;
+      check_batches<S>(expected, 40, mode, [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
+        layer.forward(x, inputs, y, workspace);
+      });
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's forward allocates nothing once its workspace has grown", "[noalloc]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
+  using S = typename TestType::Scalar;
+  constexpr auto kind = std::is_same_v<S, float> ? reference::Kind::moe : reference::Kind::meo;
+  for (const Level level : all_levels) {
+    for (const bool shared_gate : {false, true}) {
+      FeedForwardOptions options;
+      options.features = 9;
+      options.hidden_features = 40;
+      options.num_experts = 4;
+      options.top_k = 2;
+      options.level = level;
+      options.gated = true;
+      options.shared_gate = shared_gate;
+      options.reduce_factor = 4;
+      options.task_features = level == Level::task ? 6 : 0;
+      test::Generator rng(103);
+      const auto expected = reference::random_block<S>(kind, reference::Activation::gelu, options, rng);
+      const auto block = reference::library_block<TestType>(expected);
+      FeedForwardWorkspace<S> workspace;
+      check_batches<S>(expected, 9, reference::Mode::inference,
+                       [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
+                         block.forward(x, inputs, y, workspace);
+                       });
+    }
+  }
+}
+
+TEST_CASE("noise drawn from a generator allocates nothing either", "[noalloc]") {
+  MeoLayer<float> layer({.in_features = 9, .out_features = 8, .num_experts = 4, .top_k = 2});
+  std::mt19937_64 rng(1);
+  layer.initialize(rng);
+  const Matrix<float> x = Matrix<float>::Random(12, 9);
+  Matrix<float> y(12, 8);
+  Inputs<float> inputs;
+  inputs.noise = Noise<float>(rng);
+  Workspace<float> workspace;
+  layer.forward(x, inputs, y, workspace);
+  CHECK(allocations_of([&] { layer.forward(x, inputs, y, workspace); }) == 0);
+}
+
+}  // namespace

@@ -1,0 +1,63 @@
+#include <stdexcept>
+#include <vector>
+
+#include <meo/routing/sequences.hpp>
+
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+
+namespace {
+
+using namespace meo;
+using meo::test::error_lacks;
+using Invalid = std::invalid_argument;
+
+std::vector<Index> offsets(const Sequences& sequences) {
+  return {sequences.offsets().begin(), sequences.offsets().end()};
+}
+
+TEST_CASE("sequences are made from lengths, offsets or one length for all", "[sequences]") {
+  const Sequences ragged = Sequences::from_lengths({3, 0, 2});
+  CHECK(ragged.size() == 3);
+  CHECK(ragged.tokens() == 5);
+  CHECK(offsets(ragged) == std::vector<Index>{0, 3, 3, 5});
+  CHECK(ragged.begin(0) == 0);
+  CHECK(ragged.begin(2) == 3);
+  CHECK(ragged.length(0) == 3);
+  CHECK(ragged.length(1) == 0);
+  CHECK(ragged.length(2) == 2);
+
+  CHECK(offsets(Sequences::from_offsets({0, 3, 3, 5})) == offsets(ragged));
+  CHECK(offsets(Sequences::uniform(3, 4)) == std::vector<Index>{0, 4, 8, 12});
+  CHECK(offsets(Sequences::from_lengths(std::vector<Index>{7})) == std::vector<Index>{0, 7});
+}
+
+TEST_CASE("there may be no sequences, or only empty ones", "[sequences]") {
+  for (const Sequences& none :
+       {Sequences::from_lengths({}), Sequences::from_offsets({0}), Sequences::uniform(0, 5)}) {
+    CHECK(none.size() == 0);
+    CHECK(none.tokens() == 0);
+    CHECK(offsets(none) == std::vector<Index>{0});
+  }
+  CHECK(Sequences::uniform(2, 0).size() == 2);
+  CHECK(Sequences::uniform(2, 0).tokens() == 0);
+}
+
+TEST_CASE("lengths and offsets that make no sequences are refused", "[sequences]") {
+  CHECK(error_lacks<Invalid>(
+            [] {
+              Sequences::from_lengths({2, -1});
+            },
+            {"sequence 1", "at least 0", "got -1"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sequences::from_offsets({}); }, {"first to be 0", "got none"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sequences::from_offsets({1, 2}); }, {"first to be 0", "got 1"}) == "");
+  CHECK(error_lacks<Invalid>(
+            [] {
+              Sequences::from_offsets({0, 4, 3});
+            },
+            {"ascending", "got 3 after 4"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sequences::uniform(-1, 3); }, {"count", "at least 0", "got -1"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sequences::uniform(2, -3); }, {"length", "at least 0", "got -3"}) == "");
+}
+
+}  // namespace
