@@ -14,9 +14,9 @@
 /// element-wise arithmetic of the noise, and the auxiliary loss. Padding of packed panels is not counted
 /// either.
 
-#include <algorithm>
 #include <cstdint>
 
+#include <meo/layers/layer_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -62,10 +62,6 @@ struct LayerFlops {
 
 namespace detail {
 
-constexpr std::int64_t bottleneck_features(Index features, Index reduce_factor) {
-  return std::max<std::int64_t>(1, features / reduce_factor);
-}
-
 constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
   return convention == Convention::paper ? 1 : 2;
 }
@@ -94,7 +90,7 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape,
   const std::int64_t rows = gates_tokens ? shape.tokens : shape.sequences;
   std::int64_t gate_features = shape.in_features;
   if (shape.level == Level::task) {
-    gate_features = detail::bottleneck_features(shape.task_features, shape.reduce_factor);
+    gate_features = detail::reduced_features(shape.task_features, shape.reduce_factor);
     count.task_projection = 2 * rows * shape.task_features * gate_features;
   }
   count.gate = 2 * rows * gate_features * shape.num_experts * (shape.noise ? 2 : 1);
@@ -106,7 +102,7 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape,
   }
 
   if (shape.level == Level::token) {
-    const std::int64_t hidden_features = detail::bottleneck_features(shape.in_features, shape.reduce_factor);
+    const std::int64_t hidden_features = detail::reduced_features(shape.in_features, shape.reduce_factor);
     count.token_attention = 4 * shape.in_features * hidden_features * shape.tokens;
   }
   const std::int64_t merges = shape.merges < 0 ? shape.sequences : shape.merges;
