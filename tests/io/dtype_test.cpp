@@ -1,4 +1,5 @@
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -127,4 +128,6 @@ TEMPLATE_TEST_CASE("what lies between two 16-bit floats is rounded to nearest ev
   CHECK(Format::encode(std::numeric_limits<double>::denorm_min()) == 0);
   CHECK(Format::encode(-std::numeric_limits<double>::denorm_min()) == 0x8000);
   CHECK(std::isnan(Format::decode(Format::encode(std::numeric_limits<double>::quiet_NaN()))));
+  // A NaN that is known by a bit that 16 bits have no room for.
+  CHECK(std::isnan(Format::decode(Format::encode(std::bit_cast<double>(0x7ff0000000000001)))));
 }

@@ -182,6 +182,7 @@ TEST_CASE("headers whose offsets lie", "[io][header]") {
   CHECK(fault(one("F32", "[3]", "[0,8]"), 8) == a + "expected 3 elements of 4 bytes for F32 [3], got [0, 8]");
   CHECK(fault(one("F32", "[1]", "[0,8]"), 8) == a + "expected 1 elements of 4 bytes for F32 [1], got [0, 8]");
   CHECK(fault(one("F64", "[]", "[0,7]"), 7) == a + "expected 1 elements of 8 bytes for F64 [], got [0, 7]");
+  CHECK(fault(one("F64", "[]", "[0,9]"), 9) == a + "expected 1 elements of 8 bytes for F64 [], got [0, 9]");
   CHECK(fault(one("F32", "[2,0]", "[0,8]"), 8) ==
         a + "expected 0 elements of 4 bytes for F32 [2, 0], got [0, 8]");
   // 2^62 elements of 4 bytes are 0 bytes modulo 2^64.

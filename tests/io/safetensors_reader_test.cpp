@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <latch>
 #include <limits>
 #include <span>
 #include <string>
@@ -378,20 +379,26 @@ TEST_CASE("several threads read from one file", "[io][reader]") {
   constexpr std::uint64_t count = 20000;
   Bytes data;
   for (std::uint64_t i = 0; i < 2 * count; ++i) {
-    const Bytes number = little_endian(i, 4);
+    const Bytes number = little_endian(i);
     data.insert(data.end(), number.begin(), number.end());
   }
-  meo::test::save(path, file_of(R"({"a":{"dtype":"U32","shape":[20000],"data_offsets":[0,80000]},)"
-                                R"("b":{"dtype":"U32","shape":[20000],"data_offsets":[80000,160000]}})",
+  meo::test::save(path, file_of(R"({"a":{"dtype":"U64","shape":[20000],"data_offsets":[0,160000]},)"
+                                R"("b":{"dtype":"U64","shape":[20000],"data_offsets":[160000,320000]}})",
                                 data));
   const SafetensorsReader file(path);
+  const std::vector<std::uint64_t> expected[] = {file.read<std::uint64_t>("a"),
+                                                 file.read<std::uint64_t>("b")};
+  CHECK(expected[0].back() == count - 1);
+  CHECK(expected[1].back() == 2 * count - 1);
   std::array<std::size_t, 4> wrong{};
+  std::latch start(wrong.size());
   std::vector<std::thread> threads;
   for (std::size_t t = 0; t < wrong.size(); ++t) {
-    threads.emplace_back([&file, t, &result = wrong[t]] {
-      for (int repeat = 0; repeat < 20; ++repeat) {
-        const auto values = file.read<std::uint64_t>(t % 2 == 0 ? "a" : "b");
-        for (std::uint64_t i = 0; i < count; ++i) result += values[i] != i + (t % 2) * count;
+    threads.emplace_back([&, t] {
+      start.arrive_and_wait();
+      const SafetensorsReader copy = file;
+      for (int repeat = 0; repeat < 150; ++repeat) {
+        wrong[t] += (t < 2 ? file : copy).read<std::uint64_t>(t % 2 == 0 ? "a" : "b") != expected[t % 2];
       }
     });
   }

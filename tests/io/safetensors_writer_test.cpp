@@ -285,6 +285,7 @@ TEST_CASE("a file that cannot be written leaves the old one", "[io][writer]") {
 
 TEST_CASE("the golden files come back from a copy", "[io][writer][golden]") {
   for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
+    if (entry.path().extension() != ".safetensors") continue;
     const SafetensorsReader file(entry.path());
     SafetensorsWriter writer;
     for (const auto& [key, value] : file.metadata()) writer.set_metadata(key, value);
