@@ -34,6 +34,9 @@ FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index t
   options.shared_gate = shared_gate;
   options.reduce_factor = 3;
   options.task_features = level == Level::task ? 7 : 0;
+  options.gate_before_attention = gated;
+  options.loss_coefficient = 0.25;
+  options.noise_epsilon = 0.125;
   return options;
 }
 

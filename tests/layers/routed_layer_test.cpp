@@ -555,6 +555,18 @@ TEMPLATE_TEST_CASE("the number of threads changes no bit", "[routed_layer]", MEO
   }
   omp_set_num_threads(threads_before);
 }
+
+TEMPLATE_TEST_CASE("several threads may run one layer at once", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    const Case<TestType> c(options_at(level), {3, 0, 1, 25, 3, 40});
+    const Output<S> expected = c.forward();
+    std::vector<Output<S>> outputs(16);
+#pragma omp parallel for num_threads(4)
+    for (int i = 0; i < 16; ++i) outputs[std::size_t(i)] = c.forward();
+    for (const Output<S>& output : outputs) CHECK(difference(output, expected) == "");
+  }
+}
 #endif
 
 }  // namespace

@@ -65,6 +65,8 @@ Block<S> random_block(Kind kind, Activation activation, const FeedForwardOptions
   up.reduce_factor = options.reduce_factor;
   up.task_features = options.task_features;
   up.gate_before_attention = options.gate_before_attention;
+  up.loss_coefficient = options.loss_coefficient;
+  up.noise_epsilon = options.noise_epsilon;
   LayerOptions down = up;
   std::swap(down.in_features, down.out_features);
 

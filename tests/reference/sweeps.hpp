@@ -54,6 +54,8 @@ void check_all_options(const std::vector<Index>& dynamic_expert_counts) {
           options.bias = variant % 2 == 0;
           options.reduce_factor = 3;
           options.gate_before_attention = variant == 4;
+          options.loss_coefficient = 0.25;
+          options.noise_epsilon = 0.125;
           if (level == Level::task) options.task_features = 7;
           const Mode mode = variant >= 2 ? Mode::training : Mode::inference;
           check_random_case<Library>(options, {3, 0, 1, 5}, mode, rng);

@@ -1,0 +1,113 @@
+#include <stdexcept>
+
+#include <meo/experts/linear.hpp>
+
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::test;
+
+template <class S>
+Linear<S> random_linear(Generator& rng, Index in_features, Index out_features, bool bias) {
+  Linear<S> linear(in_features, out_features, bias);
+  linear.set_weight(random_normal<S>(rng, out_features, in_features));
+  if (bias) linear.set_bias(random_normal<S>(rng, out_features, 1));
+  return linear;
+}
+
+template <class S>
+Bounded<S> expected_forward(const Linear<S>& linear, const Matrix<S>& x) {
+  const Vector<S> bias = linear.has_bias() ? linear.bias() : Vector<S>();
+  return affine<S>(Bounded<S>::exact(x), linear.weight().template cast<Wide<S>>(),
+                   bias.template cast<Wide<S>>());
+}
+
+TEMPLATE_TEST_CASE("Linear is x Wᵀ + b within its rounding", "[linear]", float, double, long double) {
+  using S = TestType;
+  Generator rng(32);
+  for (const bool bias : {false, true}) {
+    for (const Index rows : {0, 1, 8, 29}) {
+      for (const Index out_features : {1, 12, 33}) {
+        const Linear<S> linear = random_linear<S>(rng, 17, out_features, bias);
+        const Matrix<S> x = random_normal<S>(rng, rows, 17);
+        CHECK(disagreement(linear.forward(x), expected_forward(linear, x)) == "");
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("Linear takes any input expression", "[linear]", float, double) {
+  using S = TestType;
+  Generator rng(33);
+  const Linear<S> linear = random_linear<S>(rng, 17, 12, true);
+  const Matrix<S> larger = random_normal<S>(rng, 9, 40), x = larger.block(1, 2, 5, 17), y = linear.forward(x);
+  using ColumnMajor = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;
+  CHECK(bit_difference(linear.forward(larger.block(1, 2, 5, 17)), y) == "");
+  CHECK(bit_difference(linear.forward(ColumnMajor(x)), y) == "");
+  CHECK(bit_difference(linear.forward(x + Matrix<S>::Zero(5, 17)), y) == "");
+}
+
+TEMPLATE_TEST_CASE("Linear writes into strided memory, or adds without the bias", "[linear]", float, double) {
+  using S = TestType;
+  Generator rng(34);
+  const Linear<S> linear = random_linear<S>(rng, 17, 12, true);
+  const Matrix<S> x = random_normal<S>(rng, 5, 17), before = random_normal<S>(rng, 5, 30);
+  Matrix<S> y = before, expected = before;
+  linear.apply(x, y.data() + 4, 30);
+  expected.middleCols(4, 12) = linear.forward(x);
+  CHECK(bit_difference(y, expected) == "");
+
+  y = before;
+  linear.add_product(x, y.data() + 4, 30);
+  Linear<S> without_bias(17, 12, false);
+  without_bias.set_weight(linear.weight());
+  Bounded<S> sum = add(Bounded<S>::exact(before.middleCols(4, 12)), expected_forward(without_bias, x));
+  sum.error += gamma<S>(17) * before.middleCols(4, 12).template cast<Wide<S>>().cwiseAbs();
+  CHECK(disagreement(y.middleCols(4, 12), sum) == "");
+  y.middleCols(4, 12) = before.middleCols(4, 12);
+  CHECK(bit_difference(y, before) == "");
+}
+
+TEST_CASE("a Linear tells its shape, starts at zero and copies", "[linear]") {
+  Linear<float> linear(3, 2);
+  CHECK(linear.in_features() == 3);
+  CHECK(linear.out_features() == 2);
+  CHECK(linear.has_bias());
+  CHECK(linear.weight() == Matrix<float>::Zero(2, 3));
+  CHECK(linear.bias() == Vector<float>::Zero(2));
+  const Linear<float> copy = linear;
+  linear.set_bias(Vector<float>::Ones(2));
+  CHECK(copy.bias() == Vector<float>::Zero(2));
+  CHECK(linear.bias() == Vector<float>::Ones(2));
+}
+
+TEST_CASE("a Linear initialises its weight and bias within ±1/√in_features", "[linear]") {
+  Generator rng(35);
+  Linear<double> linear(16, 50);
+  linear.initialize(rng);
+  CHECK(linear.weight().cwiseAbs().maxCoeff() <= 0.25);
+  CHECK(linear.weight().cwiseAbs().maxCoeff() > 0.24);
+  CHECK(linear.bias().cwiseAbs().maxCoeff() <= 0.25);
+  CHECK(linear.bias().cwiseAbs().maxCoeff() > 0.2);
+}
+
+TEST_CASE("bad shapes of a Linear are named", "[linear]") {
+  Linear<float> linear(3, 2), without_bias(3, 2, false);
+  const auto refused = [](auto&& f, const std::string& message) {
+    return error_lacks<std::invalid_argument>(f, {message});
+  };
+  CHECK(refused([] { Linear<float>(0, 2); }, "in_features: expected at least 1, got 0") == "");
+  CHECK(refused([] { Linear<float>(3, -1); }, "out_features: expected at least 1, got -1") == "");
+  CHECK(refused([&] { linear.set_weight(Matrix<float>::Ones(3, 2)); }, "expected 2 x 3, got 3 x 2") == "");
+  CHECK(refused([&] { linear.set_bias(Vector<float>::Ones(3)); }, "expected 2 values, got 3") == "");
+  CHECK(refused([&] { without_bias.set_bias(Vector<float>::Ones(2)); }, "got bias = false") == "");
+  CHECK(refused([&] { static_cast<void>(linear.forward(Matrix<float>::Ones(5, 2))); },
+                "x: expected 3 features, got 2") == "");
+}
+
+}  // namespace

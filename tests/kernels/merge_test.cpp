@@ -1,0 +1,68 @@
+#include <utility>
+#include <vector>
+
+#include <meo/kernels/merge.hpp>
+
+#include "kernels/chain.hpp"
+#include "kernels/guarded_matrix.hpp"
+#include "kernels/random_experts.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::detail;
+using namespace meo::test;
+
+/// Scalar and Storage.
+template <class S, class T>
+struct Types {
+  using Scalar = S;
+  using Storage = T;
+};
+
+TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any rows of a panel, and no more",
+                   "[merge]", (Types<float, float>), (Types<double, double>), (Types<double, float>),
+                   (Types<long double, long double>), (Types<long double, float>)) {
+  using S = typename TestType::Scalar;
+  constexpr Index columns = Tile<S>::columns;
+  Generator rng(2);
+  const RandomExperts<S, typename TestType::Storage> experts(rng, 24, 9, 2 * columns - 1, false);
+  const auto bank = experts.bank.panels();
+  for (Index top_k = 1; top_k <= 20; ++top_k) {
+    const Selections<S> selections = random_selections<S>(rng, 1, 24, top_k);
+    std::vector<Index> selected;
+    std::vector<S> weights;
+    std::vector<Matrix<S>> terms;
+    Bounded<S> bound(bank.out_features, bank.in_features);
+    for (const auto& [expert, weight] : selections.ascending(0)) {
+      selected.push_back(expert);
+      weights.push_back(weight);
+      terms.push_back(experts.weights[std::size_t(expert)]);
+      const Matrix<Wide<S>> term = Wide<S>(weight) * terms.back().template cast<Wide<S>>();
+      bound.value += term;
+      bound.error += gamma<S>(top_k) * term.cwiseAbs();
+    }
+    const Matrix<S> expected = chain_merge(terms, weights);
+    CHECK(disagreement(expected, bound) == "");
+
+    for (Index p = 0; p < bank.num_panels(); ++p) {
+      for (Index row = 0; row < bank.depth(); ++row) {
+        for (Index rows = 1; row + rows <= bank.depth(); ++rows) {
+          INFO("K " << top_k << ", panel " << p << ", rows " << row << " to " << row + rows - 1);
+          GuardedMatrix<S> merged(1, rows * columns);
+          merge_rows(bank, p, row, rows, {selected.data(), weights.data()}, top_k, merged.data());
+          CHECK(merged.guards_intact());
+          Matrix<S> panel = Matrix<S>::Zero(rows, columns);  // zero: padding stays zero
+          panel.leftCols(bank.valid_columns(p)) =
+              expected.block(p * columns, row, bank.valid_columns(p), rows).transpose();
+          CHECK(bit_difference(merged.values(),
+                               Matrix<S>(panel.template reshaped<Eigen::RowMajor>(1, panel.size()))) == "");
+        }
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,155 @@
+#include <vector>
+
+#include <meo/experts/expert_bank.hpp>
+#include <meo/kernels/dense_product.hpp>
+#include <meo/kernels/merged_product.hpp>
+
+#include "kernels/l2_size.hpp"
+#include "kernels/merged_problem.hpp"
+#include "kernels/threads.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::detail;
+using namespace meo::test;
+
+TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains, for all shapes around the tile",
+                   "[merged_product]", float, double, long double) {
+  check_merged_products<TestType>();
+}
+
+TEST_CASE("merged_product computes in another scalar than it stores", "[merged_product]") {
+  check_merged_products<double, float>();
+  check_merged_products<long double, float>();
+}
+
+// Deeper than a strip of 20 experts, so that a merge is made of several.
+constexpr MergedShape deep{21, 20, 700, 40, true};
+const std::vector<Index> ragged{3, 0, 1, 8, 2, 14};
+
+TEMPLATE_TEST_CASE("a single expert is weighted as well", "[merged_product]", float, double, long double) {
+  using S = TestType;
+  Generator rng(37);
+  MergedProblem<S> problem(rng, {3, 1, 7, 20, true}, {2, 3});
+  problem.selections = {1, {2, 2}, {S(.5), S(.25)}};
+  CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+}
+
+TEMPLATE_TEST_CASE("merged_product is within the rounding of a merge and a product", "[merged_product]",
+                   float, double, long double) {
+  using S = TestType;
+  Generator rng(13);
+  const MergedProblem<S> problem(rng, deep, ragged);
+  const Matrix<S> y = problem.computed();
+  for (Index b = 0; b < problem.sequences(); ++b) {
+    Matrix<Wide<S>> weight = Matrix<Wide<S>>::Zero(deep.out_features, deep.in_features), magnitude = weight;
+    Vector<Wide<S>> bias = Vector<Wide<S>>::Zero(deep.out_features), bias_magnitude = bias;
+    for (const auto& [expert, gate] : problem.selections.ascending(b)) {
+      const Matrix<Wide<S>> term =
+          Wide<S>(gate) * problem.experts.weights[std::size_t(expert)].template cast<Wide<S>>();
+      const Vector<Wide<S>> bias_term =
+          Wide<S>(gate) * problem.experts.biases[std::size_t(expert)].template cast<Wide<S>>();
+      weight += term;
+      magnitude += term.cwiseAbs();
+      bias += bias_term;
+      bias_magnitude += bias_term.cwiseAbs();
+    }
+    const Matrix<Wide<S>> x =
+        problem.x.middleRows(problem.begin(b), problem.length(b)).template cast<Wide<S>>();
+    Bounded<S> expected(x.rows(), deep.out_features);
+    expected.value = (x * weight.transpose()).rowwise() + bias.transpose();
+    expected.error = gamma<S>(deep.top_k + deep.in_features + 1) *
+                     ((x.cwiseAbs() * magnitude.transpose()).rowwise() + bias_magnitude.transpose());
+    CHECK(disagreement(y.middleRows(problem.begin(b), problem.length(b)), expected) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("merged_product is dense_product with the merged experts, to the bit", "[merged_product]",
+                   float, double, long double) {
+  using S = TestType;
+  Generator rng(14);
+  const MergedProblem<S> problem(rng, deep, ragged);
+  const Matrix<S> y = problem.computed();
+  for (Index b = 0; b < problem.sequences(); ++b) {
+    const auto [weight, bias] = problem.merged_expert(b);
+    ExpertBank<S> merged(1, deep.in_features, deep.out_features, true);
+    merged.set_weight(0, weight);
+    merged.set_bias(0, bias);
+    Matrix<S> expected(problem.length(b), deep.out_features);
+    dense_product(merged.panels(), 0, problem.x.data() + problem.begin(b) * deep.in_features,
+                  deep.in_features, expected.rows(), expected.data(), deep.out_features);
+    CHECK(bit_difference(y.middleRows(problem.begin(b), problem.length(b)), expected) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("no bit of a merged product depends on the size of the blocks", "[merged_product]", float,
+                   double, long double) {
+  using S = TestType;
+  Generator rng(15);
+  const MergedProblem<S> problem(rng, deep, ragged);
+  const Matrix<S> expected = problem.expected();
+  for (const Index l2 : {0, 1 << 14, 100'000, 1 << 19, 1 << 21}) {
+    INFO("L2 " << l2);
+    const L2Size l2_size(l2);
+    CHECK(bit_difference(problem.computed(), expected) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("no bit of a merged product depends on the number of threads", "[merged_product]", float,
+                   double, long double) {
+  using S = TestType;
+  Generator rng(16);
+  const MergedProblem<S> problem(rng, {21, 9, 50, 5 * Tile<S>::columns + 3, true}, ragged);
+  const Matrix<S> expected = problem.expected();
+  with_threads([&](Index threads) {
+    INFO(threads << " threads");
+    CHECK(bit_difference(problem.computed(threads), expected) == "");
+  });
+}
+
+TEMPLATE_TEST_CASE("a sequence has the same bits alone as in a batch", "[merged_product]", float, double) {
+  using S = TestType;
+  Generator rng(17);
+  const MergedProblem<S> batch(rng, {6, 3, 30, 40, true}, ragged);
+  const Matrix<S> y = batch.computed();
+  for (Index b = 0; b < batch.sequences(); ++b) {
+    MergedProblem<S> alone = batch;
+    alone.offsets = {0, batch.length(b)};
+    alone.x = batch.x.middleRows(batch.begin(b), batch.length(b));
+    alone.selections = {3, {}, {}};
+    for (const auto& [expert, weight] : batch.selections.ascending(b)) {
+      alone.selections.experts.push_back(expert);
+      alone.selections.weights.push_back(weight);
+    }
+    CHECK(bit_difference(alone.computed(), Matrix<S>(y.middleRows(batch.begin(b), batch.length(b)))) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("sequences that share a merge have the bits of merges of their own", "[merged_product]",
+                   float, double) {
+  using S = TestType;
+  Generator rng(18);
+  MergedProblem<S> problem(rng, {6, 3, 30, 40, true}, ragged);
+  for (const std::size_t b : {2U, 5U}) {
+    for (std::size_t i = 0; i < 3; ++i) {
+      problem.selections.experts[3 * b + i] = problem.selections.experts[i];
+      problem.selections.weights[3 * b + i] = problem.selections.weights[i];
+    }
+  }
+  CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+}
+
+TEMPLATE_TEST_CASE("an expert that nobody selects is not read", "[merged_product]", float, double) {
+  using S = TestType;
+  Generator rng(19);
+  MergedProblem<S> problem(rng, {4, 2, 7, 20, true}, {2, 3});
+  problem.selections = {2, {3, 0, 0, 2}, {S(.5), S(.5), S(.25), S(.75)}};
+  problem.experts.bank.set_weight(1, Matrix<S>::Constant(20, 7, GuardedMatrix<S>::nan));
+  problem.experts.bank.set_bias(1, Vector<S>::Constant(20, GuardedMatrix<S>::nan));
+  CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+}
+
+}  // namespace

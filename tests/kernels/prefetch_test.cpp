@@ -1,0 +1,80 @@
+#include <utility>
+#include <vector>
+
+#include <meo/kernels/prefetch.hpp>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::detail;
+
+constexpr Index line = PrefetchQueue::line_bytes;
+
+/// The lines that tiles of one step each ask for, as numbers counted from `memory`.
+std::vector<Index> asked_for(PrefetchQueue queue, const char* memory) {
+  std::vector<Index> asked;
+  while (queue.lines() > 0 && asked.size() < 1000) {
+    const char* at = queue.at();
+    for (Index i = 0; i < queue.lines() && at < queue.end(); ++i, at += line) {
+      asked.push_back((at - memory) / line);
+    }
+    queue.advance(std::min(at, queue.end()));
+  }
+  return asked;
+}
+
+TEST_CASE("an empty queue asks for nothing", "[prefetch]") {
+  PrefetchQueue queue;
+  CHECK(queue.lines() == 0);
+  queue.spread(10);
+  CHECK(queue.lines() == 0);
+}
+
+TEST_CASE("stretches are asked for one after another, each line once", "[prefetch]") {
+  const std::vector<char> memory(32 * line);
+  const char* const begin = memory.data();
+  PrefetchQueue queue;
+  queue.add(begin + 8 * line, 3 * line);
+  queue.add(begin, 2 * line);
+  queue.add(begin + 9 * line, line);       // in the queue already
+  queue.add(begin + 11 * line, 2 * line);  // goes on where the first stretch ends
+  queue.spread(100);
+  CHECK(asked_for(queue, begin) == std::vector<Index>{8, 9, 10, 11, 12, 0, 1});
+}
+
+TEST_CASE("the rate is 0, 1, 2 or 4 lines a step and suffices for one stretch", "[prefetch]") {
+  const std::vector<char> memory(1 << 16);
+  for (Index bytes = 1; bytes <= 64 * line; bytes += 21) {
+    for (const Index steps : {1, 2, 7, 40, 1000}) {
+      PrefetchQueue queue;
+      queue.add(memory.data(), bytes);
+      queue.spread(steps);
+      INFO(bytes << " bytes in " << steps << " steps");
+      CHECK((queue.lines() == 1 || queue.lines() == 2 || queue.lines() == PrefetchQueue::max_lines));
+      if (queue.lines() < PrefetchQueue::max_lines) CHECK(queue.lines() * line * steps >= bytes);
+      if (queue.lines() > 1) CHECK(line * steps <= bytes);
+    }
+  }
+}
+
+TEST_CASE("no steps to prefetch in are no division by zero", "[prefetch]") {
+  PrefetchQueue queue;
+  const char byte = 0;
+  queue.add(&byte, 1);
+  queue.spread(0);
+  CHECK(queue.lines() <= PrefetchQueue::max_lines);
+}
+
+TEST_CASE("what no longer fits the queue is left out", "[prefetch]") {
+  const std::vector<char> memory(200 * line);
+  PrefetchQueue queue;
+  for (Index i = 0; i < 100; ++i) queue.add(memory.data() + 2 * i * line, line);
+  queue.spread(1000);
+  const std::vector<Index> asked = asked_for(queue, memory.data());
+  REQUIRE(asked.size() == 32);
+  for (std::size_t i = 0; i < asked.size(); ++i) CHECK(asked[i] == 2 * Index(i));
+}
+
+}  // namespace
