@@ -323,9 +323,7 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
        .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
        .loss_coefficient = metadata.real("loss_coef", 0.01),
        .noise_epsilon = metadata.real("noise_epsilon", 0.01)});
-  meo::io::load(block.up(), reader, arguments.prefix + "up.");
-  if (gated) meo::io::load(block.gate_up(), reader, arguments.prefix + "gate_up.");
-  meo::io::load(block.down(), reader, arguments.prefix + "down.");
+  meo::io::load(block, reader, arguments.prefix);
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
   meo::FeedForwardWorkspace<Scalar> workspace;
