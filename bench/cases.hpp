@@ -1,0 +1,63 @@
+#pragma once
+
+/// What meo_bench measures: the sizes, and the ways to compute each.
+
+#include <string>
+#include <vector>
+
+#include <meo/types.hpp>
+
+namespace bench {
+
+using meo::Index;
+using meo::Level;
+
+/// One layer, or one feed-forward block, and the batch it sees.
+struct Case {
+  std::string name;
+  Index sequences = 8;
+  Index tokens = 128;  ///< of each sequence
+  Index in_features = 768;
+  Index out_features = 3072;
+  Index num_experts = 8;
+  std::vector<Index> top_k = {8};
+  Level level = Level::sequence;
+  bool block = false;  ///< in_features → out_features → in_features with GELU between, instead of a layer
+  bool in_double = false;
+  bool reads = false;  ///< with so few tokens that reading the experts is the least it can take
+
+  Index all_tokens() const { return sequences * tokens; }
+};
+
+inline const std::vector<Case>& all_cases() {
+  static const std::vector<Case> cases{
+      {.name = "b8_t128", .top_k = {1, 2, 4, 8}},
+      {.name = "b8_t128_3072_768", .in_features = 3072, .out_features = 768},
+      {.name = "b32_t128", .sequences = 32},
+      {.name = "b1_t128", .sequences = 1, .top_k = {1, 2, 4, 8}},
+      {.name = "b1_t512", .sequences = 1, .tokens = 512},
+      {.name = "b8_t32", .tokens = 32},
+      {.name = "b8_t128_n32", .num_experts = 32, .top_k = {32}},
+      {.name = "b1_t1", .sequences = 1, .tokens = 1, .top_k = {1, 2, 4, 8}, .reads = true},
+      {.name = "b1_t77_1000_1003", .sequences = 1, .tokens = 77, .in_features = 1000, .out_features = 1003},
+      {.name = "task_b8_t128", .level = Level::task},
+      {.name = "token_b8_t128", .top_k = {1, 8}, .level = Level::token},
+      {.name = "block_b8_t128", .block = true},
+      {.name = "double_b8_t128", .in_double = true},
+  };
+  return cases;
+}
+
+/// dense: one expert's product, by one of the libraries in baselines.hpp. naive: the experts merged in memory
+/// and then multiplied with, both by Eigen. read: the experts' bytes, and nothing else.
+enum class Kind { dense, meo, moe, naive, read };
+
+/// A way to compute a case; `name` follows the case's in the name of the benchmark.
+struct Method {
+  std::string name;
+  Kind kind;
+  std::size_t product = 0;  ///< dense: which of dense_products()
+  Index top_k = 1;          ///< the others
+};
+
+}  // namespace bench

@@ -1,0 +1,322 @@
+#pragma once
+
+/// A case's random data, and each of its methods made ready to run: built, run once and verified.
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <meo/flops.hpp>
+#include <meo/meo.hpp>
+
+#include "baselines.hpp"
+#include "cases.hpp"
+#include "verify.hpp"
+
+namespace bench {
+
+using Activation = meo::Gelu;
+
+/// The methods of a case, in the order in which they are reported.
+template <class Scalar>
+std::vector<Method> methods(const Case& c) {
+  std::vector<Method> all;
+  const auto products = dense_products<Scalar>();
+  for (std::size_t i = 0; i < products.size(); ++i)
+    all.push_back({.name = "dense/" + products[i].name, .kind = Kind::dense, .product = i});
+  const auto add = [&](const char* name, Kind kind, Index top_k) {
+    all.push_back({.name = name + ("/k" + std::to_string(top_k)), .kind = kind, .top_k = top_k});
+  };
+  for (const Index k : c.top_k) add("meo", Kind::meo, k);
+  for (const Index k : c.top_k) add("moe", Kind::moe, k);
+  for (const Index k : c.top_k) add("naive", Kind::naive, k);
+  if (c.reads) add("read", Kind::read, c.num_experts);
+  return all;
+}
+
+/// What one call of `run` costs: floating-point operations as flops.hpp counts them, and the bytes of the
+/// experts that it needs.
+struct Prepared {
+  std::function<void()> run;
+  double flops = 0;
+  double expert_bytes = 0;
+};
+
+template <class Scalar>
+class Problem {
+ public:
+  /// Draws everything from one seed.
+  explicit Problem(const Case& c)
+      : case_(c),
+        sequences_(meo::Sequences::uniform(c.sequences, c.tokens)),
+        x_(random(c.all_tokens(), c.in_features, 1, rng_)),
+        y_(c.all_tokens(), c.block ? c.in_features : c.out_features) {
+    projections_.push_back({c.in_features, c.out_features, {}});
+    if (c.block) {
+      projections_.push_back({c.out_features, c.in_features, {}});
+      hidden_.resize(c.all_tokens(), c.out_features);
+    }
+    for (Projection& projection : projections_) {
+      const double limit = 1 / std::sqrt(static_cast<double>(projection.in_features));
+      for (Index e = 0; e < c.num_experts; ++e)
+        projection.experts.push_back(random(projection.out_features, projection.in_features, limit, rng_));
+    }
+    if (c.level == Level::task) task_embeddings_ = random(description_tokens, task_features, 1, rng_);
+  }
+  Problem(const Problem&) = delete;  // what is prepared points into it
+  Problem& operator=(const Problem&) = delete;
+
+  /// Valid as long as the problem is.
+  Prepared prepare(const Method& method) {
+    const std::string name = case_.name + '/' + method.name;
+    y_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
+    hidden_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
+    switch (method.kind) {
+      case Kind::dense:
+        return prepare_dense(name, dense_products<Scalar>()[method.product]);
+      case Kind::meo:
+        return case_.block ? prepare_block<meo::MeoLayer<Scalar>>(name, method.top_k)
+                           : prepare_layer<meo::MeoLayer<Scalar>>(name, method.top_k);
+      case Kind::moe:
+        return case_.block ? prepare_block<meo::MoeLayer<Scalar>>(name, method.top_k)
+                           : prepare_layer<meo::MoeLayer<Scalar>>(name, method.top_k);
+      case Kind::naive:
+        return prepare_naive(name, method.top_k);
+      case Kind::read:
+        return {.run = [this] { sum_ = read(projections_[0].experts); },
+                .expert_bytes = static_cast<double>(case_.num_experts) * expert_bytes(projections_[0])};
+    }
+    return {};
+  }
+
+  /// What the methods write to.
+  const Scalar* result() const { return y_.data(); }
+
+ private:
+  struct Projection {
+    Index in_features, out_features;
+    std::vector<Matrix<Scalar>> experts;
+  };
+
+  static constexpr Index task_features = 768;
+  static constexpr Index description_tokens = 16;
+
+  // -------------------------------------------------------------------------------------------------------------
+  // Data
+
+  static Matrix<Scalar> random(Index rows, Index cols, double limit, std::mt19937_64& rng) {
+    std::uniform_real_distribution<Scalar> uniform(static_cast<Scalar>(-limit), static_cast<Scalar>(limit));
+    Matrix<Scalar> matrix(rows, cols);
+    for (Index i = 0; i < matrix.size(); ++i) matrix.data()[i] = uniform(rng);
+    return matrix;
+  }
+
+  /// Without biases, as the products that they are compared with.
+  meo::LayerOptions options(const Projection& projection, Index top_k) const {
+    return {.in_features = projection.in_features,
+            .out_features = projection.out_features,
+            .num_experts = case_.num_experts,
+            .top_k = top_k,
+            .level = case_.level,
+            .bias = false,
+            .task_features = task_features};
+  }
+
+  /// The same parameters for every layer that computes the projection.
+  template <class Layer>
+  void fill(Layer& layer, const Projection& projection) const {
+    for (Index e = 0; e < case_.num_experts; ++e)
+      layer.set_weight(e, projection.experts[static_cast<std::size_t>(e)]);
+    std::mt19937_64 rng(1);
+    layer.gate().initialize(rng);
+    // A gate sees the mean of some tokens whose features have variance 1/3, and starts with weights of
+    // variance 1/(3 D): made larger so that logits have about unit variance and no gate vanishes.
+    const bool sees_one_token = Layer::gates_tokens && case_.level == Level::token;
+    const auto tokens = static_cast<double>(sees_one_token ? 1 : case_.tokens);
+    layer.gate().set_weight(static_cast<Scalar>(3 * std::sqrt(tokens)) * layer.gate().weight());
+    if (case_.level == Level::task) layer.task_projection().initialize(rng);
+    if constexpr (Layer::merges_experts) {
+      if (case_.level == Level::token) {
+        layer.token_attention().initialize(rng);
+        // U would be zero; large, it would move all sequences alike and make their gates agree.
+        meo::Linear<Scalar>& up = layer.token_attention().up();
+        up.set_weight(random(up.out_features(), up.in_features(), 0.03, rng));
+      }
+    }
+  }
+
+  template <class Layer>
+  Layer make_layer(const Projection& projection, Index top_k) const {
+    Layer layer(options(projection, top_k));
+    fill(layer, projection);
+    return layer;
+  }
+
+  meo::Inputs<Scalar> inputs() const {
+    meo::Inputs<Scalar> inputs{.sequences = &sequences_};
+    if (case_.level == Level::task) inputs.task_embeddings = task_embeddings_;
+    return inputs;
+  }
+
+  /// tokens × N. The rows of a routing are tokens or sequences.
+  Matrix<Scalar> gates_of_tokens(const meo::Routing<Scalar>& routing) const {
+    const Matrix<Scalar> gates = routing.dense();
+    const Index tokens_a_row = case_.all_tokens() / routing.rows;
+    Matrix<Scalar> of_tokens(case_.all_tokens(), gates.cols());
+    for (Index t = 0; t < of_tokens.rows(); ++t) of_tokens.row(t) = gates.row(t / tokens_a_row);
+    return of_tokens;
+  }
+
+  // -------------------------------------------------------------------------------------------------------------
+  // Methods
+
+  /// Runs apply(p, x, y) for each projection p, with the activation between two.
+  template <class Apply>
+  void run_projections(const Apply& apply) {
+    apply(std::size_t{0}, x_, case_.block ? hidden_ : y_);
+    if (!case_.block) return;
+    activate(hidden_, Activation{});
+    apply(std::size_t{1}, hidden_, y_);
+  }
+
+  Prepared prepare_dense(const std::string& name, const DenseProduct<Scalar>& product) {
+    const auto run = [this, product] {
+      run_projections([&](std::size_t p, const Matrix<Scalar>& x, Matrix<Scalar>& y) {
+        product.run(x, projections_[p].experts[0], y);
+      });
+    };
+    run();
+    Matrix<Scalar> first_expert = Matrix<Scalar>::Zero(case_.all_tokens(), case_.num_experts);
+    first_expert.col(0).setOnes();
+    return verified(name, meo::Method::dense, 1, run, x_, hidden_, {first_expert, first_expert});
+  }
+
+  Prepared prepare_naive(const std::string& name, Index top_k) {
+    const auto layers = std::make_shared<std::vector<NaiveMeoLayer<Scalar>>>();
+    const auto run = [this, layers] {
+      run_projections(
+          [&](std::size_t p, const Matrix<Scalar>& x, Matrix<Scalar>& y) { (*layers)[p].run(x, y); });
+    };
+    // The first run makes the layers as it goes: what the second's gate sees is what the first put out.
+    run_projections([&](std::size_t p, const Matrix<Scalar>& x, Matrix<Scalar>& y) {
+      const auto layer = make_layer<meo::MeoLayer<Scalar>>(projections_[p], top_k);
+      meo::Workspace<Scalar> workspace;
+      meo::Inputs<Scalar> all_inputs = inputs();
+      if (case_.level == Level::task) all_inputs.sequences = nullptr;  // one decision, one merge
+      layers->emplace_back(projections_[p].experts, layer.route(x, all_inputs, workspace), layer);
+      layers->back().run(x, y);
+    });
+    std::vector<Matrix<Scalar>> gates;
+    for (const auto& layer : *layers) gates.push_back(gates_of_tokens(layer.routing()));
+    return verified(name, meo::Method::meo, top_k, run, layers->front().seen(x_), hidden_, gates);
+  }
+
+  template <class Layer>
+  Prepared prepare_layer(const std::string& name, Index top_k) {
+    struct State {
+      Layer layer;
+      meo::Workspace<Scalar> workspace;
+    };
+    const auto state = std::make_shared<State>(State{make_layer<Layer>(projections_[0], top_k), {}});
+    const auto run = [this, state] { state->layer.forward(x_, inputs(), y_, state->workspace); };
+    run();
+    const Scalar* seen = x_.data();
+    if constexpr (Layer::merges_experts) {
+      if (case_.level == Level::token) {
+        seen = state->workspace.attended.data();
+        verify_attention<Scalar>(name + "'s token attention", x_, state->layer.token_attention(),
+                                 map(seen, x_.cols()));
+      }
+    }
+    return verified(name, method_of<Layer>, top_k, run, map(seen, x_.cols()), hidden_,
+                    {gates_of_tokens(state->workspace.routing)});
+  }
+
+  template <class Layer>
+  Prepared prepare_block(const std::string& name, Index top_k) {
+    struct State {
+      meo::FeedForward<Layer, Activation> block;
+      meo::FeedForwardWorkspace<Scalar> workspace;
+    };
+    const meo::FeedForwardOptions options{.features = case_.in_features,
+                                          .hidden_features = case_.out_features,
+                                          .num_experts = case_.num_experts,
+                                          .top_k = top_k,
+                                          .level = case_.level,
+                                          .bias = false,
+                                          .task_features = task_features};
+    const auto state = std::make_shared<State>(State{meo::FeedForward<Layer, Activation>(options), {}});
+    fill(state->block.up(), projections_[0]);
+    fill(state->block.down(), projections_[1]);
+    const auto run = [this, state] { state->block.forward(x_, inputs(), y_, state->workspace); };
+    run();
+    return verified(
+        name, method_of<Layer>, top_k, run, x_, map(state->workspace.hidden.data(), case_.out_features),
+        {gates_of_tokens(state->workspace.up.routing), gates_of_tokens(state->workspace.down.routing)});
+  }
+
+  /// Holds what `run` left behind against plain Eigen: a layer's y, or a block's hidden activations and,
+  /// given them, its y. seen: what the first experts saw; gates: tokens × N for each projection.
+  Prepared verified(const std::string& name, meo::Method method, Index top_k, std::function<void()> run,
+                    const ConstMatrixRef<Scalar>& seen, const ConstMatrixRef<Scalar>& hidden,
+                    const std::vector<Matrix<Scalar>>& gates) const {
+    const auto identity = [](Scalar value) { return value; };
+    const auto activation = [](Scalar value) { return Activation{}(value); };
+    if (case_.block) {
+      verify_mixture<Scalar>(name + "'s up", seen, projections_[0].experts, gates[0], activation, hidden);
+      verify_mixture<Scalar>(name + "'s down", hidden, projections_[1].experts, gates[1], identity, y_);
+    } else {
+      verify_mixture<Scalar>(name, seen, projections_[0].experts, gates[0], identity, y_);
+    }
+    Prepared prepared{.run = std::move(run)};
+    for (std::size_t p = 0; p < projections_.size(); ++p) {
+      const auto selected = static_cast<double>((gates[p].array() != 0).colwise().any().count());
+      prepared.flops += flops(method, projections_[p], top_k);
+      prepared.expert_bytes += selected * expert_bytes(projections_[p]);
+    }
+    return prepared;
+  }
+
+  double flops(meo::Method method, const Projection& projection, Index top_k) const {
+    const Index merges = top_k == 1 ? 0 : case_.level == Level::task ? 1 : case_.sequences;
+    return static_cast<double>(meo::flops(method, {.in_features = projection.in_features,
+                                                   .out_features = projection.out_features,
+                                                   .num_experts = case_.num_experts,
+                                                   .top_k = top_k,
+                                                   .level = case_.level,
+                                                   .tokens = case_.all_tokens(),
+                                                   .sequences = case_.sequences,
+                                                   .merges = merges,
+                                                   .bias = false,
+                                                   .task_features = task_features})
+                                   .total());
+  }
+
+  static double expert_bytes(const Projection& projection) {
+    return static_cast<double>(projection.in_features * projection.out_features) * sizeof(Scalar);
+  }
+
+  Eigen::Map<const Matrix<Scalar>> map(const Scalar* data, Index cols) const {
+    return {data, case_.all_tokens(), cols};
+  }
+
+  template <class Layer>
+  static constexpr meo::Method method_of = Layer::merges_experts ? meo::Method::meo : meo::Method::moe;
+
+  Case case_;
+  std::mt19937_64 rng_{42};
+  meo::Sequences sequences_;
+  Matrix<Scalar> x_;
+  Matrix<Scalar> y_;
+  Matrix<Scalar> hidden_;  // of blocks: activated
+  std::vector<Projection> projections_;
+  Matrix<Scalar> task_embeddings_;
+  Scalar sum_ = 0;  // of what was read
+};
+
+}  // namespace bench

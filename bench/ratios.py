@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Turns what `meo_bench` measured into a table (markdown): each layer's time over that of the fastest dense product.
+
+    meo_bench --benchmark_out=times.json
+    ratios.py times.json
+
+Times are medians over the repetitions of one run. "over" names what a time is divided by: the fastest dense product of
+one expert on the same tokens, K times that for MoE, or, for one token, reading the experts' bytes. "naive" is the same
+ratio for experts merged in memory and then multiplied with, both by Eigen. Needs Python 3.
+"""
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+# (case, method, K): target and stretch
+TARGETS = {
+    ("b8_t128", "meo", 1): (1.03, 0.98),
+    ("b8_t128", "meo", 4): (1.06, 1.00),
+    ("b8_t128", "meo", 8): (1.10, 1.03),
+    ("b8_t128_3072_768", "meo", 8): (1.12, 1.05),
+    ("b32_t128", "meo", 8): (1.12, 1.03),
+    ("b1_t128", "meo", 4): (1.05, 1.00),
+    ("b1_t128", "meo", 8): (1.16, 1.08),
+    ("b1_t512", "meo", 8): (1.05, 1.00),
+    ("b8_t32", "meo", 8): (1.33, 1.20),
+    ("b8_t128_n32", "meo", 32): (1.30, 1.20),
+    ("b1_t1", "meo", 8): (1.10, 1.03),
+    ("task_b8_t128", "meo", 8): (1.04, 1.00),
+    ("token_b8_t128", "meo", 8): (1.15, 1.08),
+    ("token_b8_t128", "moe", 1): (1.08, 1.00),
+    ("token_b8_t128", "moe", 8): (1.05, 1.00),
+    ("block_b8_t128", "meo", 8): (1.12, 1.05),
+    ("double_b8_t128", "meo", 8): (1.12, 1.05),
+}
+
+
+def read_times(runs, clock):
+    """Maps case to {(method, variant): seconds}; the variant is a library's name or the number of experts, K."""
+    repetitions = defaultdict(list)
+    for run in runs:
+        if run["run_type"] == "iteration":
+            repetitions[run["run_name"]].append(run[clock] * SECONDS[run["time_unit"]])
+    times = defaultdict(dict)
+    for name, seconds in repetitions.items():
+        case, method, variant = name.split("/")
+        top_k = re.fullmatch(r"k(\d+)", variant)
+        times[case][method, int(top_k[1]) if top_k else variant] = median(seconds)
+    return times
+
+
+def rows_of(case, times):
+    """A row of cells for each layer of a case that has something to be compared with."""
+    dense = [(seconds, library) for (method, library), seconds in times.items() if method == "dense"]
+    for (method, top_k), seconds in times.items():
+        if method not in ("meo", "moe"):
+            continue
+        products = top_k if method == "moe" else 1
+        if ("read", top_k) in times:
+            over, baseline = "read", times["read", top_k]
+        elif dense:
+            fastest, library = min(dense)
+            over, baseline = f"{products} × {library}" if products > 1 else library, products * fastest
+        else:
+            continue
+        naive = times.get(("naive", top_k)) if method == "meo" else None
+        target, stretch = TARGETS.get((case, method, top_k), (None, None))
+        ratios = [seconds / baseline, target, stretch, naive and naive / baseline]
+        yield [case, method, str(top_k), f"{seconds * 1e3:.3f}", over, f"{baseline * 1e3:.3f}",
+               *("" if ratio is None else f"{ratio:.2f}" if i in (1, 2) else f"{ratio:.3f}"
+                 for i, ratio in enumerate(ratios))]
+
+
+def print_table(rows):
+    heading = ["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive"]
+    rules = ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:"]
+    for row in (heading, rules, *rows):
+        print("| " + " | ".join(row) + " |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("times", type=Path, help="what meo_bench --benchmark_out=… wrote")
+    arguments = parser.parse_args()
+
+    report = json.loads(arguments.times.read_text(encoding="utf-8"))
+    context = report["context"]
+    # One thread's own time does not count what other programs took from it; with more threads only the clock is fair.
+    clock = "cpu_time" if context["threads"] == "1" else "real_time"
+    print(f"{context['threads']} thread(s), {clock.replace('_', ' ')}, {context['compiler']}, {context['instructions']}; "
+          f"dense products: {context['dense_products']}; {context['date']}\n")
+    print_table([row for case, times in read_times(report["benchmarks"], clock).items() for row in rows_of(case, times)])
+
+
+if __name__ == "__main__":
+    main()

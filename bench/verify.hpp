@@ -1,0 +1,109 @@
+#pragma once
+
+/// Holds what is timed against plain Eigen, every element within the error that rounding may have caused.
+///
+/// With u the unit roundoff and γ_n = n u / (1 − n u), a sum of products whose terms pass at most n roundings
+/// is within γ_n Σ|a||b| of the exact one (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+/// lemma 3.1), and Σ|a||b| ≤ ‖a‖‖b‖. Two computations of it differ by at most twice that.
+
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <limits>
+#include <string_view>
+#include <vector>
+
+#include <meo/layers/token_attention.hpp>
+#include <meo/types.hpp>
+
+#include "baselines.hpp"
+
+namespace bench {
+
+template <class Scalar>
+Scalar twice_gamma(Index n) {
+  const double nu = static_cast<double>(n) * std::numeric_limits<Scalar>::epsilon() / 2;
+  return static_cast<Scalar>(2 * nu / (1 - nu));
+}
+
+/// Ends the program with exit code 1 if an element of `actual` is further than `bound` from `expected`; NaN
+/// is.
+template <class Scalar>
+void require_within(std::string_view what, const ConstMatrixRef<Scalar>& actual,
+                    const Matrix<Scalar>& expected, const Matrix<Scalar>& bound) {
+  for (Index r = 0; r < expected.rows(); ++r) {
+    for (Index c = 0; c < expected.cols(); ++c) {
+      if (std::abs(actual(r, c) - expected(r, c)) <= bound(r, c)) continue;
+      std::cerr << "meo_bench: " << what << " is wrong: element (" << r << ", " << c << ") is "
+                << actual(r, c) << ", expected " << expected(r, c) << " to within " << bound(r, c) << '\n';
+      std::exit(1);
+    }
+  }
+}
+
+/// x Wᵀ
+template <class Scalar>
+Matrix<Scalar> product(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight) {
+  Matrix<Scalar> y(x.rows(), weight.rows());
+  eigen_product<Scalar>(x, weight, y);
+  return y;
+}
+
+/// Requires y_t = f(Σ_e gates_te x_t W_eᵀ). x: T × D; experts: N times F × D; gates: T × N; y: T × F. f has
+/// |f'| ≤ 1.2, |f(x)| ≤ |x| and takes at most 16 roundings, as GELU does with an erf of 8, or is the
+/// identity.
+///
+/// A term passes D roundings in the product and K + 1 in the weighting and the sum over experts.
+template <class Scalar, class Function>
+void verify_mixture(std::string_view what, const ConstMatrixRef<Scalar>& x,
+                    const std::vector<Matrix<Scalar>>& experts, const Matrix<Scalar>& gates,
+                    const Function& f, const ConstMatrixRef<Scalar>& y) {
+  Matrix<Scalar> expected = Matrix<Scalar>::Zero(y.rows(), y.cols());
+  Matrix<Scalar> norms(y.cols(), gates.cols());  // ‖row f of W_e‖
+  for (Index e = 0; e < gates.cols(); ++e) {
+    const Matrix<Scalar>& weight = experts[static_cast<std::size_t>(e)];
+    norms.col(e) = weight.rowwise().norm();
+    std::vector<Index> tokens;
+    for (Index t = 0; t < gates.rows(); ++t) {
+      if (gates(t, e) != 0) tokens.push_back(t);
+    }
+    Matrix<Scalar> rows(static_cast<Index>(tokens.size()), x.cols());
+    for (Index i = 0; i < rows.rows(); ++i) rows.row(i) = x.row(tokens[static_cast<std::size_t>(i)]);
+    const Matrix<Scalar> outputs = product<Scalar>(rows, weight);
+    for (Index i = 0; i < rows.rows(); ++i) {
+      const Index t = tokens[static_cast<std::size_t>(i)];
+      expected.row(t) += gates(t, e) * outputs.row(i);
+    }
+  }
+  for (Scalar& value : expected.reshaped()) value = f(value);
+
+  const Index top_k = (gates.array() != 0).rowwise().count().maxCoeff();
+  const Scalar factor = Scalar(1.2) * twice_gamma<Scalar>(x.cols() + top_k + 1 + 16);
+  Matrix<Scalar> bound = product<Scalar>(gates, norms);
+  for (Index t = 0; t < bound.rows(); ++t) bound.row(t) *= factor * x.row(t).norm();
+  require_within<Scalar>(what, y, expected, bound);
+}
+
+/// Requires attended = x + TokenAttention(x).
+///
+/// A term passes D + 1 roundings in the first product and ⌊D/r⌋ + 2 in the second and its sums.
+template <class Scalar>
+void verify_attention(std::string_view what, const Matrix<Scalar>& x,
+                      const meo::TokenAttention<Scalar>& attention, const ConstMatrixRef<Scalar>& attended) {
+  const Matrix<Scalar> down = attention.down().weight(), up = attention.up().weight();
+  const meo::Vector<Scalar> down_bias = attention.down().bias(), up_bias = attention.up().bias();
+  Matrix<Scalar> rows = product<Scalar>(x, down);
+  rows = (rows.rowwise() + down_bias.transpose()).cwiseMax(Scalar(0));
+  Matrix<Scalar> expected = product<Scalar>(rows, up);
+  expected += x.rowwise() + up_bias.transpose();
+
+  Matrix<Scalar> row_bound(rows.rows(), rows.cols());
+  for (Index t = 0; t < x.rows(); ++t)
+    row_bound.row(t) = (x.row(t).norm() * down.rowwise().norm() + down_bias.cwiseAbs()).transpose();
+  Matrix<Scalar> bound = product<Scalar>(row_bound, up.cwiseAbs());
+  bound += x.cwiseAbs().rowwise() + up_bias.cwiseAbs().transpose();
+  bound *= twice_gamma<Scalar>(x.cols() + up.cols() + 3);
+  require_within<Scalar>(what, attended, expected, bound);
+}
+
+}  // namespace bench
