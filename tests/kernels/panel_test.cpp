@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <vector>
 
 #include <meo/kernels/panel.hpp>

@@ -1,4 +1,4 @@
-#include <utility>
+#include <algorithm>
 #include <vector>
 
 #include <meo/kernels/prefetch.hpp>
