@@ -1,5 +1,9 @@
+#include <array>
+#include <initializer_list>
 #include <limits>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/experts/expert_bank.hpp>
