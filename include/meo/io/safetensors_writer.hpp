@@ -43,6 +43,20 @@ inline bool is_utf8(const std::string& text) {
   }
 }
 
+/// What comes before the data: the header's length, and the header with spaces up to a multiple of 8 bytes,
+/// which align the data.
+inline std::vector<std::byte> file_head(std::string_view file, std::string header) {
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  if (header.size() > max_header_size) {
+    throw Error(file, "expected a header of at most " + std::to_string(max_header_size) + " bytes, got " +
+                          std::to_string(header.size()));
+  }
+  std::vector<std::byte> bytes(sizeof(std::uint64_t) + header.size());
+  store(static_cast<std::uint64_t>(header.size()), bytes.data());
+  std::ranges::copy(std::as_bytes(std::span(header)), bytes.begin() + sizeof(std::uint64_t));
+  return bytes;
+}
+
 }  // namespace detail
 
 /// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file.
@@ -161,7 +175,7 @@ class SafetensorsWriter {
     tensors_.emplace(name, std::move(tensor));
   }
 
-  /// Wide elements first: each lies aligned then, as the header's length is a multiple of 8.
+  /// Wide elements first, so that each lies aligned.
   std::vector<const Entry*> in_order() const {
     std::vector<const Entry*> entries;
     for (const Entry& entry : tensors_) entries.push_back(&entry);
@@ -181,16 +195,7 @@ class SafetensorsWriter {
                     {"data_offsets", {offset, offset + tensor.bytes.size()}}};
       offset += tensor.bytes.size();
     }
-    std::string text = json.dump();
-    text.resize((text.size() + 7) / 8 * 8, ' ');
-    if (text.size() > detail::max_header_size) {
-      throw Error(file, "expected a header of at most " + std::to_string(detail::max_header_size) +
-                            " bytes, got " + std::to_string(text.size()));
-    }
-    std::vector<std::byte> bytes(sizeof(std::uint64_t) + text.size());
-    detail::store(static_cast<std::uint64_t>(text.size()), bytes.data());
-    std::ranges::copy(std::as_bytes(std::span(text)), bytes.begin() + sizeof(std::uint64_t));
-    return bytes;
+    return detail::file_head(file, json.dump());
   }
 
   std::map<std::string, std::string> metadata_;
