@@ -58,6 +58,7 @@ TEMPLATE_TEST_CASE("Relu is max(x, 0)", "[activation]", float, double, long doub
   CHECK(Relu()(-std::numeric_limits<S>::denorm_min()) == 0);
   CHECK(Relu()(infinity<S>) == infinity<S>);
   CHECK(Relu()(-infinity<S>) == 0);
+  CHECK(std::isnan(Relu()(nan<S>)));
 }
 
 TEMPLATE_TEST_CASE("Identity changes nothing", "[activation]", float, double, long double) {

@@ -30,6 +30,14 @@ TEST_CASE("merged_product computes in another scalar than it stores", "[merged_p
 constexpr MergedShape deep{21, 20, 700, 40, true};
 const std::vector<Index> ragged{3, 0, 1, 8, 2, 14};
 
+TEMPLATE_TEST_CASE("a single expert is weighted as well", "[merged_product]", float, double, long double) {
+  using S = TestType;
+  Generator rng(37);
+  MergedProblem<S> problem(rng, {3, 1, 7, 20, true}, {2, 3});
+  problem.selections = {1, {2, 2}, {S(.5), S(.25)}};
+  CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+}
+
 TEMPLATE_TEST_CASE("merged_product is within the rounding of a merge and a product", "[merged_product]",
                    float, double, long double) {
   using S = TestType;

@@ -8,11 +8,11 @@
 
 namespace meo {
 
-/// max(x, 0)
+/// max(x, 0); NaN stays NaN.
 struct Relu {
   template <class Scalar>
   Scalar operator()(const Scalar& x) const {
-    return x > Scalar(0) ? x : Scalar(0);
+    return x < Scalar(0) ? Scalar(0) : x;
   }
 };
 

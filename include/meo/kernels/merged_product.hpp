@@ -70,8 +70,11 @@ class MergedProduct {
     Index rows;
   };
 
-  /// The softmax over one logit is 1, so with K = 1 the merged expert is the expert itself, where it lies.
-  bool uses_experts_in_place() const { return std::same_as<Scalar, Storage> && plan_.top_k == 1; }
+  /// The softmax over one logit is 1, so with K = 1 the merged expert is the expert itself, where it lies. A
+  /// routing from elsewhere may have another weight.
+  bool uses_experts_in_place() const {
+    return std::same_as<Scalar, Storage> && plan_.top_k == 1 && plan_.has_unit_weights;
+  }
 
   Block block_at(Index panel, Index first_merge, Index row) const {
     return {panel, first_merge, std::min(blocks_.merges, plan_.num_merges() - first_merge), row,
