@@ -16,11 +16,13 @@ namespace meo::detail {
 template <class Scalar>
 struct MergePlan {
   Index top_k = 0;
+  bool has_unit_weights = false;  ///< whether all weights are 1
+
   std::vector<Index> experts;    ///< sequences × K, ascending within a sequence
   std::vector<Scalar> weights;   ///< sequences × K
   std::vector<Index> sequences;  ///< all sequences that have tokens, grouped by merge
-  std::vector<Index>
-      merge_begins;  ///< merge m serves sequences[merge_begins[m]] … sequences[merge_begins[m + 1] − 1]
+  /// Merge m serves sequences[merge_begins[m]] … sequences[merge_begins[m + 1] − 1].
+  std::vector<Index> merge_begins;
 
   Index num_merges() const { return static_cast<Index>(merge_begins.size()) - 1; }
   Index begin(Index merge) const { return merge_begins[static_cast<std::size_t>(merge)]; }
