@@ -14,6 +14,7 @@ namespace meo::detail {
 template <class Scalar>
 void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, const Scalar* x, Index x_stride,
                    Index rows, Scalar* y, Index y_stride, bool add = false) {
+  if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
     for (Index p = begin; p < end; ++p) {
