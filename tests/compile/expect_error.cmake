@@ -3,8 +3,8 @@
 # Passes if SOURCE does not compile and the compiler says the text of SOURCE's first line, `// expect: text`, and if
 # SOURCE does compile with -DMEO_CONTROL. The control shows that the error comes from the one thing under test.
 
-file(STRINGS ${SOURCE} first_line LIMIT_COUNT 1)
-if(NOT first_line MATCHES "^// expect: (.+)$")
+file(READ ${SOURCE} source)
+if(NOT source MATCHES "^// expect: ([^\n]+)\n")
   message(FATAL_ERROR "${SOURCE} does not begin with `// expect: text`")
 endif()
 set(expected "${CMAKE_MATCH_1}")
