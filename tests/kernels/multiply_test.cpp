@@ -17,23 +17,23 @@ using namespace meo;
 using namespace meo::detail;
 using namespace meo::test;
 
-/// A panel of `depth` rows whose columns beyond `columns` are zero, with the weights it holds (columns ×
-/// depth) and NR values to start from.
+/// A weight (columns × depth) and a bias, and both as a kernel sees them: a panel and NR values to start
+/// from, zero beyond `columns`.
 template <class S>
 struct RandomPanel {
   RandomPanel(Generator& rng, Index depth, Index columns)
-      : panel(random_normal<S>(rng, depth, Tile<S>::columns)),
-        starts(random_normal<S>(rng, Tile<S>::columns, 1)) {
-    panel.rightCols(Tile<S>::columns - columns).setZero();
-    starts.tail(Tile<S>::columns - columns).setZero();
-    weight = panel.leftCols(columns).transpose();
-    bias = starts.head(columns);
+      : weight(random_normal<S>(rng, columns, depth)),
+        bias(random_normal<S>(rng, columns, 1)),
+        panel(Matrix<S>::Zero(depth, Tile<S>::columns)),
+        starts(Vector<S>::Zero(Tile<S>::columns)) {
+    panel.leftCols(columns) = weight.transpose();
+    starts.head(columns) = bias;
   }
 
-  Matrix<S> panel;
-  Vector<S> starts;
   Matrix<S> weight;
   Vector<S> bias;
+  Matrix<S> panel;
+  Vector<S> starts;
 };
 
 template <class S, class Rows>
