@@ -16,6 +16,7 @@
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 
 namespace meo::reference {
 

@@ -500,4 +500,19 @@ BlockResult<S> forward(const Block<S>& block, const Matrix<S>& x, const Batch<S>
                            : forward_with_own_gates(block, input, batch);
 }
 
+// Most of what a test of the layers takes to compile; compiled once, in reference.cpp.
+#define MEO_REFERENCE_INSTANCES(extern_or_none, S)                                                  \
+  extern_or_none template Bounded<S> attended(const Layer<S>&, const Bounded<S>&);                  \
+  extern_or_none template Gating<S> gate(const Layer<S>&, const Bounded<S>&, const Matrix<S>&);     \
+  extern_or_none template Gating<S> route(const Layer<S>&, const Bounded<S>&, const Batch<S>&);     \
+  extern_or_none template Bounded<S> mixtures(const Layer<S>&, const Bounded<S>&, const Gating<S>&, \
+                                              const Batch<S>&);                                     \
+  extern_or_none template Result<S> forward(const Layer<S>&, const Bounded<S>&, const Batch<S>&);   \
+  extern_or_none template Result<S> forward(const Layer<S>&, const Matrix<S>&, const Batch<S>&);    \
+  extern_or_none template BlockResult<S> forward(const Block<S>&, const Matrix<S>&, const Batch<S>&)
+
+MEO_REFERENCE_INSTANCES(extern, float);
+MEO_REFERENCE_INSTANCES(extern, double);
+MEO_REFERENCE_INSTANCES(extern, long double);
+
 }  // namespace meo::reference

@@ -3,6 +3,7 @@
 /// A double that counts what is done with it. Eigen has no packets for it, so the kernels run on packets of
 /// one.
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -11,10 +12,10 @@
 
 namespace meo_test {
 
-/// What has been done so far by all Counting scalars.
+/// What has been done so far by all Counting scalars, of all threads.
 struct Counts {
-  std::int64_t multiply_adds = 0;
-  std::int64_t others = 0;  ///< additions, multiplications, divisions and functions outside of multiply-adds
+  std::atomic<std::int64_t> multiply_adds = 0;
+  std::atomic<std::int64_t> others = 0;  ///< additions, multiplications, divisions and functions outside of multiply-adds
 };
 
 struct Counting {

@@ -1,0 +1,9 @@
+#include "support/kernels.hpp"
+
+namespace meo::detail {
+
+MEO_KERNEL_INSTANCES(, float);
+MEO_KERNEL_INSTANCES(, double);
+MEO_KERNEL_INSTANCES(, long double);
+
+}  // namespace meo::detail
