@@ -15,7 +15,8 @@ namespace meo_test {
 /// What has been done so far by all Counting scalars, of all threads.
 struct Counts {
   std::atomic<std::int64_t> multiply_adds = 0;
-  std::atomic<std::int64_t> others = 0;  ///< additions, multiplications, divisions and functions outside of multiply-adds
+  std::atomic<std::int64_t> others =
+      0;  ///< additions, multiplications, divisions and functions outside of multiply-adds
 };
 
 struct Counting {
