@@ -31,6 +31,12 @@ TEST_CASE("an aligned vector keeps an alignment stricter than a cache line", "[a
   for (std::size_t size = 1; size <= 10; ++size) CHECK(address(AlignedVector<Wide>(size)) % 256 == 0);
 }
 
+TEST_CASE("a large vector starts at a huge page", "[aligned_vector]") {
+  const std::size_t size = 2 * huge_page_bytes;
+  CHECK(address(AlignedVector<char>(size)) % huge_page_bytes == 0);
+  CHECK(address(AlignedVector<char>(size - 1)) % 64 == 0);
+}
+
 TEST_CASE("more elements than memory can hold are refused", "[aligned_vector]") {
   CacheLineAllocator<double> allocator;
   const std::size_t too_many = std::numeric_limits<std::size_t>::max() / sizeof(double) + 1;

@@ -1,43 +1,48 @@
+#include <vector>
+
 #include <meo/kernels/blocking.hpp>
 
-#include "kernels/l2_size.hpp"
 #include "support/catch.hpp"
 
 namespace {
 
 using namespace meo;
 using namespace meo::detail;
-using namespace meo::test;
 
-TEMPLATE_TEST_CASE("merged panels fill half of L2, at most 1 MiB, and not a row more", "[blocking]", float,
-                   double, long double) {
+TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[blocking]", float, double,
+                   long double) {
   using S = TestType;
   const Index row_bytes = Tile<S>::columns * Index(sizeof(S));
-  for (const Index l2 : {1 << 10, 100'000, 1 << 20, 1 << 30}) {
-    const L2Size l2_size(l2);
-    const Index budget = std::min(l2, max_scratch_bytes) / 2;
-    for (const Index depth : {1, 2, 77, 768, 100'000}) {
-      for (const Index merges : {0, 1, 2, 9, 1000}) {
-        INFO("L2 " << l2 << ", depth " << depth << ", merges " << merges);
-        const MergeBlocks blocks = merge_blocks<S>(depth, merges);
+  for (const Index depth : {1, 2, 77, 768, 769, 1024, 1025, 3072, 100'000}) {
+    for (const Index merges : {0, 1, 2, 9, 16, 17, 1000}) {
+      for (const Index tokens : {0, 1, 16, 128, 100'000}) {
+        INFO("depth " << depth << ", merges " << merges << ", tokens " << tokens);
+        const MergeBlocks blocks = merge_blocks<S>(depth, merges, tokens);
         REQUIRE(blocks.depth >= 1);
-        REQUIRE(blocks.depth <= depth);
+        REQUIRE(blocks.depth <= std::min(depth, max_block_depth));
         REQUIRE(blocks.merges >= 1);
         REQUIRE(blocks.merges <= std::max<Index>(merges, 1));
-        CHECK(blocks.merges * blocks.depth * row_bytes <= budget);
-        if (blocks.depth < depth) CHECK((blocks.depth + 1) * row_bytes > budget);
-        if (blocks.merges < merges) CHECK((blocks.merges + 1) * blocks.depth * row_bytes > budget);
+        REQUIRE(blocks.tokens >= 1);
+        CHECK(blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * row_bytes <= max_scratch_bytes);
+        CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
+        const bool has_tiles = tokens >= Tile<S>::rows * std::max<Index>(merges, 1);
+        CHECK(blocks.panels == (has_tiles ? 1 : 4));
       }
     }
   }
 }
 
-TEMPLATE_TEST_CASE("without any cache a merge still goes row by row", "[blocking]", float, double,
-                   long double) {
-  const L2Size l2_size(0);
-  const MergeBlocks blocks = merge_blocks<TestType>(7, 3);
-  CHECK(blocks.depth == 1);
-  CHECK(blocks.merges == 1);
+TEST_CASE("parts are as equal as may be and none is beyond the limit", "[blocking]") {
+  for (Index size = 1; size <= 50; ++size) {
+    for (Index limit = 1; limit <= 60; ++limit) {
+      INFO("size " << size << ", limit " << limit);
+      const Index part = even_part(size, limit);
+      const Index parts = (size + limit - 1) / limit;
+      CHECK(part <= limit);
+      CHECK(part * parts >= size);       // so many are enough
+      CHECK((part - 1) * parts < size);  // and with less they would not be
+    }
+  }
 }
 
 TEMPLATE_TEST_CASE("strips of all experts fit half of a small L1", "[blocking]", float, double, long double) {

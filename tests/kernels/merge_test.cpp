@@ -1,3 +1,4 @@
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -51,14 +52,29 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
       for (Index row = 0; row < bank.depth(); ++row) {
         for (Index rows = 1; row + rows <= bank.depth(); ++rows) {
           INFO("K " << top_k << ", panel " << p << ", rows " << row << " to " << row + rows - 1);
-          GuardedMatrix<S> merged(1, rows * columns);
-          merge_rows(bank, p, row, rows, {selected.data(), weights.data()}, top_k, merged.data());
-          CHECK(merged.guards_intact());
+          const MergeSource<const typename TestType::Storage> source{bank.panel(p, 0) + row * columns,
+                                                                     bank.panel_size()};
           Matrix<S> panel = Matrix<S>::Zero(rows, columns);  // zero: padding stays zero
           panel.leftCols(bank.valid_columns(p)) =
               expected.block(p * columns, row, bank.valid_columns(p), rows).transpose();
-          CHECK(bit_difference(merged.values(),
-                               Matrix<S>(panel.template reshaped<Eigen::RowMajor>(1, panel.size()))) == "");
+          const Matrix<S> expected_values = panel.template reshaped<Eigen::RowMajor>(1, panel.size());
+
+          GuardedMatrix<S> merged(1, rows * columns);
+          merge_rows(source, {selected.data(), weights.data()}, top_k, rows * columns, merged.data());
+          CHECK(merged.guards_intact());
+          CHECK(bit_difference(merged.values(), expected_values) == "");
+
+          // As each merge of a group whose others have weights of their own.
+          const std::vector<S> other_weights(weights.rbegin(), weights.rend());
+          for (std::size_t place = 0; place < merge_group; ++place) {
+            std::array<MergeTerms<S>, merge_group> group_terms;
+            group_terms.fill({selected.data(), other_weights.data()});
+            group_terms[place].weights = weights.data();
+            GuardedMatrix<S> group(merge_group, rows * columns);
+            merge_rows_of_group(source, group_terms, top_k, rows * columns, group.data(), group.stride());
+            CHECK(group.guards_intact());
+            CHECK(bit_difference(Matrix<S>(group.values().row(Index(place))), expected_values) == "");
+          }
         }
       }
     }

@@ -4,7 +4,6 @@
 #include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/merged_product.hpp>
 
-#include "kernels/l2_size.hpp"
 #include "kernels/merged_problem.hpp"
 #include "kernels/threads.hpp"
 #include "support/bounds.hpp"
@@ -85,16 +84,25 @@ TEMPLATE_TEST_CASE("merged_product is dense_product with the merged experts, to 
   }
 }
 
-TEMPLATE_TEST_CASE("no bit of a merged product depends on the size of the blocks", "[merged_product]", float,
-                   double, long double) {
+TEMPLATE_TEST_CASE("blocks of depth and chunks of tokens change no bit", "[merged_product]", float, double) {
   using S = TestType;
   Generator rng(15);
-  const MergedProblem<S> problem(rng, deep, ragged);
-  const Matrix<S> expected = problem.expected();
-  for (const Index l2 : {0, 1 << 14, 100'000, 1 << 19, 1 << 21}) {
-    INFO("L2 " << l2);
-    const L2Size l2_size(l2);
-    CHECK(bit_difference(problem.computed(), expected) == "");
+  const MergedShape shape{5, 2, max_block_depth + 6, Tile<S>::columns + 1, true};
+  const std::vector<Index> lengths{3, 2100, 40, 0, 70};
+  const MergeBlocks blocks = merge_blocks<S>(shape.in_features + 1, 4, 2213);
+  REQUIRE(blocks.depth < shape.in_features);
+  REQUIRE(blocks.tokens < 2100);
+  const MergedProblem<S> problem(rng, shape, lengths);
+  CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+}
+
+TEMPLATE_TEST_CASE("more merges than are formed at a time change no bit", "[merged_product]", float, double) {
+  using S = TestType;
+  Generator rng(37);
+  for (const Index top_k : {3, 6}) {  // of 6: all merges have the same experts
+    const MergedProblem<S> problem(rng, {6, top_k, 30, 40, false}, std::vector<Index>(39, 5));
+    REQUIRE(merge_blocks<S>(30, 39, 39 * 5).merges == 16);
+    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
   }
 }
 

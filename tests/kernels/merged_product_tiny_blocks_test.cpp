@@ -17,9 +17,10 @@ using namespace meo;
 using namespace meo::test;
 
 TEST_CASE("blocks are tiny in this program", "[tiny_blocks]") {
-  const detail::MergeBlocks blocks = detail::merge_blocks<float>(100, 100);
+  const detail::MergeBlocks blocks = detail::merge_blocks<float>(100, 100, 100);
   REQUIRE(blocks.merges == 2);
   REQUIRE(blocks.depth == 5);
+  REQUIRE(blocks.tokens == 7);
 }
 
 TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains at every edge of its blocks",

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include <meo/kernels/panel.hpp>
@@ -79,6 +80,25 @@ TEMPLATE_TEST_CASE("only the last panel has padding", "[panel]", float, double, 
 TEMPLATE_TEST_CASE("a row of zeros is as wide as a panel", "[panel]", float, double, long double) {
   CHECK(Index(zero_row<TestType>.size()) == PanelBank<TestType>::columns);
   for (const TestType value : zero_row<TestType>) CHECK(value == 0);
+}
+
+TEMPLATE_TEST_CASE("large panels of eight experts begin in different parts of 4 KiB", "[panel]", float,
+                   double) {
+  using S = TestType;
+  const Index row_bytes = Tile<S>::columns * Index(sizeof(S));
+  for (Index depth = 1; depth <= 3100; depth += depth < 100 ? 1 : 61) {
+    INFO("depth " << depth);
+    const Index rows = padded_rows<S>(depth);
+    REQUIRE(rows >= depth);
+    if (depth * row_bytes < 16384) {
+      CHECK(rows == depth);
+      continue;
+    }
+    CHECK((rows - depth) * row_bytes <= 3072);
+    std::set<Index> parts;
+    for (Index expert = 0; expert < 8; ++expert) parts.insert(expert * rows * row_bytes % 4096);
+    CHECK(parts.size() == 8);
+  }
 }
 
 }  // namespace

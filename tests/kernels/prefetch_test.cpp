@@ -73,7 +73,7 @@ TEST_CASE("what no longer fits the queue is left out", "[prefetch]") {
   for (Index i = 0; i < 100; ++i) queue.add(memory.data() + 2 * i * line, line);
   queue.spread(1000);
   const std::vector<Index> asked = asked_for(queue, memory.data());
-  REQUIRE(asked.size() == 32);
+  REQUIRE(asked.size() == 64);
   for (std::size_t i = 0; i < asked.size(); ++i) CHECK(asked[i] == 2 * Index(i));
 }
 

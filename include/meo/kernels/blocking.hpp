@@ -12,24 +12,56 @@ namespace meo::detail {
 /// Upper bound of a thread's scratch, whatever the sizes of the problem.
 inline constexpr Index max_scratch_bytes = Index{1} << 21;
 
+/// Panels that a product of `rows` rows multiplies with together: one, whose rows of weights are then read in
+/// a single stream; with fewer rows than a tile has as many as make up for its missing chains.
+template <class Scalar>
+Index panels_at_once(Index rows) {
+  return rows < Tile<Scalar>::rows ? 4 : 1;
+}
+
+/// Inputs whose partial sums are formed at a time: the whole depth if it is at most this, else about equal
+/// parts.
+inline constexpr Index max_block_depth = 1024;
+
+/// Activations that are passed over again and again, by each group of panels: what can be hoped to stay in a
+/// shared L3.
+inline constexpr Index max_activation_bytes = Index{1} << 22;
+
 struct MergeBlocks {
+  Index panels;  ///< merged and multiplied with together
   Index merges;  ///< Q: merges formed together, so that an expert's panel is read once for all of them
   Index depth;   ///< rows of a panel that are merged, multiplied with and forgotten at a time
+  Index tokens;  ///< that are passed over by all panels before the next
 };
 
-/// Half of L2 holds the merged panels; the rest is left to the activations that stream past and to the
-/// experts' panels on their way in.
+/// `size` cut into parts of at most `limit`, as equal as may be: the size of all but the last.
+inline Index even_part(Index size, Index limit) {
+  const Index parts = (size + limit - 1) / limit;
+  return (size + parts - 1) / parts;
+}
+
+/// Tokens of a block of `depth` inputs.
 template <class Scalar>
-MergeBlocks merge_blocks(Index depth, Index merges) {
+Index block_tokens(Index depth) {
+  return std::max<Index>(max_activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
+}
+
+/// For `merges` merges of `tokens` tokens in all. Merged panels are written once and read by many tiles, so
+/// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read.
+template <class Scalar>
+MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
 #if defined(MEO_TINY_BLOCKS)
   // For tests: every edge of every loop within a few rows.
-  return {std::min<Index>(2, std::max<Index>(merges, 1)), std::min<Index>(5, std::max<Index>(depth, 1))};
+  return {tokens % 2 == 0 ? 1 : 2, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
 #else
-  const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index budget = std::min(static_cast<Index>(Eigen::l2CacheSize()), max_scratch_bytes) / 2;
-  const Index rows = std::max<Index>(budget / row_bytes, 1);
-  const Index block_depth = std::clamp<Index>(depth, 1, rows);
-  return {std::clamp<Index>(rows / block_depth, 1, std::max<Index>(merges, 1)), block_depth};
+  constexpr Index max_merges = 16;
+  const Index panels = panels_at_once<Scalar>(tokens / std::max<Index>(merges, 1));
+  const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
+  const Index panel_bytes =
+      padded_rows<Scalar>(block_depth) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  const Index most = std::max<Index>(max_scratch_bytes / (panels * panel_bytes), 1);
+  return {panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), block_depth,
+          block_tokens<Scalar>(block_depth)};
 #endif
 }
 

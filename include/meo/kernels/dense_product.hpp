@@ -2,6 +2,9 @@
 
 /// y = x Wᵀ + b with one expert of a bank, or y += x Wᵀ.
 
+#include <algorithm>
+
+#include <meo/kernels/blocking.hpp>
 #include <meo/kernels/multiply.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/parallel.hpp>
@@ -16,17 +19,29 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
                    Index rows, Scalar* y, Index y_stride, bool add = false) {
   if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
+  const Index group = panels_at_once<Scalar>(rows);
+  const Index block_depth = even_part(bank.in_features, max_block_depth);
+  const Index block_rows = even_part(rows, block_tokens<Scalar>(block_depth));
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
-    for (Index p = begin; p < end; ++p) {
-      const Scalar* panel = bank.panel(p, expert);
-      const Scalar* starts = add ? nullptr : bank.has_bias ? panel : zero_row<Scalar>.data();
-      const StoreRows<Scalar> product{x, x_stride, y + p * columns, y_stride, starts};
-      PrefetchQueue ahead;
-      if (p + 1 < end)
-        ahead.add(bank.panel(p + 1, expert), bank.panel_size() * static_cast<Index>(sizeof(Scalar)));
-      ahead.spread(prefetch_steps<Scalar>(rows, bank.in_features));
-      multiply_panel(product, rows, panel + (bank.has_bias ? columns : 0), bank.in_features,
-                     bank.valid_columns(p), ahead);
+    for (Index row = 0; row < rows; row += block_rows) {
+      for (Index input = 0; input < bank.in_features; input += block_depth) {
+        for (Index p = begin; p < end; p += group) {
+          Panels<Scalar> panels = panels_of(bank, expert, p, std::min(group, end - p));
+          panels.first += input * columns;
+          panels.depth = std::min(block_depth, bank.in_features - input);
+          if (add || input > 0) panels.starts = nullptr;
+          const StoreRows<Scalar> product{x + row * x_stride + input, x_stride,
+                                          y + row * y_stride + p * columns, y_stride};
+          const Index count = std::min(block_rows, rows - row);
+          PrefetchQueue ahead;
+          for (Index next = p + group; next < std::min(p + 2 * group, end); ++next) {
+            ahead.add(bank.panel(next, expert) + input * columns,
+                      panels.depth * columns * static_cast<Index>(sizeof(Scalar)));
+          }
+          ahead.spread(prefetch_steps(count, panels));
+          multiply_panels(product, count, panels, ahead);
+        }
+      }
     }
   });
 }

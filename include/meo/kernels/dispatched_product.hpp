@@ -7,6 +7,9 @@
 /// experts, so the result is the same whatever else is in the batch. An expert that nobody selects is never
 /// touched.
 
+#include <algorithm>
+
+#include <meo/kernels/blocking.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/multiply.hpp>
 #include <meo/kernels/panel.hpp>
@@ -15,9 +18,10 @@
 
 namespace meo::detail {
 
-/// A panel of one expert: what a dispatched product multiplies with at a time.
-struct ExpertPanel {
-  Index panel;
+/// Panels of one expert: what a dispatched product multiplies with at a time.
+struct ExpertPanels {
+  Index first;
+  Index count;
   Index expert;
 };
 
@@ -33,44 +37,41 @@ class DispatchedProduct {
 
   /// y_t += g_t (x W_eᵀ + b_e) for the expert's tokens. x: the rows of all tokens if `gather`, else just the
   /// expert's.
-  void combine(ExpertPanel at, const Scalar* x, Index x_stride, bool gather, Scalar* y, Index y_stride,
+  void combine(ExpertPanels at, const Scalar* x, Index x_stride, bool gather, Scalar* y, Index y_stride,
                PrefetchQueue& ahead) const {
     const Index first = dispatch_.begin(at.expert);
     const Index* const tokens = dispatch_.tokens.data() + first;
-    multiply(CombineRows<Scalar>{x, x_stride, y + at.panel * columns, y_stride, starts(at),
-                                 gather ? tokens : nullptr, tokens, dispatch_.weights.data() + first,
-                                 dispatch_.is_first.data() + first},
-             at, ahead);
+    const CombineRows<Scalar> rows_of_expert{x,
+                                             x_stride,
+                                             y + at.first * columns,
+                                             y_stride,
+                                             gather ? tokens : nullptr,
+                                             tokens,
+                                             dispatch_.weights.data() + first,
+                                             dispatch_.is_first.data() + first};
+    multiply_panels(rows_of_expert, rows(at.expert), panels(at), ahead);
   }
 
   /// out = x W_eᵀ + b_e for the expert's tokens, one after another in out.
-  void gather(ExpertPanel at, const Scalar* x, Index x_stride, Scalar* out, PrefetchQueue& ahead) const {
-    multiply(StoreRows<Scalar>{x, x_stride, out + at.panel * columns, bank_.out_features, starts(at),
-                               dispatch_.tokens.data() + dispatch_.begin(at.expert)},
-             at, ahead);
+  void gather(ExpertPanels at, const Scalar* x, Index x_stride, Scalar* out, PrefetchQueue& ahead) const {
+    const StoreRows<Scalar> rows_of_expert{x, x_stride, out + at.first * columns, bank_.out_features,
+                                           dispatch_.tokens.data() + dispatch_.begin(at.expert)};
+    multiply_panels(rows_of_expert, rows(at.expert), panels(at), ahead);
   }
 
-  /// Fetches `next` while `at` is multiplied with.
-  PrefetchQueue look_ahead(ExpertPanel at, ExpertPanel next) const {
+  /// Fetches `next`, if it has any panels, while `at` is multiplied with.
+  PrefetchQueue look_ahead(ExpertPanels at, ExpertPanels next) const {
     PrefetchQueue ahead;
-    ahead.add(bank_.panel(next.panel, next.expert), bank_.panel_size() * static_cast<Index>(sizeof(Scalar)));
-    ahead.spread(prefetch_steps<Scalar>(rows(at.expert), bank_.in_features));
+    for (Index p = next.first; p < next.first + next.count; ++p)
+      ahead.add(bank_.panel(p, next.expert), bank_.panel_size() * static_cast<Index>(sizeof(Scalar)));
+    ahead.spread(prefetch_steps(rows(at.expert), panels(at)));
     return ahead;
   }
 
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  const Scalar* starts(ExpertPanel at) const {
-    return bank_.has_bias ? bank_.panel(at.panel, at.expert) : zero_row<Scalar>.data();
-  }
-
-  template <class Rows>
-  void multiply(const Rows& rows_of_expert, ExpertPanel at, PrefetchQueue& ahead) const {
-    const Scalar* const panel = bank_.panel(at.panel, at.expert) + (bank_.has_bias ? columns : 0);
-    multiply_panel(rows_of_expert, rows(at.expert), panel, bank_.in_features, bank_.valid_columns(at.panel),
-                   ahead);
-  }
+  Panels<Scalar> panels(ExpertPanels at) const { return panels_of(bank_, at.expert, at.first, at.count); }
 
   const Bank& bank_;
   const Dispatch<Scalar>& dispatch_;
@@ -81,36 +82,42 @@ class DispatchedProduct {
 template <class Scalar>
 void dispatched_product(const PanelBank<Scalar, const Scalar>& bank, const Dispatch<Scalar>& dispatch,
                         const Scalar* x, Index x_stride, Scalar* y, Index y_stride) {
-  const DispatchedProduct<Scalar> product(bank, dispatch);
-  // The first expert from `from` on that has tokens, in this panel or the next.
-  const auto selected = [&](ExpertPanel from) {
-    while (from.expert < bank.num_experts && product.rows(from.expert) == 0) ++from.expert;
-    return from;
-  };
-  const auto next_of = [&](ExpertPanel at) {
-    const ExpertPanel next = selected({at.panel, at.expert + 1});
-    return next.expert < bank.num_experts ? next : selected({at.panel + 1, 0});
-  };
   if (dispatch.tokens.empty()) return;
+  const DispatchedProduct<Scalar> product(bank, dispatch);
+  const Index group = panels_at_once<Scalar>(static_cast<Index>(dispatch.tokens.size()) / bank.num_experts);
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
-    for (ExpertPanel at = selected({begin, 0}); at.panel < end;) {
-      const ExpertPanel next = next_of(at);
-      PrefetchQueue ahead = next.panel < end ? product.look_ahead(at, next) : PrefetchQueue{};
+    // The first expert from `expert` on that has tokens, for these panels or the next.
+    const auto selected = [&](Index first, Index expert) {
+      while (expert < bank.num_experts && product.rows(expert) == 0) ++expert;
+      return ExpertPanels{first, std::min(group, end - first), expert};
+    };
+    const auto next_of = [&](ExpertPanels at) {
+      const ExpertPanels next = selected(at.first, at.expert + 1);
+      return next.expert < bank.num_experts ? next : selected(at.first + at.count, 0);
+    };
+    for (ExpertPanels at = selected(begin, 0); at.first < end;) {
+      const ExpertPanels next = next_of(at);
+      PrefetchQueue ahead = product.look_ahead(at, next);
       product.combine(at, x, x_stride, true, y, y_stride, ahead);
       at = next;
     }
   });
 }
 
-/// Every panel of one expert, each with the next one ahead, by product(panel, ahead).
+/// All panels of one expert, a few at a time and each time with the next ones ahead, by product(panels,
+/// ahead).
 template <class Scalar, class Product>
-void for_each_panel(const DispatchedProduct<Scalar>& dispatched, const PanelBank<Scalar, const Scalar>& bank,
-                    Index expert, const Product& product) {
+void for_panels(const DispatchedProduct<Scalar>& dispatched, const PanelBank<Scalar, const Scalar>& bank,
+                Index expert, const Product& product) {
+  const Index group = panels_at_once<Scalar>(dispatched.rows(expert));
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
-    for (Index p = begin; p < end; ++p) {
-      PrefetchQueue ahead =
-          p + 1 < end ? dispatched.look_ahead({p, expert}, {p + 1, expert}) : PrefetchQueue{};
-      product(ExpertPanel{p, expert}, ahead);
+    const auto panels_from = [&](Index first) {
+      return ExpertPanels{first, std::min(group, end - first), expert};
+    };
+    for (Index p = begin; p < end; p += group) {
+      const ExpertPanels at = panels_from(p);
+      PrefetchQueue ahead = dispatched.look_ahead(at, panels_from(p + group));
+      product(at, ahead);
     }
   });
 }
@@ -121,9 +128,8 @@ template <class Scalar>
 void gathered_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
                       const Dispatch<Scalar>& dispatch, const Scalar* x, Index x_stride, Scalar* out) {
   const DispatchedProduct<Scalar> dispatched(bank, dispatch);
-  for_each_panel(dispatched, bank, expert, [&](ExpertPanel at, PrefetchQueue& ahead) {
-    dispatched.gather(at, x, x_stride, out, ahead);
-  });
+  for_panels(dispatched, bank, expert,
+             [&](ExpertPanels at, PrefetchQueue& ahead) { dispatched.gather(at, x, x_stride, out, ahead); });
 }
 
 /// y_t += g_t (x W_eᵀ + b_e) for the tokens of one expert, whose rows x holds one after another at x_stride.
@@ -132,7 +138,7 @@ void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
                       const Dispatch<Scalar>& dispatch, const Scalar* x, Index x_stride, Scalar* y,
                       Index y_stride) {
   const DispatchedProduct<Scalar> dispatched(bank, dispatch);
-  for_each_panel(dispatched, bank, expert, [&](ExpertPanel at, PrefetchQueue& ahead) {
+  for_panels(dispatched, bank, expert, [&](ExpertPanels at, PrefetchQueue& ahead) {
     dispatched.combine(at, x, x_stride, false, y, y_stride, ahead);
   });
 }

@@ -3,6 +3,7 @@
 /// The merge Ŵ = Σ_i g_i W_i over packed panels (He et al. 2023, equation 4).
 
 #include <algorithm>
+#include <array>
 
 #include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
@@ -58,18 +59,76 @@ void merge_at_most(Index terms, const Storage* const* panels, const Scalar* weig
   }
 }
 
-/// merged = Σ_{i < top_k} g_i · panel(expert_i) over rows `row` … `row + rows − 1` of panel p.
+/// Rows of panel p of a bank, as a merge reads them.
+template <class Storage>
+struct MergeSource {
+  const Storage* rows;  ///< of expert 0
+  Index expert_stride;
+};
+
+/// merged_m[at …] = Σ_{i < top_k} g_mi · W_i[at …] for Merges merges of the same experts, Packets packets of
+/// each: a product of gate weights with experts, whose tile of sums stays in registers.
+template <int Merges, int Packets, class Scalar, class Storage>
+MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTerms<Scalar>, Merges>& terms,
+                           Index top_k, Index at, Scalar* merged, Index merged_stride) {
+  constexpr int size = PacketOf<Scalar>::size;
+  Packet<Scalar> sums[Merges][Packets];
+  unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
+    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
+  });
+  const auto add_term = [&](Index i) MEO_INLINE_LAMBDA {
+    const Storage* const from = source.rows + terms[0].experts[i] * source.expert_stride + at;
+    Packet<Scalar> weights[Packets];
+    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA {
+      weights[p] = load_stored<Scalar>(from + p * size);
+      keep_in_register<Scalar>(weights[p]);
+    });
+    unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
+      const Packet<Scalar> gate = broadcast<Scalar>(terms[m].weights[i]);
+      unroll<Packets>([&](auto p)
+                          MEO_INLINE_LAMBDA { sums[m][p] = multiply_add(gate, weights[p], sums[m][p]); });
+    });
+  };
+  constexpr Index step = 4;
+  Index i = 0;
+  for (; i + step <= top_k; i += step) unroll<step>([&](auto s) MEO_INLINE_LAMBDA { add_term(i + s); });
+  for (; i < top_k; ++i) add_term(i);
+  unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
+    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA {
+      store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
+    });
+  });
+}
+
+/// Merges that are formed at a time if they have the same experts.
+inline constexpr int merge_group = 4;
+
+/// merged_m = Σ_{i < top_k} g_mi · rows of expert_i, `size` values each, a multiple of NR, for merge_group
+/// merges of the same experts.
 template <class Scalar, class Storage>
-void merge_rows(const PanelBank<Scalar, Storage>& bank, Index p, Index row, Index rows,
-                MergeTerms<Scalar> terms, Index top_k, Scalar* merged) {
-  constexpr Index columns = Tile<Scalar>::columns;
+void merge_rows_of_group(MergeSource<Storage> source,
+                         const std::array<MergeTerms<Scalar>, merge_group>& terms, Index top_k, Index size,
+                         Scalar* merged, Index merged_stride) {
+  constexpr int packet = PacketOf<Scalar>::size;
+  constexpr int wide = 3;
+  Index at = 0;
+  for (; at + wide * packet <= size; at += wide * packet)
+    merge_tile<merge_group, wide>(source, terms, top_k, at, merged, merged_stride);
+  for (; at < size; at += packet) merge_tile<merge_group, 1>(source, terms, top_k, at, merged, merged_stride);
+}
+
+/// merged = Σ_{i < top_k} g_i · rows of expert_i, `size` values, a multiple of NR.
+template <class Scalar, class Storage>
+void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index top_k, Index size,
+                Scalar* merged) {
   for (Index first = 0; first < top_k; first += merge_terms) {
     const Index count = std::min<Index>(merge_terms, top_k - first);
     const Storage* panels[merge_terms] = {};
-    for (Index t = 0; t < count; ++t) panels[t] = bank.panel(p, terms.experts[first + t]) + row * columns;
+    for (Index t = 0; t < count; ++t)
+      panels[t] = source.rows + terms.experts[first + t] * source.expert_stride;
     const Scalar* weights = terms.weights + first;
-    if (first == 0) merge_at_most<merge_terms, false>(count, panels, weights, rows * columns, merged);
-    else merge_at_most<merge_terms, true>(count, panels, weights, rows * columns, merged);
+    if (first == 0) merge_at_most<merge_terms, false>(count, panels, weights, size, merged);
+    else merge_at_most<merge_terms, true>(count, panels, weights, size, merged);
   }
 }
 

@@ -28,6 +28,9 @@ struct MergePlan {
   Index begin(Index merge) const { return merge_begins[static_cast<std::size_t>(merge)]; }
   Index sequence(Index position) const { return sequences[static_cast<std::size_t>(position)]; }
   MergeTerms<Scalar> terms(Index merge) const { return terms_of(sequence(begin(merge))); }
+  bool have_same_experts(Index merge, Index other) const {
+    return std::equal(terms(merge).experts, terms(merge).experts + top_k, terms(other).experts);
+  }
   MergeTerms<Scalar> terms_of(Index sequence) const {
     return {experts.data() + sequence * top_k, weights.data() + sequence * top_k};
   }

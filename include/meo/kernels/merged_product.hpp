@@ -3,13 +3,16 @@
 /// y_t = x_t Ŵ_bᵀ + b̂_b for the tokens t of every sequence b, with Ŵ_b = Σ_i g_bi W_i formed panel by panel
 /// in scratch.
 ///
-///     for each panel p                              parallel; a panel of the bank is read from memory once
-///       for each Q merges
-///         for each block of depth                   one block unless D is very large
-///           merge: scratch[q] = Σ_i g_qi panel_i    stays in L2
-///           for each sequence of each merge: y tile = start + x tile · scratch[q]
+///     parallel over panels
+///       for each chunk of tokens                        its activations stay in L3
+///         for each block of depth                       one block unless D is very large
+///           for each group of panels                    read from memory once for all merges of the chunk
+///             for each Q merges
+///               merge: scratch[q] = Σ_i g_qi panels_i
+///               for each sequence of each merge: y tile = start + x tile · scratch[q]
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include <meo/kernels/blocking.hpp>
@@ -22,38 +25,41 @@
 
 namespace meo::detail {
 
-/// Scalars of scratch that merged_product needs for each thread.
+/// Scalars of scratch that merged_product needs for each thread, for so many merges and tokens.
 template <class Scalar, class Storage>
-Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges) {
-  const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), merges);
-  return blocks.merges * blocks.depth * Tile<Scalar>::columns;
+Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges, Index tokens) {
+  const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), merges, tokens);
+  return blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns;
 }
 
+/// The product for the panels begin … end − 1 of all sequences. Belongs to one thread.
 template <class Scalar, class Storage>
 class MergedProduct {
  public:
   using Bank = PanelBank<Scalar, const Storage>;
 
+  /// Panels begin … end − 1; begin < end. scratch: merge_scratch_size scalars.
   MergedProduct(const Bank& bank, const MergePlan<Scalar>& plan, std::span<const Index> offsets,
-                const Scalar* x, Index x_stride, Scalar* y, Index y_stride)
+                const Scalar* x, Index x_stride, Scalar* y, Index y_stride, Index begin, Index end,
+                Scalar* scratch)
       : bank_(bank),
         plan_(plan),
-        blocks_(merge_blocks<Scalar>(bank.depth(), plan.num_merges())),
+        blocks_(merge_blocks<Scalar>(bank.depth(), plan.num_merges(), offsets.back())),
         offsets_(offsets),
         x_(x),
         x_stride_(x_stride),
         y_(y),
-        y_stride_(y_stride) {}
+        y_stride_(y_stride),
+        begin_(begin),
+        end_(end),
+        scratch_(scratch) {}
 
-  /// Panels begin … end − 1 of every sequence. scratch: merge_scratch_size(bank, num_merges) scalars.
-  void run(Index begin, Index end, Scalar* scratch) const {
-    if (plan_.num_merges() == 0) return;
-    for (Block block = first(begin); block.panel < end;) {
+  void run() const {
+    for (Block block = block_at(chunk_from({0, 0}), 0, begin_); block.merges > 0;) {
       const Block next = after(block);
-      PrefetchQueue ahead;
-      if (next.panel < end) look_ahead(block, next, ahead);
-      if (!uses_experts_in_place()) merge(block, scratch);
-      for (Index q = 0; q < block.merges; ++q) multiply(block, q, scratch, ahead);
+      PrefetchQueue ahead = look_ahead(block, next);
+      if (!uses_experts_in_place()) merge(block);
+      for (Index q = 0; q < block.merges; ++q) multiply(block, q, ahead);
       block = next;
     }
   }
@@ -61,13 +67,29 @@ class MergedProduct {
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  /// What is merged at a time: rows of one panel, for Q merges.
-  struct Block {
-    Index panel;
+  /// A token: a row of the sequence at a position of the plan.
+  struct Cursor {
+    Index position;
+    Index row;
+  };
+
+  /// Tokens that all panels pass over before the next, and the merges that they need.
+  struct Chunk {
+    Cursor begin;
+    Cursor end;
     Index first_merge;
-    Index merges;
+    Index end_merge;
+  };
+
+  /// What is merged at a time: rows of a few panels, for Q merges of a chunk.
+  struct Block {
+    Chunk chunk;
     Index row;
     Index rows;
+    Index panel;
+    Index panels;
+    Index first_merge;
+    Index merges;  ///< 0: there is nothing left
   };
 
   /// The softmax over one logit is 1, so with K = 1 the merged expert is the expert itself, where it lies. A
@@ -76,71 +98,157 @@ class MergedProduct {
     return std::same_as<Scalar, Storage> && plan_.top_k == 1 && plan_.has_unit_weights;
   }
 
-  Block block_at(Index panel, Index first_merge, Index row) const {
-    return {panel, first_merge, std::min(blocks_.merges, plan_.num_merges() - first_merge), row,
-            std::min(blocks_.depth, bank_.depth() - row)};
+  // -------------------------------------------------------------------------------------------------------------
+  // The order of blocks
+
+  /// Whole sequences as far as there is space; a sequence that is longer than a chunk in about equal parts.
+  Chunk chunk_from(Cursor begin) const {
+    const auto num_sequences = static_cast<Index>(plan_.sequences.size());
+    Cursor end = begin;
+    for (Index space = blocks_.tokens; end.position < num_sequences;) {
+      const Index left = length(plan_.sequence(end.position)) - end.row;
+      if (left > space) {
+        if (space == blocks_.tokens) end.row += even_part(left, space);
+        break;
+      }
+      end = {end.position + 1, 0};
+      space -= left;
+    }
+    const Index end_position = end.row > 0 ? end.position + 1 : end.position;
+    if (begin.position == end_position) return {begin, end, 0, 0};
+    return {begin, end, merge_of(begin.position), merge_of(end_position - 1) + 1};
   }
-  Block first(Index panel) const { return block_at(panel, 0, 0); }
+
+  Index merge_of(Index position) const {
+    const auto& begins = plan_.merge_begins;
+    return static_cast<Index>(std::upper_bound(begins.begin(), begins.end(), position) - begins.begin()) - 1;
+  }
+
+  Block block_at(const Chunk& chunk, Index row, Index panel) const {
+    return block_at(chunk, row, panel, chunk.first_merge);
+  }
+  Block block_at(const Chunk& chunk, Index row, Index panel, Index merge) const {
+    return {chunk,
+            row,
+            std::min(blocks_.depth, bank_.depth() - row),
+            panel,
+            std::min(blocks_.panels, end_ - panel),
+            merge,
+            std::min(blocks_.merges, chunk.end_merge - merge)};
+  }
+
   Block after(const Block& block) const {
-    if (block.row + block.rows < bank_.depth()) {
-      return block_at(block.panel, block.first_merge, block.row + block.rows);
+    const Index merge = block.first_merge + block.merges;
+    if (merge < block.chunk.end_merge) return block_at(block.chunk, block.row, block.panel, merge);
+    const Index panel = block.panel + block.panels;
+    if (panel < end_) return block_at(block.chunk, block.row, panel);
+    const Index row = block.row + block.rows;
+    if (row < bank_.depth()) return block_at(block.chunk, row, begin_);
+    return block_at(chunk_from(block.chunk.end), 0, begin_);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------
+  // The work on a block
+
+  /// Calls f(token, count) for the tokens of a merge that belong to a chunk, in stretches of one sequence.
+  template <class Function>
+  void for_tokens(const Chunk& chunk, Index merge, const Function& f) const {
+    const Index first = std::max(plan_.begin(merge), chunk.begin.position);
+    const Index last = std::min(plan_.begin(merge + 1) - 1, chunk.end.position);
+    for (Index i = first; i <= last; ++i) {
+      const Index sequence = plan_.sequence(i);
+      const Index row = i == chunk.begin.position ? chunk.begin.row : 0;
+      const Index end = i == chunk.end.position ? chunk.end.row : length(sequence);
+      if (row < end) f(offset(sequence) + row, end - row);
     }
-    if (block.first_merge + block.merges < plan_.num_merges()) {
-      return block_at(block.panel, block.first_merge + block.merges, 0);
-    }
-    return first(block.panel + 1);
   }
 
   /// While `block` is multiplied with, the experts' rows that `next` will merge are fetched.
-  void look_ahead(const Block& block, const Block& next, PrefetchQueue& ahead) const {
-    const Index bytes = next.rows * columns * static_cast<Index>(sizeof(Storage));
-    for (Index q = 0; q < next.merges; ++q) {
-      const Index* const experts = plan_.terms(next.first_merge + q).experts;
-      for (Index i = 0; i < plan_.top_k; ++i) ahead.add(rows_of(next, experts[i]), bytes);
+  PrefetchQueue look_ahead(const Block& block, const Block& next) const {
+    PrefetchQueue ahead;
+    const bool is_whole = next.rows == bank_.depth();
+    const Index size = is_whole ? bank_.panel_size() : next.rows * columns;
+    for (Index p = next.panel; p < next.panel + next.panels; ++p) {
+      for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {
+        if (m > next.first_merge && plan_.have_same_experts(m - 1, m)) continue;
+        const Index* const experts = plan_.terms(m).experts;
+        for (Index i = 0; i < plan_.top_k; ++i) {
+          ahead.add(bank_.panel(p, experts[i]) + next.row * columns,
+                    size * static_cast<Index>(sizeof(Storage)));
+        }
+      }
     }
     Index steps = 0;
-    for (Index i = plan_.begin(block.first_merge); i < plan_.begin(block.first_merge + block.merges); ++i) {
-      steps += prefetch_steps<Scalar>(length(plan_.sequence(i)), block.rows);
+    for (Index q = 0; q < block.merges; ++q) {
+      const Panels<Scalar> panels = panels_of_merge(block, q);
+      for_tokens(block.chunk, block.first_merge + q,
+                 [&](Index, Index count) { steps += prefetch_steps(count, panels); });
     }
     ahead.spread(steps);
+    return ahead;
   }
 
-  const Storage* rows_of(const Block& block, Index expert) const {
-    return bank_.panel(block.panel, expert) + block.row * columns;
+  /// Where in scratch the merged panels of the q-th merge begin, and how far they are apart.
+  Scalar* merged(const Block& block, Index q) const {
+    return scratch_ + q * block.panels * merged_stride(block);
   }
+  static Index merged_stride(const Block& block) { return padded_rows<Scalar>(block.rows) * columns; }
 
-  /// Merges strip by strip: a strip of the experts stays in L1 for all Q merges.
-  void merge(const Block& block, Scalar* scratch) const {
-    const Index strip_rows = merge_strip_rows<Scalar>(plan_.top_k);
-    for (Index strip = 0; strip < block.rows; strip += strip_rows) {
-      const Index count = std::min(strip_rows, block.rows - strip);
-      for (Index q = 0; q < block.merges; ++q) {
-        merge_rows(bank_, block.panel, block.row + strip, count, plan_.terms(block.first_merge + q),
-                   plan_.top_k, scratch + (q * block.rows + strip) * columns);
+  /// Merges of the same experts are formed a few at a time from one pass over the experts. Others go strip by
+  /// strip, so that a strip of the experts stays in L1 for all of them.
+  void merge(const Block& block) const {
+    const bool have_same_experts =
+        plan_.have_same_experts(block.first_merge, block.first_merge + block.merges - 1);
+    const Index strip_rows = have_same_experts ? block.rows : merge_strip_rows<Scalar>(plan_.top_k);
+    for (Index p = 0; p < block.panels; ++p) {
+      for (Index strip = 0; strip < block.rows; strip += strip_rows) {
+        const Index size = std::min(strip_rows, block.rows - strip) * columns;
+        const MergeSource<Storage> source{bank_.panel(block.panel + p, 0) + (block.row + strip) * columns,
+                                          bank_.panel_size()};
+        const auto scratch = [&](Index q) {
+          return merged(block, q) + p * merged_stride(block) + strip * columns;
+        };
+        Index q = 0;
+        for (; have_same_experts && q + merge_group <= block.merges; q += merge_group) {
+          std::array<MergeTerms<Scalar>, merge_group> terms;
+          for (Index i = 0; i < merge_group; ++i)
+            terms[static_cast<std::size_t>(i)] = plan_.terms(block.first_merge + q + i);
+          merge_rows_of_group(source, terms, plan_.top_k, size, scratch(q),
+                              block.panels * merged_stride(block));
+        }
+        for (; q < block.merges; ++q)
+          merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, size, scratch(q));
       }
     }
   }
 
-  /// The block's part of the product for all sequences of its q-th merge.
-  void multiply(const Block& block, Index q, const Scalar* scratch, PrefetchQueue& ahead) const {
-    const Index m = block.first_merge + q;
-    const Scalar* panel = scratch + q * block.rows * columns;
+  /// The panels of the q-th merge. The first row of a panel holds the biases, if any; they start the sums.
+  /// Later blocks go on from y.
+  Panels<Scalar> panels_of_merge(const Block& block, Index q) const {
+    const Scalar* first = merged(block, q);
+    Index stride = merged_stride(block);
     if constexpr (std::same_as<Scalar, Storage>) {
-      if (uses_experts_in_place()) panel = rows_of(block, plan_.terms(m).experts[0]);
+      if (uses_experts_in_place()) {
+        const Index expert = plan_.terms(block.first_merge + q).experts[0];
+        first = bank_.panel(block.panel, expert) + block.row * columns;
+        stride = bank_.panel_stride();
+      }
     }
-    // The first row of a panel holds the biases, if any; they start the sums. Later blocks go on from y.
-    const Index bias_rows = bank_.has_bias ? 1 : 0;
-    const bool is_first = block.row == 0;
-    const Scalar* const starts = !is_first ? nullptr : bank_.has_bias ? panel : zero_row<Scalar>.data();
-    const Index skipped = is_first ? bias_rows : 0;
-    const Index first_input = is_first ? 0 : block.row - bias_rows;
-    for (Index i = plan_.begin(m); i < plan_.begin(m + 1); ++i) {
-      const Index b = plan_.sequence(i);
-      const StoreRows<Scalar> rows{x_ + offset(b) * x_stride_ + first_input, x_stride_,
-                                   y_ + offset(b) * y_stride_ + block.panel * columns, y_stride_, starts};
-      multiply_panel(rows, length(b), panel + skipped * columns, block.rows - skipped,
-                     bank_.valid_columns(block.panel), ahead);
-    }
+    const Index outputs = bank_.valid_columns(block.panel, block.panels);
+    if (block.row > 0) return {first, stride, block.rows, outputs, nullptr};
+    if (!bank_.has_bias) return {first, stride, block.rows, outputs, zero_row<Scalar>.data()};
+    return {first + columns, stride, block.rows - 1, outputs, first, stride};
+  }
+
+  /// The block's part of the product for all tokens of its q-th merge.
+  void multiply(const Block& block, Index q, PrefetchQueue& ahead) const {
+    const Panels<Scalar> panels = panels_of_merge(block, q);
+    const Index first_input = block.row == 0 || !bank_.has_bias ? block.row : block.row - 1;
+    for_tokens(block.chunk, block.first_merge + q, [&](Index token, Index count) {
+      const StoreRows<Scalar> rows{x_ + token * x_stride_ + first_input, x_stride_,
+                                   y_ + token * y_stride_ + block.panel * columns, y_stride_};
+      multiply_panels(rows, count, panels, ahead);
+    });
   }
 
   Index offset(Index b) const { return offsets_[static_cast<std::size_t>(b)]; }
@@ -154,18 +262,24 @@ class MergedProduct {
   Index x_stride_;
   Scalar* y_;
   Index y_stride_;
+  Index begin_;
+  Index end_;
+  Scalar* scratch_;
 };
 
 /// The whole product. x: tokens × in_features at x_stride; y: tokens × out_features at y_stride, not
-/// overlapping x; scratch: `threads` times merge_scratch_size(bank, plan.num_merges()) scalars.
+/// overlapping x; scratch: `threads` times merge_scratch_size(bank, plan.num_merges(), offsets.back())
+/// scalars.
 template <class Scalar, class Storage>
 void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePlan<Scalar>& plan,
                     std::span<const Index> offsets, const Scalar* x, Index x_stride, Scalar* y,
                     Index y_stride, Scalar* scratch, Index threads) {
-  const MergedProduct<Scalar, Storage> product(bank, plan, offsets, x, x_stride, y, y_stride);
-  const Index scratch_size = merge_scratch_size(bank, plan.num_merges());
+  if (plan.num_merges() == 0) return;
+  const Index scratch_size = merge_scratch_size(bank, plan.num_merges(), offsets.back());
   parallel_ranges(bank.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    product.run(begin, end, scratch + thread * scratch_size);
+    MergedProduct<Scalar, Storage>(bank, plan, offsets, x, x_stride, y, y_stride, begin, end,
+                                   scratch + thread * scratch_size)
+        .run();
   });
 }
 

@@ -5,6 +5,9 @@
 /// Float and double map to the widest packets that the compiler's flags allow (SSE, AVX, AVX-512, NEON, …).
 /// Any other scalar is a packet of one, for which a type needs no more than +, * and conversion from int.
 
+#include <concepts>
+#include <type_traits>
+
 #include <Eigen/Core>
 
 #include <meo/types.hpp>
@@ -62,6 +65,23 @@ MEO_INLINE Packet<Scalar> broadcast(const Scalar& value) {
 template <class P>
 MEO_INLINE P multiply_add(const P& a, const P& b, const P& c) {
   return Eigen::internal::pmadd(a, b, c);
+}
+
+/// Has a packet loaded into a register before it is used. GCC would rather read it from memory at each use,
+/// which more than doubles the loads of a tile.
+template <class Scalar>
+MEO_INLINE void keep_in_register([[maybe_unused]] Packet<Scalar>& packet) {
+#if defined(__GNUC__) && !defined(__clang__)
+  if constexpr (PacketOf<Scalar>::size > 1 && std::is_floating_point_v<Scalar>) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(packet));
+#elif defined(__SSE__)
+    asm("" : "+x"(packet));
+#elif defined(__aarch64__)
+    asm("" : "+w"(packet));
+#endif
+  }
+#endif
 }
 
 /// Asks for the cache line at `address`, which need not be readable, to be brought into L2.

@@ -16,7 +16,7 @@
 
 namespace meo::detail {
 
-/// Steps of depth between two prefetches: 48 cycles of a tile of 6 × 2 packets.
+/// Steps of depth between two prefetches: 48 cycles of a tile of 4 × 3 packets.
 inline constexpr Index prefetch_interval = 8;
 
 /// What comes next, as stretches of memory that are asked for one after another.
@@ -67,7 +67,7 @@ class PrefetchQueue {
     const char* at = nullptr;
     const char* end = nullptr;
   };
-  std::array<Stretch, 32> stretches_;
+  std::array<Stretch, 64> stretches_;
   Index count_ = 0;
   Index current_ = 0;
   Index bytes_ = 0;

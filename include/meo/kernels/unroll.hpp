@@ -14,6 +14,18 @@
 #define MEO_INLINE_LAMBDA
 #endif
 
+/// Before a loop: repeats its body `count` times between two checks. Unlike unroll below leaves GCC's
+/// accumulators in the registers that they are in.
+#if defined(__clang__)
+#define MEO_PRAGMA(text) _Pragma(#text)
+#define MEO_UNROLL(count) MEO_PRAGMA(clang loop unroll_count(count))
+#elif defined(__GNUC__)
+#define MEO_PRAGMA(text) _Pragma(#text)
+#define MEO_UNROLL(count) MEO_PRAGMA(GCC unroll count)
+#else
+#define MEO_UNROLL(count)
+#endif
+
 namespace meo::detail {
 
 /// Calls f(0), …, f(Count − 1), each with its number as a compile-time constant.
