@@ -6,6 +6,7 @@
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
