@@ -80,7 +80,7 @@ class MergedInputGradient {
 
   static GradientBlocks blocks(const Bank& bank, Index merges) {
     const Index unit = gradient_group<Scalar>(bank.num_panels()) * columns * columns;
-    return gradient_blocks<Scalar>(unit, 4, (bank.in_features + columns - 1) / columns, merges);
+    return gradient_blocks<Scalar>(unit, 8, (bank.in_features + columns - 1) / columns, merges);
   }
 
   /// Merged at a time, in whole panels of inputs.
