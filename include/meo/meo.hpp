@@ -18,6 +18,11 @@
 #include <meo/routing/gate.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/routing/routing_statistics.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/training/adamw.hpp>
+#include <meo/training/gradient_norm.hpp>
+#include <meo/training/parameters.hpp>
+#include <meo/training/sgd.hpp>
 #include <meo/types.hpp>
 #include <meo/version.hpp>
