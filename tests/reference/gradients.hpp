@@ -119,7 +119,7 @@ Gradients<Parameters, S> backward(const Library& library, const Parameters& para
   Library gradients(library.options());
   Matrix<S> dx = Matrix<S>::Constant(x.rows(), x.cols(), std::numeric_limits<S>::quiet_NaN());
   library.backward(x, library_batch.inputs(), context, cotangent, gradients, dx, d_loss);
-  return {parameters_of(gradients, parameters), dx, context.task_embeddings_gradient};
+  return {parameters_of(gradients, parameters), dx, context.task_embeddings_gradient()};
 }
 
 /// The derivative of f by each of `values`, by central differences.

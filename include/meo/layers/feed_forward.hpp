@@ -64,8 +64,10 @@ template <class Scalar>
 class FeedForwardContext : public FeedForwardWorkspace<Scalar, Context<Scalar>> {
  public:
   /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
-  Matrix<Scalar> task_embeddings_gradient;
+  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const { return task_embeddings.get(); }
 
+  // The rest is between a block and its kernels.
+  detail::GrowingMatrix<Scalar> task_embeddings;
   detail::AlignedVector<Scalar> pre_activation;        ///< T × H: the output of `up`
   detail::AlignedVector<Scalar> hidden_gradient;       ///< T × H
   detail::AlignedVector<Scalar> gate_hidden_gradient;  ///< T × H
@@ -177,8 +179,8 @@ class FeedForward {
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// D), and d_loss, that of the loss. Adds those of the parameters to `gradients`, a block of the same
   /// options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task embeddings
-  /// in context.task_embeddings_gradient. Throws std::invalid_argument for shapes that do not fit. Allocates
-  /// only where the context has to grow. Activation needs a member `derivative`.
+  /// in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not fit.
+  /// Allocates only where the context has to grow. Activation needs a member `derivative`.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
                 MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
@@ -202,10 +204,12 @@ class FeedForward {
     else if constexpr (Layer::merges_experts) backward_merged(x, inputs, context, dy, gradients, dx, d_loss);
     else backward_by_expert(x, inputs, context, dy, gradients, dx, d_loss);
     if (options_.level != Level::task) return;
-    context.task_embeddings_gradient = context.up.task_embeddings_gradient;
+    Eigen::Map<Matrix<Scalar>> embeddings =
+        context.task_embeddings.resize(inputs.task_embeddings.rows(), options_.task_features);
+    embeddings = context.up.task_embeddings_gradient();
     if (options_.shared_gate) return;
-    if (gate_up_) context.task_embeddings_gradient += context.gate_up.task_embeddings_gradient;
-    context.task_embeddings_gradient += context.down.task_embeddings_gradient;
+    if (gate_up_) embeddings += context.gate_up.task_embeddings_gradient();
+    embeddings += context.down.task_embeddings_gradient();
   }
 
  private:
@@ -400,6 +404,7 @@ class FeedForward {
         context.up.scratch, threads * std::max({detail::weight_gradient_scratch_size<Scalar>(),
                                                 detail::input_gradient_scratch_size(up_panels),
                                                 detail::input_gradient_scratch_size(down_panels)}));
+    Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
     context.up.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < up_.num_experts(); ++expert) {
       const Index begin = dispatch.begin(expert), rows = dispatch.begin(expert + 1) - begin;
@@ -421,7 +426,6 @@ class FeedForward {
         q_row *= weights[r];
       }
       activate_backward(h.pre_activation, h.gate_hidden, rows, q, gate_q);
-      Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, rows * x.cols());
       const auto through = [&](const Layer& layer, Layer& layer_gradients, const Scalar* d_output, bool add) {
         detail::weight_gradient<Scalar>(layer_gradients.experts().mutable_panels(), expert,
                                         {x.data(), x.outerStride(), tokens}, {d_output, cols}, rows, scratch,

@@ -89,8 +89,8 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
   /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
-  /// embeddings in context.task_embeddings_gradient. Throws std::invalid_argument for shapes that do not fit,
-  /// and then changes nothing. Allocates only where the context has to grow.
+  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
+  /// fit, and then changes nothing. Allocates only where the context has to grow.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
                 const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
                 const Scalar& d_loss = Scalar(1)) const {

@@ -66,8 +66,8 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
   /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
-  /// embeddings in context.task_embeddings_gradient. Throws std::invalid_argument for shapes that do not fit,
-  /// and then changes nothing. Allocates only where the context has to grow.
+  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
+  /// fit, and then changes nothing. Allocates only where the context has to grow.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
                 const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx,
                 const Scalar& d_loss = Scalar(1)) const {
@@ -136,6 +136,7 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
     Scalar* const scratch =
         detail::reserve(context.scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
                                                             detail::input_gradient_scratch_size(bank)));
+    Scalar* const q = detail::reserve(context.expert_rows_gradient, x.rows() * x.cols());
     context.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < Base::num_experts(); ++expert) {
       const Index begin = dispatch.begin(expert), rows = dispatch.begin(expert + 1) - begin;
@@ -144,7 +145,6 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
       const Scalar* const weights = dispatch.weights.data() + begin;
       detail::weight_gradient<Scalar>(bank_gradients, expert, {x.data(), x.row_stride(), tokens},
                                       {dy.data(), dy.outerStride(), tokens, weights}, rows, scratch, threads);
-      Scalar* const q = detail::reserve(context.expert_rows_gradient, rows * x.cols());
       detail::input_gradient<Scalar>(bank, expert, {dy.data(), dy.outerStride(), tokens}, rows, false, q,
                                      x.cols(), scratch, threads);
       detail::parallel_ranges(rows, threads, [&](Index first, Index end, Index) {

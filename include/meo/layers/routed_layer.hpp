@@ -315,8 +315,9 @@ class RoutedLayer {
     task_projection_->backward({context.task_means.data(), descriptions, task_features, task_features},
                                {projected, descriptions, features, features}, gradients.task_projection(),
                                false, means, task_features, context.scratch);
-    Matrix<Scalar>& embeddings = context.task_embeddings_gradient;
-    embeddings.setZero(inputs.task_embeddings.rows(), task_features);
+    Eigen::Map<Matrix<Scalar>> embeddings =
+        context.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
+    embeddings.setZero();
     add_to_group_members(offsets, means, task_features, embeddings.data(), task_features);
   }
 
