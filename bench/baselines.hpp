@@ -39,6 +39,9 @@ template <class Scalar>
 struct DenseProduct {
   std::string name;
   void (*run)(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight, MatrixRef<Scalar> y);
+  /// dx = dy W and dW = dyᵀ x
+  void (*gradients)(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight,
+                    const ConstMatrixRef<Scalar>& dy, MatrixRef<Scalar> dx, MatrixRef<Scalar> d_weight);
 };
 
 template <class Scalar>
@@ -47,21 +50,39 @@ void eigen_product(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>
   y.noalias() = x * weight.transpose();
 }
 
-#if defined(MEO_BENCH_OPENBLAS)
 template <class Scalar>
-void openblas_product(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight,
-                      MatrixRef<Scalar> y) {
-  const auto rows = static_cast<blasint>(x.rows()), in = static_cast<blasint>(x.cols());
-  const auto out = static_cast<blasint>(weight.rows());
-  const auto x_stride = static_cast<blasint>(x.outerStride());
-  const auto weight_stride = static_cast<blasint>(weight.outerStride());
-  const auto y_stride = static_cast<blasint>(y.outerStride());
+void eigen_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight,
+                     const ConstMatrixRef<Scalar>& dy, MatrixRef<Scalar> dx, MatrixRef<Scalar> d_weight) {
+  dx.noalias() = dy * weight;
+  d_weight.noalias() = dy.transpose() * x;
+}
+
+#if defined(MEO_BENCH_OPENBLAS)
+/// c = op(a) · op(b), op transposing or not.
+template <class Scalar>
+void openblas_gemm(CBLAS_TRANSPOSE transpose_a, CBLAS_TRANSPOSE transpose_b, const ConstMatrixRef<Scalar>& a,
+                   const ConstMatrixRef<Scalar>& b, MatrixRef<Scalar> c) {
+  const auto depth = static_cast<blasint>(transpose_a == CblasTrans ? a.rows() : a.cols());
   const auto gemm = [] {
     if constexpr (std::is_same_v<Scalar, float>) return cblas_sgemm;
     else return cblas_dgemm;
   }();
-  gemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, out, in, 1, x.data(), x_stride, weight.data(),
-       weight_stride, 0, y.data(), y_stride);
+  gemm(CblasRowMajor, transpose_a, transpose_b, static_cast<blasint>(c.rows()),
+       static_cast<blasint>(c.cols()), depth, 1, a.data(), static_cast<blasint>(a.outerStride()), b.data(),
+       static_cast<blasint>(b.outerStride()), 0, c.data(), static_cast<blasint>(c.outerStride()));
+}
+
+template <class Scalar>
+void openblas_product(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight,
+                      MatrixRef<Scalar> y) {
+  openblas_gemm<Scalar>(CblasNoTrans, CblasTrans, x, weight, y);
+}
+
+template <class Scalar>
+void openblas_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& weight,
+                        const ConstMatrixRef<Scalar>& dy, MatrixRef<Scalar> dx, MatrixRef<Scalar> d_weight) {
+  openblas_gemm<Scalar>(CblasNoTrans, CblasNoTrans, dy, weight, dx);
+  openblas_gemm<Scalar>(CblasTrans, CblasNoTrans, dy, x, d_weight);
 }
 #endif
 
@@ -71,17 +92,27 @@ inline void onednn_product(const ConstMatrixRef<float>& x, const ConstMatrixRef<
   dnnl_sgemm('N', 'T', x.rows(), weight.rows(), x.cols(), 1, x.data(), x.outerStride(), weight.data(),
              weight.outerStride(), 0, y.data(), y.outerStride());
 }
+
+inline void onednn_gradients(const ConstMatrixRef<float>& x, const ConstMatrixRef<float>& weight,
+                             const ConstMatrixRef<float>& dy, MatrixRef<float> dx,
+                             MatrixRef<float> d_weight) {
+  dnnl_sgemm('N', 'N', dy.rows(), weight.cols(), weight.rows(), 1, dy.data(), dy.outerStride(), weight.data(),
+             weight.outerStride(), 0, dx.data(), dx.outerStride());
+  dnnl_sgemm('T', 'N', dy.cols(), x.cols(), dy.rows(), 1, dy.data(), dy.outerStride(), x.data(),
+             x.outerStride(), 0, d_weight.data(), d_weight.outerStride());
+}
 #endif
 
 /// The products that there are for a scalar; oneDNN has none for double.
 template <class Scalar>
 std::vector<DenseProduct<Scalar>> dense_products() {
-  std::vector<DenseProduct<Scalar>> products{{"eigen", eigen_product<Scalar>}};
+  std::vector<DenseProduct<Scalar>> products{{"eigen", eigen_product<Scalar>, eigen_gradients<Scalar>}};
 #if defined(MEO_BENCH_OPENBLAS)
-  products.push_back({"openblas", openblas_product<Scalar>});
+  products.push_back({"openblas", openblas_product<Scalar>, openblas_gradients<Scalar>});
 #endif
 #if defined(MEO_BENCH_ONEDNN)
-  if constexpr (std::is_same_v<Scalar, float>) products.push_back({"onednn", onednn_product});
+  if constexpr (std::is_same_v<Scalar, float>)
+    products.push_back({"onednn", onednn_product, onednn_gradients});
 #endif
   return products;
 }

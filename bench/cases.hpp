@@ -24,7 +24,8 @@ struct Case {
   Level level = Level::sequence;
   bool block = false;  ///< in_features → out_features → in_features with GELU between, instead of a layer
   bool in_double = false;
-  bool reads = false;  ///< with so few tokens that reading the experts is the least it can take
+  bool backward = false;  ///< a layer's backward is timed, beside the two products of a dense layer's
+  bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
 
   Index all_tokens() const { return sequences * tokens; }
 };
@@ -44,6 +45,7 @@ inline const std::vector<Case>& all_cases() {
       {.name = "token_b8_t128", .top_k = {1, 8}, .level = Level::token},
       {.name = "block_b8_t128", .block = true},
       {.name = "double_b8_t128", .in_double = true},
+      {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
   };
   return cases;
 }

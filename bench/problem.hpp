@@ -34,6 +34,7 @@ std::vector<Method> methods(const Case& c) {
   };
   for (const Index k : c.top_k) add("meo", Kind::meo, k);
   for (const Index k : c.top_k) add("moe", Kind::moe, k);
+  if (c.backward) return all;
   for (const Index k : c.top_k) add("naive", Kind::naive, k);
   if (c.reads) add("read", Kind::read, c.num_experts);
   return all;
@@ -66,6 +67,10 @@ class Problem {
       for (Index e = 0; e < c.num_experts; ++e)
         projection.experts.push_back(random(projection.out_features, projection.in_features, limit, rng_));
     }
+    if (c.backward) {
+      dy_ = random(c.all_tokens(), c.out_features, 1, rng_);
+      dx_.resize(c.all_tokens(), c.in_features);
+    }
     if (c.level == Level::task) task_embeddings_ = random(description_tokens, task_features, 1, rng_);
   }
   Problem(const Problem&) = delete;  // what is prepared points into it
@@ -76,13 +81,17 @@ class Problem {
     const std::string name = case_.name + '/' + method.name;
     y_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     hidden_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
+    dx_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     switch (method.kind) {
       case Kind::dense:
-        return prepare_dense(name, dense_products<Scalar>()[method.product]);
+        return case_.backward ? prepare_dense_backward(name, dense_products<Scalar>()[method.product])
+                              : prepare_dense(name, dense_products<Scalar>()[method.product]);
       case Kind::meo:
+        if (case_.backward) return prepare_backward<meo::MeoLayer<Scalar>>(name, method.top_k);
         return case_.block ? prepare_block<meo::MeoLayer<Scalar>>(name, method.top_k)
                            : prepare_layer<meo::MeoLayer<Scalar>>(name, method.top_k);
       case Kind::moe:
+        if (case_.backward) return prepare_backward<meo::MoeLayer<Scalar>>(name, method.top_k);
         return case_.block ? prepare_block<meo::MoeLayer<Scalar>>(name, method.top_k)
                            : prepare_layer<meo::MoeLayer<Scalar>>(name, method.top_k);
       case Kind::naive:
@@ -95,7 +104,7 @@ class Problem {
   }
 
   /// What the methods write to.
-  const Scalar* result() const { return y_.data(); }
+  const Scalar* result() const { return case_.backward ? dx_.data() : y_.data(); }
 
  private:
   struct Projection {
@@ -237,6 +246,48 @@ class Problem {
                     {gates_of_tokens(state->workspace.routing)});
   }
 
+  Prepared prepare_dense_backward(const std::string& name, const DenseProduct<Scalar>& product) {
+    const auto d_weight =
+        std::make_shared<Matrix<Scalar>>(projections_[0].out_features, projections_[0].in_features);
+    const auto run = [this, product, d_weight] {
+      product.gradients(x_, projections_[0].experts[0], dy_, dx_, *d_weight);
+    };
+    run();
+    verify_gradients<Scalar>(name, x_, dy_, {projections_[0].experts[0]},
+                             Matrix<Scalar>::Ones(case_.all_tokens(), 1), dx_, {*d_weight});
+    return {.run = run, .expert_bytes = 2 * expert_bytes(projections_[0])};
+  }
+
+  /// A run adds to the gradients, which are verified after the first.
+  template <class Layer>
+  Prepared prepare_backward(const std::string& name, Index top_k) {
+    struct State {
+      Layer layer, gradients;
+      meo::Context<Scalar> context;
+    };
+    Layer layer = make_layer<Layer>(projections_[0], top_k);
+    const auto state = std::make_shared<State>(State{layer, Layer(layer.options()), {}});
+    state->layer.forward(x_, inputs(), y_, state->context);
+    const auto run = [this, state] {
+      state->layer.backward(x_, inputs(), state->context, dy_, state->gradients, dx_);
+    };
+    run();
+    // What reaches x through the gate is taken away as the library computed it.
+    Matrix<Scalar> through_experts = dx_;
+    const Index rows = state->context.routing.rows, tokens = case_.all_tokens() / rows;
+    for (Index t = 0; t < case_.all_tokens(); ++t) {
+      const Eigen::Map<const Matrix<Scalar>> of_gate(
+          state->context.gate_input_gradient.data() + t / tokens * x_.cols(), 1, x_.cols());
+      through_experts.row(t) -= of_gate / static_cast<Scalar>(tokens);
+    }
+    std::vector<Matrix<Scalar>> d_weights;
+    for (Index e = 0; e < case_.num_experts; ++e) d_weights.push_back(state->gradients.weight(e));
+    const Matrix<Scalar> gates = gates_of_tokens(state->context.routing);
+    verify_gradients<Scalar>(name, x_, dy_, projections_[0].experts, gates, through_experts, d_weights);
+    const auto selected = static_cast<double>((gates.array() != 0).colwise().any().count());
+    return {.run = run, .expert_bytes = 3 * selected * expert_bytes(projections_[0])};
+  }
+
   template <class Layer>
   Prepared prepare_block(const std::string& name, Index top_k) {
     struct State {
@@ -314,6 +365,8 @@ class Problem {
   Matrix<Scalar> x_;
   Matrix<Scalar> y_;
   Matrix<Scalar> hidden_;  // of blocks: activated
+  Matrix<Scalar> dy_;      // of backward cases, as dx_
+  Matrix<Scalar> dx_;
   std::vector<Projection> projections_;
   Matrix<Scalar> task_embeddings_;
   Scalar sum_ = 0;  // of what was read

@@ -37,6 +37,8 @@ TARGETS = {
     ("token_b8_t128", "moe", 8): (1.05, 1.00),
     ("block_b8_t128", "meo", 8): (1.12, 1.05),
     ("double_b8_t128", "meo", 8): (1.12, 1.05),
+    ("backward_b8_t128", "meo", 4): (1.20, None),
+    ("backward_b8_t128", "meo", 8): (1.35, None),
 }
 
 

@@ -84,6 +84,30 @@ void verify_mixture(std::string_view what, const ConstMatrixRef<Scalar>& x,
   require_within<Scalar>(what, y, expected, bound);
 }
 
+/// Requires dx_t = Σ_e g_te dy_t W_e and dW_e = Σ_t g_te dy_tᵀ x_t. x, dx: T × D; dy: T × F; experts,
+/// d_weights: N times F × D; gates: T × N.
+///
+/// A term passes at most F or T roundings in a product and K + 4 in the weighting, the sum over experts and
+/// in what was taken away from dx.
+template <class Scalar>
+void verify_gradients(std::string_view what, const Matrix<Scalar>& x, const Matrix<Scalar>& dy,
+                      const std::vector<Matrix<Scalar>>& experts, const Matrix<Scalar>& gates,
+                      const Matrix<Scalar>& dx, const std::vector<Matrix<Scalar>>& d_weights) {
+  Matrix<Scalar> expected = Matrix<Scalar>::Zero(dx.rows(), dx.cols()), bound = expected;
+  for (Index e = 0; e < gates.cols(); ++e) {
+    const Matrix<Scalar>& weight = experts[static_cast<std::size_t>(e)];
+    const Matrix<Scalar> weighted = gates.col(e).asDiagonal() * dy;
+    expected.noalias() += weighted * weight;
+    bound.noalias() += weighted.rowwise().norm() * weight.colwise().norm();
+    const Matrix<Scalar> d_weight = weighted.transpose() * x;
+    const Matrix<Scalar> d_bound = twice_gamma<Scalar>(x.rows() + gates.cols() + 4) *
+                                   (weighted.colwise().norm().transpose() * x.colwise().norm());
+    require_within<Scalar>(what, d_weights[static_cast<std::size_t>(e)], d_weight, d_bound);
+  }
+  bound *= twice_gamma<Scalar>(dy.cols() + gates.cols() + 4);
+  require_within<Scalar>(what, dx, expected, bound);
+}
+
 /// Requires attended = x + TokenAttention(x).
 ///
 /// A term passes D + 1 roundings in the first product and ⌊D/r⌋ + 2 in the second and its sums.

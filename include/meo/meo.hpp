@@ -6,6 +6,7 @@
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
@@ -17,6 +18,11 @@
 #include <meo/routing/gate.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/routing/routing_statistics.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/training/adamw.hpp>
+#include <meo/training/gradient_norm.hpp>
+#include <meo/training/parameters.hpp>
+#include <meo/training/sgd.hpp>
 #include <meo/types.hpp>
 #include <meo/version.hpp>

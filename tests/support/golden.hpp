@@ -101,12 +101,12 @@ class Golden {
     return layer;
   }
 
-  reference::Block<S> block() const {
+  reference::Block<S> block(const std::string& prefix = "param.") const {
     reference::Block<S> block;
     block.gated = flag("gated");
-    block.up = layer("param.up.");
-    if (block.gated) block.gate_up = layer("param.gate_up.");
-    block.down = layer("param.down.");
+    block.up = layer(prefix + "up.");
+    if (block.gated) block.gate_up = layer(prefix + "gate_up.");
+    block.down = layer(prefix + "down.");
     const std::map<std::string, reference::Activation> activations{{"relu", reference::Activation::relu},
                                                                    {"gelu", reference::Activation::gelu},
                                                                    {"silu", reference::Activation::silu}};

@@ -11,6 +11,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <meo/types.hpp>
+
 namespace meo::detail {
 
 inline constexpr std::size_t cache_line_bytes = 64;
@@ -50,5 +52,12 @@ struct CacheLineAllocator {
 
 template <class T>
 using AlignedVector = std::vector<T, CacheLineAllocator<T>>;
+
+/// Memory for `count` values; grows the buffer if it must and never shrinks it.
+template <class T>
+T* reserve(AlignedVector<T>& buffer, Index count) {
+  if (static_cast<Index>(buffer.size()) < count) buffer.resize(static_cast<std::size_t>(count));
+  return buffer.data();
+}
 
 }  // namespace meo::detail

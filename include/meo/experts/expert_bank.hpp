@@ -89,11 +89,16 @@ class ExpertBank {
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
   }
 
- private:
   detail::PanelBank<Scalar, Storage> mutable_panels() {
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
   }
 
+  /// Everything as it is packed, for what works on all parameters alike. Values that are no parameter of any
+  /// expert are among them; they are zero and must stay so.
+  std::span<Storage> values() { return data_; }
+  std::span<const Storage> values() const { return data_; }
+
+ private:
   void require_bias() const {
     detail::require(has_bias(), "bias: expected experts with biases, got bias = false");
   }

@@ -3,10 +3,16 @@
 /// One dense projection, y = x Wᵀ + b, on the packed kernel: what gates, token attention and task projections
 /// are made of.
 
+#include <algorithm>
+#include <span>
+
 #include <meo/errors.hpp>
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/initialize.hpp>
 #include <meo/kernels/dense_product.hpp>
+#include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/weight_gradient.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -45,6 +51,27 @@ class Linear {
   void add_product(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
     detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride, true);
   }
+
+  /// Gradients of a forward pass of x (T × in_features) whose output has the gradient dy (T × out_features).
+  /// Adds those of weight and bias to `gradients`, a projection of the same shape, and writes dx = dy W, T ×
+  /// in_features at dx_stride, or adds to it with `add`. dx overlaps neither x nor dy. No checks; allocates
+  /// only where scratch has to grow.
+  void backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy, Linear& gradients, bool add,
+                Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const {
+    const Index threads = detail::max_threads();
+    const auto panels = bank_.panels();
+    Scalar* const memory =
+        detail::reserve(scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
+                                                    detail::input_gradient_scratch_size(panels)));
+    detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, {x.data(), x.row_stride()},
+                                    {dy.data(), dy.row_stride()}, x.rows(), memory, threads);
+    detail::input_gradient<Scalar>(panels, 0, {dy.data(), dy.row_stride()}, dy.rows(), add, dx, dx_stride,
+                                   memory, threads);
+  }
+
+  /// Weight and bias as they are packed; see ExpertBank::values.
+  std::span<Scalar> values() { return bank_.values(); }
+  std::span<const Scalar> values() const { return bank_.values(); }
 
   /// PyTorch's start values: weight and bias uniform in ±1/√in_features.
   template <class Generator>

@@ -84,6 +84,23 @@ MEO_INLINE void keep_in_register([[maybe_unused]] Packet<Scalar>& packet) {
 #endif
 }
 
+/// The sum of a packet's scalars.
+template <class Scalar>
+MEO_INLINE Scalar sum(const Packet<Scalar>& packet) {
+  return Eigen::internal::predux(packet);
+}
+
+/// Transposes the square matrix whose rows are the packets of `block`.
+template <class P, int size>
+MEO_INLINE void transpose(P (&block)[size]) {
+  if constexpr (size > 1) {
+    Eigen::internal::PacketBlock<P, size> packets;
+    for (int i = 0; i < size; ++i) packets.packet[i] = block[i];
+    Eigen::internal::ptranspose(packets);
+    for (int i = 0; i < size; ++i) block[i] = packets.packet[i];
+  }
+}
+
 /// Asks for the cache line at `address`, which need not be readable, to be brought into L2.
 MEO_INLINE void prefetch(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)

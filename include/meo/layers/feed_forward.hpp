@@ -5,16 +5,21 @@
 ///
 /// Letters: T tokens, D features, H hidden features.
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/kernels/dispatched_product.hpp>
+#include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/weight_gradient.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/workspace.hpp>
@@ -43,14 +48,30 @@ struct FeedForwardOptions {
 };
 
 /// Memory that a block's forward works in; see Workspace.
-template <class Scalar>
+template <class Scalar, class LayerWorkspace = Workspace<Scalar>>
 class FeedForwardWorkspace {
  public:
-  Workspace<Scalar> up;
-  Workspace<Scalar> gate_up;
-  Workspace<Scalar> down;
+  LayerWorkspace up;
+  LayerWorkspace gate_up;
+  LayerWorkspace down;
   detail::AlignedVector<Scalar> hidden;       ///< T × H: the input of `down`
   detail::AlignedVector<Scalar> gate_hidden;  ///< T × H: the output of `gate_up`
+};
+
+/// Memory that a block's forward and its backward share; see Context. With one gate for a block of MoE layers
+/// forward leaves no hidden activations, and backward computes them again, expert by expert.
+template <class Scalar>
+class FeedForwardContext : public FeedForwardWorkspace<Scalar, Context<Scalar>> {
+ public:
+  /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
+  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const { return task_embeddings.get(); }
+
+  // The rest is between a block and its kernels.
+  detail::GrowingMatrix<Scalar> task_embeddings;
+  detail::AlignedVector<Scalar> pre_activation;        ///< T × H: the output of `up`
+  detail::AlignedVector<Scalar> hidden_gradient;       ///< T × H
+  detail::AlignedVector<Scalar> gate_hidden_gradient;  ///< T × H
+  detail::AlignedVector<Scalar> gate_up_gradient;      ///< T × D: what reaches x through `gate_up`
 };
 
 template <class Scalar>
@@ -143,16 +164,52 @@ class FeedForward {
   /// untouched.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  FeedForwardWorkspace<Scalar>& workspace) const {
+    return forward(x, inputs, y, reserve_hidden(x.rows(), workspace), workspace);
+  }
+
+  /// The same, and `context` then holds what backward needs.
+  Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                 FeedForwardContext<Scalar>& context) const {
+    Hidden hidden = reserve_hidden(x.rows(), context);
+    if (!recomputes_hidden())
+      hidden.pre_activation = detail::reserve(context.pre_activation, x.rows() * options_.hidden_features);
+    return forward(x, inputs, y, hidden, context);
+  }
+
+  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
+  /// D), and d_loss, that of the loss. Adds those of the parameters to `gradients`, a block of the same
+  /// options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task embeddings
+  /// in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not fit.
+  /// Allocates only where the context has to grow. Activation needs a member `derivative`.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
+                MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
+    static_assert(
+        requires(const Activation& f, const Scalar& value) {
+          { f.derivative(value) } -> std::convertible_to<Scalar>;
+        },
+        "meo: backward needs an Activation with a member Scalar derivative(Scalar) const");
     detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
                     " columns, got ", x.cols());
-    detail::require_shape(y, x.rows(), options_.features, "y (rows of x by features)");
+    detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
+    detail::require_shape(dx, x.rows(), options_.features, "dx (rows of x by features)");
+    detail::require(gradients.options() == options_, "gradients: expected a block of the same options");
     const Index size = x.rows() * options_.hidden_features;
-    Scalar* const hidden = detail::reserve(workspace.hidden, size);
-    Scalar* const gate_hidden = options_.gated ? detail::reserve(workspace.gate_hidden, size) : nullptr;
-    if (!options_.shared_gate) return forward_separately(x, inputs, y, hidden, gate_hidden, workspace);
-    if constexpr (Layer::merges_experts) forward_merged(x, inputs, y, hidden, gate_hidden, workspace);
-    else forward_by_expert(up_, x, inputs, y, hidden, gate_hidden, workspace);
-    return workspace.up.routing.loss;
+    detail::reserve(context.hidden_gradient, size);
+    if (gate_up_) {
+      detail::reserve(context.gate_hidden_gradient, size);
+      detail::reserve(context.gate_up_gradient, x.rows() * options_.features);
+    }
+    if (!options_.shared_gate) backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
+    else if constexpr (Layer::merges_experts) backward_merged(x, inputs, context, dy, gradients, dx, d_loss);
+    else backward_by_expert(x, inputs, context, dy, gradients, dx, d_loss);
+    if (options_.level != Level::task) return;
+    Eigen::Map<Matrix<Scalar>> embeddings =
+        context.task_embeddings.resize(inputs.task_embeddings.rows(), options_.task_features);
+    embeddings = context.up.task_embeddings_gradient();
+    if (options_.shared_gate) return;
+    if (gate_up_) embeddings += context.gate_up.task_embeddings_gradient();
+    embeddings += context.down.task_embeddings_gradient();
   }
 
  private:
@@ -178,60 +235,214 @@ class FeedForward {
     return {data, rows, options_.hidden_features};
   }
 
-  /// hidden = activation(hidden) · gate_hidden, the factor only where there is one.
-  void activate(Scalar* hidden, const Scalar* gate_hidden, Index rows) const {
+  /// Hidden activations of a forward. pre_activation may be hidden itself; gate_hidden is null unless gated.
+  struct Hidden {
+    Scalar* pre_activation;
+    Scalar* hidden;
+    Scalar* gate_hidden;
+  };
+
+  template <class Memory>
+  Hidden reserve_hidden(Index rows, Memory& memory) const {
+    const Index size = rows * options_.hidden_features;
+    Scalar* const hidden = detail::reserve(memory.hidden, size);
+    return {hidden, hidden, options_.gated ? detail::reserve(memory.gate_hidden, size) : nullptr};
+  }
+
+  bool recomputes_hidden() const { return options_.shared_gate && !Layer::merges_experts; }
+
+  template <class Memory>
+  Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                 const Hidden& hidden, Memory& memory) const {
+    detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
+                    " columns, got ", x.cols());
+    detail::require_shape(y, x.rows(), options_.features, "y (rows of x by features)");
+    if (!options_.shared_gate) return forward_separately(x, inputs, y, hidden, memory);
+    if constexpr (Layer::merges_experts) forward_merged(x, inputs, y, hidden, memory);
+    else forward_by_expert(up_, x, inputs, y, hidden, memory);
+    return memory.up.routing.loss;
+  }
+
+  /// hidden = activation(pre_activation) · gate_hidden, the factor only where there is one.
+  void activate(const Hidden& h, Index rows) const {
     const Index cols = options_.hidden_features;
     detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
       for (Index i = begin * cols; i < end * cols; ++i) {
-        hidden[i] = activation_(hidden[i]);
-        if (gate_hidden != nullptr) hidden[i] = hidden[i] * gate_hidden[i];
+        h.hidden[i] = activation_(h.pre_activation[i]);
+        if (h.gate_hidden != nullptr) h.hidden[i] = h.hidden[i] * h.gate_hidden[i];
       }
     });
   }
 
+  /// In place from the gradient of hidden to that of pre_activation; that of gate_hidden, where there is one,
+  /// is written beside it.
+  void activate_backward(const Scalar* pre_activation, const Scalar* gate_hidden, Index rows,
+                         Scalar* hidden_gradient, Scalar* gate_hidden_gradient) const {
+    const Index cols = options_.hidden_features;
+    detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
+      for (Index i = begin * cols; i < end * cols; ++i) {
+        const Scalar slope = activation_.derivative(pre_activation[i]);
+        if (gate_hidden == nullptr) {
+          hidden_gradient[i] = hidden_gradient[i] * slope;
+        } else {
+          gate_hidden_gradient[i] = hidden_gradient[i] * activation_(pre_activation[i]);
+          hidden_gradient[i] = hidden_gradient[i] * gate_hidden[i] * slope;
+        }
+      }
+    });
+  }
+
+  template <class Memory>
   Scalar forward_separately(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                            MatrixRef<Scalar> y, Scalar* hidden, Scalar* gate_hidden,
-                            FeedForwardWorkspace<Scalar>& workspace) const {
-    Scalar loss = up_.forward(x, inputs, matrix(hidden, x.rows()), workspace.up).loss;
-    if (gate_up_) loss += gate_up_->forward(x, inputs, matrix(gate_hidden, x.rows()), workspace.gate_up).loss;
-    activate(hidden, gate_hidden, x.rows());
-    loss += down_.forward(matrix(hidden, x.rows()), inputs, y, workspace.down).loss;
+                            MatrixRef<Scalar> y, const Hidden& h, Memory& memory) const {
+    Scalar loss = up_.forward(x, inputs, matrix(h.pre_activation, x.rows()), memory.up).loss;
+    if (gate_up_) loss += gate_up_->forward(x, inputs, matrix(h.gate_hidden, x.rows()), memory.gate_up).loss;
+    activate(h, x.rows());
+    loss += down_.forward(matrix(h.hidden, x.rows()), inputs, y, memory.down).loss;
     return loss;
   }
 
+  void backward_separately(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                           FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                           FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const {
+    down_.backward(matrix(context.hidden.data(), x.rows()), inputs, context.down, dy, gradients.down_,
+                   matrix(context.hidden_gradient.data(), x.rows()), d_loss);
+    activate_backward(x.rows(), context);
+    up_.backward(x, inputs, context.up, matrix(context.hidden_gradient.data(), x.rows()), gradients.up_, dx,
+                 d_loss);
+    if (!gate_up_) return;
+    Eigen::Map<Matrix<Scalar>> through_gate_up(context.gate_up_gradient.data(), x.rows(), x.cols());
+    gate_up_->backward(x, inputs, context.gate_up, matrix(context.gate_hidden_gradient.data(), x.rows()),
+                       *gradients.gate_up_, through_gate_up, d_loss);
+    dx += through_gate_up;
+  }
+
+  void activate_backward(Index rows, FeedForwardContext<Scalar>& context) const {
+    activate_backward(context.pre_activation.data(), gate_up_ ? context.gate_hidden.data() : nullptr, rows,
+                      context.hidden_gradient.data(), context.gate_hidden_gradient.data());
+  }
+
   /// One gate, experts merged: one merged block for every sequence.
+  template <class Memory>
   void forward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                      Scalar* hidden, Scalar* gate_hidden, FeedForwardWorkspace<Scalar>& workspace) const {
-    const Routing<Scalar>& routing = up_.forward(x, inputs, matrix(hidden, x.rows()), workspace.up);
+                      const Hidden& h, Memory& memory) const {
+    const Routing<Scalar>& routing = up_.forward(x, inputs, matrix(h.pre_activation, x.rows()), memory.up);
     const Inputs<Scalar> sequences{.sequences = inputs.sequences};
     if (gate_up_) {
-      gate_up_->forward_routed(x, sequences, routing, matrix(gate_hidden, x.rows()), workspace.gate_up);
+      gate_up_->forward_routed(x, sequences, routing, matrix(h.gate_hidden, x.rows()), memory.gate_up);
     }
-    activate(hidden, gate_hidden, x.rows());
-    down_.forward_routed(matrix(hidden, x.rows()), sequences, routing, y, workspace.down);
+    activate(h, x.rows());
+    down_.forward_routed(matrix(h.hidden, x.rows()), sequences, routing, y, memory.down);
+  }
+
+  void backward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                       FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const
+      requires(Layer::merges_experts) {
+    const Routing<Scalar>& routing = context.up.routing;
+    std::vector<Scalar>& d_weights = context.down.weights_gradient;
+    d_weights.assign(routing.weights.size(), Scalar(0));
+    down_.backward_routed(matrix(context.hidden.data(), x.rows()), inputs, routing, context.down, dy,
+                          gradients.down_, matrix(context.hidden_gradient.data(), x.rows()), d_weights);
+    activate_backward(x.rows(), context);
+    Eigen::Map<Matrix<Scalar>> through_gate_up(context.gate_up_gradient.data(), x.rows(), x.cols());
+    if (gate_up_) {
+      gate_up_->backward_routed(x, inputs, routing, context.gate_up,
+                                matrix(context.gate_hidden_gradient.data(), x.rows()), *gradients.gate_up_,
+                                through_gate_up, d_weights);
+    }
+    up_.backward(x, inputs, context.up, matrix(context.hidden_gradient.data(), x.rows()), gradients.up_, dx,
+                 d_loss, d_weights);
+    if (gate_up_) dx += through_gate_up;
   }
 
   /// One gate, vanilla experts: each expert is a whole block, y_t = Σ_i g_ti block_i(x_t).
-  template <class VanillaLayer>
+  template <class VanillaLayer, class Memory>
   void forward_by_expert(const VanillaLayer& up, const ConstMatrixRef<Scalar>& x,
-                         const Inputs<Scalar>& inputs, MatrixRef<Scalar> y, Scalar* hidden,
-                         Scalar* gate_hidden, FeedForwardWorkspace<Scalar>& workspace) const {
-    const Routing<Scalar>& routing = up.route(x, inputs, workspace.up);
+                         const Inputs<Scalar>& inputs, MatrixRef<Scalar> y, const Hidden& h,
+                         Memory& memory) const {
+    const Routing<Scalar>& routing = up.route(x, inputs, memory.up);
     const std::array<Index, 2> single{0, x.rows()};
     const std::span<const Index> offsets = inputs.sequences != nullptr ? inputs.sequences->offsets() : single;
-    const detail::Dispatch<Scalar>& dispatch = up.dispatch(routing, offsets, workspace.up);
+    const detail::Dispatch<Scalar>& dispatch = up.dispatch(routing, offsets, memory.up);
     for (Index expert = 0; expert < up.num_experts(); ++expert) {
       const Index rows = dispatch.begin(expert + 1) - dispatch.begin(expert);
       if (rows == 0) continue;
-      detail::gathered_product(up.experts().panels(), expert, dispatch, x.data(), x.outerStride(), hidden);
-      if (gate_up_) {
-        detail::gathered_product(gate_up_->experts().panels(), expert, dispatch, x.data(), x.outerStride(),
-                                 gate_hidden);
-      }
-      activate(hidden, gate_hidden, rows);
-      detail::combined_product(down_.experts().panels(), expert, dispatch, hidden, options_.hidden_features,
+      gather_hidden(expert, dispatch, x, h);
+      activate(h, rows);
+      detail::combined_product(down_.experts().panels(), expert, dispatch, h.hidden, options_.hidden_features,
                                y.data(), y.outerStride());
     }
+  }
+
+  /// An expert's pre-activations and gate_hidden for the tokens dispatched to it, one after another.
+  void gather_hidden(Index expert, const detail::Dispatch<Scalar>& dispatch, const ConstMatrixRef<Scalar>& x,
+                     const Hidden& h) const {
+    detail::gathered_product(up_.experts().panels(), expert, dispatch, x.data(), x.outerStride(),
+                             h.pre_activation);
+    if (!gate_up_) return;
+    detail::gathered_product(gate_up_->experts().panels(), expert, dispatch, x.data(), x.outerStride(),
+                             h.gate_hidden);
+  }
+
+  /// Expert by expert: with q_t = dy_t D_i, D_i the expert's down, dg_ti = ⟨q_t, hidden_t⟩ + ⟨dy_t, bias⟩,
+  /// and g_ti q_t is the gradient of hidden_t.
+  void backward_by_expert(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                          FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                          FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const
+      requires(!Layer::merges_experts) {
+    const std::array<Index, 2> single{0, x.rows()};
+    const std::span<const Index> offsets = inputs.sequences != nullptr ? inputs.sequences->offsets() : single;
+    const detail::Dispatch<Scalar>& dispatch = context.up.dispatch;
+    const Index threads = detail::max_threads(), cols = options_.hidden_features;
+    Hidden h = reserve_hidden(x.rows(), context);
+    h.pre_activation = detail::reserve(context.pre_activation, x.rows() * cols);
+    Scalar* const q = context.hidden_gradient.data();
+    Scalar* const gate_q = context.gate_hidden_gradient.data();
+    const auto up_panels = up_.experts().panels(), down_panels = down_.experts().panels();
+    Scalar* const scratch = detail::reserve(
+        context.up.scratch, threads * std::max({detail::weight_gradient_scratch_size<Scalar>(),
+                                                detail::input_gradient_scratch_size(up_panels),
+                                                detail::input_gradient_scratch_size(down_panels)}));
+    Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
+    context.up.slot_products.resize(dispatch.tokens.size());
+    for (Index expert = 0; expert < up_.num_experts(); ++expert) {
+      const Index begin = dispatch.begin(expert), rows = dispatch.begin(expert + 1) - begin;
+      if (rows == 0) continue;
+      const Index* const tokens = dispatch.tokens.data() + begin;
+      const Scalar* const weights = dispatch.weights.data() + begin;
+      gather_hidden(expert, dispatch, x, h);
+      activate(h, rows);
+      detail::weight_gradient<Scalar>(gradients.down_.experts().mutable_panels(), expert, {h.hidden, cols},
+                                      {dy.data(), dy.outerStride(), tokens, weights}, rows, scratch, threads);
+      detail::input_gradient<Scalar>(down_panels, expert, {dy.data(), dy.outerStride(), tokens}, rows, false,
+                                     q, cols, scratch, threads);
+      for (Index r = 0; r < rows; ++r) {
+        Eigen::Map<Vector<Scalar>> q_row(q + r * cols, cols);
+        const Eigen::Map<const Vector<Scalar>> hidden_row(h.hidden + r * cols, cols);
+        context.up.slot_products[static_cast<std::size_t>(begin + r)] =
+            q_row.dot(hidden_row) +
+            detail::product_with_bias(down_panels, expert, dy.data() + tokens[r] * dy.outerStride());
+        q_row *= weights[r];
+      }
+      activate_backward(h.pre_activation, h.gate_hidden, rows, q, gate_q);
+      const auto through = [&](const Layer& layer, Layer& layer_gradients, const Scalar* d_output, bool add) {
+        detail::weight_gradient<Scalar>(layer_gradients.experts().mutable_panels(), expert,
+                                        {x.data(), x.outerStride(), tokens}, {d_output, cols}, rows, scratch,
+                                        threads);
+        detail::input_gradient<Scalar>(layer.experts().panels(), expert, {d_output, cols}, rows, add,
+                                       rows_of_x, x.cols(), scratch, threads);
+      };
+      through(up_, gradients.up_, q, false);
+      if (gate_up_) through(*gate_up_, *gradients.gate_up_, gate_q, true);
+      for (Index r = 0; r < rows; ++r) {
+        const Eigen::Map<const Vector<Scalar>> row(rows_of_x + r * x.cols(), x.cols());
+        if (dispatch.is_first[static_cast<std::size_t>(begin + r)] != 0) dx.row(tokens[r]) = row.transpose();
+        else dx.row(tokens[r]) += row.transpose();
+      }
+    }
+    up_.collect_weights_gradient(offsets, context.up);
+    up_.backward_gate(x, offsets, inputs, context.up, d_loss, gradients.up_, dx);
   }
 
   FeedForwardOptions options_;

@@ -3,11 +3,15 @@
 /// Merging experts into one: Ŵ_b = Σ_{i ∈ S(b)} g_bi W_i, b̂_b = Σ g_bi b_i, y_t = x_t Ŵ_bᵀ + b̂_b for the
 /// tokens t of sequence b; pays for one expert (He et al. 2023, arXiv 2310.09832, section 3).
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <span>
 
+#include <meo/kernels/merged_input_gradient.hpp>
 #include <meo/kernels/merged_product.hpp>
+#include <meo/kernels/merged_weight_gradient.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/routed_layer.hpp>
 #include <meo/layers/token_attention.hpp>
 #include <meo/types.hpp>
@@ -82,6 +86,56 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     merge(attend(x, workspace), offsets, routing, y, workspace);
   }
 
+  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
+  /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
+  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
+  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
+  /// fit, and then changes nothing. Allocates only where the context has to grow.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+                const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss = Scalar(1)) const {
+    std::array<Index, 2> single;
+    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
+    context.weights_gradient.assign(context.routing.weights.size(), Scalar(0));
+    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+  }
+
+  /// The same where other layers have used the gate's decision as well: d_weights is what they make of the
+  /// gradient of its weights, R × K in the order of context.routing.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+                const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss, std::span<const Scalar> d_weights) const {
+    std::array<Index, 2> single;
+    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
+    detail::require(d_weights.size() == context.routing.weights.size(), "d_weights: expected ",
+                    context.routing.weights.size(), " values, got ", d_weights.size());
+    context.weights_gradient.assign(d_weights.begin(), d_weights.end());
+    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+  }
+
+  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through
+  /// the gate it adds the gradient of the routing's weights to d_weights, R × K.
+  void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       const Routing<Scalar>& routing, Context<Scalar>& context,
+                       const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                       std::span<Scalar> d_weights) const {
+    std::array<Index, 2> single;
+    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, routing, dy, gradients, dx);
+    detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
+                    routing.weights.size(), " values, got ", d_weights.size());
+    plan_weight_merges(inputs, false, context);
+    if (!token_attention_) {
+      backward_merge(x, offsets, routing, context, dy, gradients, dx, d_weights);
+      return;
+    }
+    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
+    backward_merge(attended(x, context), offsets, routing, context, dy, gradients, d_attended, d_weights);
+    backward_attention(x, context, d_attended, gradients, dx);
+  }
+
  private:
   friend Base;
 
@@ -124,6 +178,102 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
         threads * detail::merge_scratch_size(bank, workspace.merges.num_merges(), offsets.back()));
     detail::merged_product(bank, workspace.merges, offsets, x.data(), x.row_stride(), y.data(),
                            y.outerStride(), scratch, threads);
+  }
+
+  /// What attend left in the context.
+  MatrixView<Scalar> attended(const MatrixView<Scalar>& x, const Context<Scalar>& context) const {
+    if (!token_attention_) return x;
+    return {context.attended.data(), x.rows(), x.cols(), x.cols()};
+  }
+
+  static Eigen::Map<Matrix<Scalar>> attended_gradient(const MatrixView<Scalar>& x, Context<Scalar>& context) {
+    return {detail::reserve(context.attended_gradient, x.rows() * x.cols()), x.rows(), x.cols()};
+  }
+
+  /// Merge, gate and token attention, with what context.weights_gradient holds already.
+  void backward_all(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
+                    Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients,
+                    MatrixRef<Scalar> dx, const Scalar& d_loss) const {
+    const auto backward_gate = [&](MatrixRef<Scalar> d_tokens) {
+      Base::backward_sequence_gate(offsets, inputs, context, context.weights_gradient, d_loss, gradients,
+                                   d_tokens.data(), d_tokens.outerStride());
+    };
+    plan_weight_merges(inputs, context.routing.top_k == 1, context);
+    if (!token_attention_) {
+      backward_merge(x, offsets, context.routing, context, dy, gradients, dx, context.weights_gradient);
+      backward_gate(dx);
+      return;
+    }
+    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
+    backward_merge(attended(x, context), offsets, context.routing, context, dy, gradients, d_attended,
+                   context.weights_gradient);
+    if (!Base::options().gate_before_attention) backward_gate(d_attended);
+    backward_attention(x, context, d_attended, gradients, dx);
+    if (Base::options().gate_before_attention) backward_gate(dx);
+  }
+
+  void backward_attention(const MatrixView<Scalar>& x, Context<Scalar>& context,
+                          const MatrixView<Scalar>& d_attended, MeoLayer& gradients,
+                          MatrixRef<Scalar> dx) const {
+    Scalar* const d_rows =
+        detail::reserve(context.attention_rows_gradient, x.rows() * token_attention_->reduced_features());
+    token_attention_->backward(x, context.attention_rows.data(), d_attended, d_rows,
+                               gradients.token_attention(), dx.data(), dx.outerStride(), context.scratch);
+  }
+
+  /// Through the merged experts: writes dx, adds to the experts' gradients and to that of the routing's
+  /// weights.
+  void backward_merge(const MatrixView<Scalar>& x, std::span<const Index> offsets,
+                      const Routing<Scalar>& routing, Context<Scalar>& context,
+                      const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                      std::span<Scalar> d_weights) const {
+    const detail::MergePlan<Scalar>& merges = context.weight_merges;
+    const auto bank = Base::experts().panels();
+    const Index threads = detail::max_threads();
+    Scalar* const scratch = detail::reserve(
+        context.scratch,
+        threads * std::max(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges()),
+                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges(),
+                                                                      routing.top_k)));
+    const Index pairs = merges.num_merges() * routing.top_k;
+    Scalar* const products = detail::reserve(context.merge_products, pairs);
+    Scalar* const partial =
+        detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs);
+    detail::merged_weight_gradient<Scalar>(bank, gradients.experts().mutable_panels(), merges, offsets,
+                                           {x.data(), x.row_stride()}, {dy.data(), dy.outerStride()},
+                                           products, partial, scratch, threads);
+    for (Index m = 0; m < merges.num_merges(); ++m) {
+      // Sequences that share a merge here share what follows from the gradient as well: one takes it for all.
+      const Index sequence = merges.sequence(merges.begin(m));
+      const std::span<const Index> selected = routing.row_experts(sequence);
+      const std::size_t row = static_cast<std::size_t>(sequence) * selected.size();
+      for (Index i = 0; i < routing.top_k; ++i) {
+        const auto place = static_cast<std::size_t>(
+            std::find(selected.begin(), selected.end(), merges.terms(m).experts[i]) - selected.begin());
+        d_weights[row + place] += products[m * routing.top_k + i];
+      }
+    }
+    detail::merged_input_gradient<Scalar>(bank, context.merges, offsets, dy.data(), dy.outerStride(),
+                                          dx.data(), dx.outerStride(), scratch, threads);
+  }
+
+  /// Equal weights of two sequences have gradients of their own, from which the gate's follow with what it
+  /// saw of each. Merges are shared only where that is the same, or where weights are constant, as a single
+  /// one of this layer's gate always is 1.
+  void plan_weight_merges(const Inputs<Scalar>& inputs, bool constant_weights,
+                          Context<Scalar>& context) const {
+    detail::MergePlan<Scalar>& merges = context.weight_merges;
+    merges = context.merges;
+    if (constant_weights) return;
+    merges.merge_begins.clear();
+    for (Index m = 0; m < context.merges.num_merges(); ++m) {
+      for (Index i = context.merges.begin(m); i < context.merges.begin(m + 1); ++i) {
+        const bool shares = i > context.merges.begin(m) && !inputs.noise &&
+                            Base::share_gate_input(inputs, merges.sequence(i - 1), merges.sequence(i));
+        if (!shares) merges.merge_begins.push_back(i);
+      }
+    }
+    merges.merge_begins.push_back(static_cast<Index>(merges.sequences.size()));
   }
 
   std::optional<TokenAttention<Scalar>> token_attention_;

@@ -3,10 +3,14 @@
 /// The vanilla mixture of experts, y_t = Σ_{i ∈ S(t)} g_ti (x_t W_iᵀ + b_i): pays for K experts (Shazeer et
 /// al. 2017, arXiv 1701.06538, equation 1).
 
+#include <algorithm>
 #include <array>
 #include <span>
 
 #include <meo/kernels/dispatched_product.hpp>
+#include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/weight_gradient.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/routed_layer.hpp>
 #include <meo/types.hpp>
 
@@ -59,6 +63,58 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
     combine(x, offsets, routing, y, workspace);
   }
 
+  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
+  /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
+  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
+  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
+  /// fit, and then changes nothing. Allocates only where the context has to grow.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+                const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss = Scalar(1)) const {
+    std::array<Index, 2> single;
+    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
+    backward_experts(x, context, dy, gradients, dx);
+    collect_weights_gradient(offsets, context);
+    backward_gate(x, offsets, inputs, context, d_loss, gradients, dx);
+  }
+
+  /// The gate's part: from context.weights_gradient, R × K in the routing's order, and d_loss. Adds to dx and
+  /// `gradients`; nothing is checked.
+  void backward_gate(const MatrixView<Scalar>& x, std::span<const Index> offsets,
+                     const Inputs<Scalar>& inputs, Context<Scalar>& context, const Scalar& d_loss,
+                     MoeLayer& gradients, MatrixRef<Scalar> dx) const {
+    if (Base::options().level == Level::token) {
+      Base::gate().backward(x, context.routing, context.gate, context.weights_gradient, d_loss,
+                            gradients.gate(), true, dx.data(), dx.outerStride(), context.gate_gradients,
+                            context.scratch);
+    } else {
+      Base::backward_sequence_gate(offsets, inputs, context, context.weights_gradient, d_loss, gradients,
+                                   dx.data(), dx.outerStride());
+    }
+  }
+
+  /// Sums up what context.slot_products has for every slot of context.dispatch into context.weights_gradient.
+  void collect_weights_gradient(std::span<const Index> offsets, Context<Scalar>& context) const {
+    const Routing<Scalar>& routing = context.routing;
+    const bool by_token = Base::options().level == Level::token;
+    context.weights_gradient.assign(routing.weights.size(), Scalar(0));
+    for (Index expert = 0; expert < Base::num_experts(); ++expert) {
+      std::size_t row = 0;
+      for (Index slot = context.dispatch.begin(expert); slot < context.dispatch.begin(expert + 1); ++slot) {
+        const auto s = static_cast<std::size_t>(slot);
+        const Index token = context.dispatch.tokens[s];
+        if (by_token) row = static_cast<std::size_t>(token);
+        else
+          while (offsets[row + 1] <= token) ++row;
+        const std::span<const Index> selected = routing.row_experts(static_cast<Index>(row));
+        const auto place =
+            static_cast<std::size_t>(std::find(selected.begin(), selected.end(), expert) - selected.begin());
+        context.weights_gradient[row * selected.size() + place] += context.slot_products[s];
+      }
+    }
+  }
+
   /// The tokens that each expert works on, as `routing` says; left in workspace.dispatch.
   const detail::Dispatch<Scalar>& dispatch(const Routing<Scalar>& routing, std::span<const Index> offsets,
                                            Workspace<Scalar>& workspace) const {
@@ -69,6 +125,43 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   }
 
  private:
+  /// Expert by expert: with q_t = dy_t W_i, dx_t += g_ti q_t and dg_ti = ⟨dy_t, x_t W_iᵀ + b_i⟩ = ⟨q_t, x_t⟩
+  /// + ⟨dy_t, b_i⟩, which needs no output of the expert.
+  void backward_experts(const MatrixView<Scalar>& x, Context<Scalar>& context,
+                        const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx) const {
+    const auto bank = Base::experts().panels();
+    const auto bank_gradients = gradients.experts().mutable_panels();
+    const detail::Dispatch<Scalar>& dispatch = context.dispatch;
+    const Index threads = detail::max_threads();
+    Scalar* const scratch =
+        detail::reserve(context.scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
+                                                            detail::input_gradient_scratch_size(bank)));
+    Scalar* const q = detail::reserve(context.expert_rows_gradient, x.rows() * x.cols());
+    context.slot_products.resize(dispatch.tokens.size());
+    for (Index expert = 0; expert < Base::num_experts(); ++expert) {
+      const Index begin = dispatch.begin(expert), rows = dispatch.begin(expert + 1) - begin;
+      if (rows == 0) continue;
+      const Index* const tokens = dispatch.tokens.data() + begin;
+      const Scalar* const weights = dispatch.weights.data() + begin;
+      detail::weight_gradient<Scalar>(bank_gradients, expert, {x.data(), x.row_stride(), tokens},
+                                      {dy.data(), dy.outerStride(), tokens, weights}, rows, scratch, threads);
+      detail::input_gradient<Scalar>(bank, expert, {dy.data(), dy.outerStride(), tokens}, rows, false, q,
+                                     x.cols(), scratch, threads);
+      detail::parallel_ranges(rows, threads, [&](Index first, Index end, Index) {
+        for (Index r = first; r < end; ++r) {
+          const Eigen::Map<const Vector<Scalar>> q_row(q + r * x.cols(), x.cols());
+          const Eigen::Map<const Vector<Scalar>> x_row(x.row(tokens[r]), x.cols());
+          const auto slot = static_cast<std::size_t>(begin + r);
+          context.slot_products[slot] =
+              q_row.dot(x_row) +
+              detail::product_with_bias(bank, expert, dy.data() + tokens[r] * dy.outerStride());
+          if (dispatch.is_first[slot] != 0) dx.row(tokens[r]) = weights[r] * q_row.transpose();
+          else dx.row(tokens[r]) += weights[r] * q_row.transpose();
+        }
+      });
+    }
+  }
+
   void route_tokens(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                     Workspace<Scalar>& workspace) const {
     if (Base::options().level == Level::token) {

@@ -17,6 +17,7 @@
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/initialize.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/layers/context.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/workspace.hpp>
@@ -56,6 +57,7 @@ class RoutedLayer {
   Vector<Scalar> bias(Index expert) const { return experts_.bias(expert); }
   void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) { experts_.set_bias(expert, bias); }
 
+  ExpertBank<Scalar>& experts() { return experts_; }
   const ExpertBank<Scalar>& experts() const { return experts_; }
   Gate<Scalar, NumExperts>& gate() { return gate_; }
   const Gate<Scalar, NumExperts>& gate() const { return gate_; }
@@ -189,6 +191,41 @@ class RoutedLayer {
     for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
   }
 
+  /// Throws unless dy, dx and gradients fit a forward of x whose routing is given.
+  void check_backward(const ConstMatrixRef<Scalar>& x, Index sequences, const Routing<Scalar>& routing,
+                      const ConstMatrixRef<Scalar>& dy, const Derived& gradients,
+                      const MatrixRef<Scalar>& dx) const {
+    check_routing(routing, x.rows(), sequences);
+    detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
+    detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
+    detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
+  }
+
+  /// From the gradients of the gate's weights (R × K, in the order of context.routing) and of its loss to
+  /// those of the gate, which are added to `gradients`, and of what it saw: task embeddings at task level,
+  /// else the tokens, T × D at stride, where they are added.
+  void backward_sequence_gate(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
+                              Context<Scalar>& context, std::span<const Scalar> d_weights,
+                              const Scalar& d_loss, Derived& gradients, Scalar* d_tokens,
+                              Index stride) const {
+    const Index sequences = static_cast<Index>(offsets.size()) - 1;
+    const Index features = gate_.gate_features();
+    Scalar* const dz = detail::reserve(context.gate_input_gradient, sequences * features);
+    gate_.backward({context.gate_input.data(), sequences, features, features}, context.routing, context.gate,
+                   d_weights, d_loss, gradients.gate(), false, dz, features, context.gate_gradients,
+                   context.scratch);
+    if (options_.level == Level::task) {
+      backward_task_inputs({dz, sequences, features, features}, inputs, context, gradients);
+    } else {
+      add_to_group_members(offsets, dz, features, d_tokens, stride);
+    }
+  }
+
+  /// Whether the gate sees the same features for sequences a and b.
+  bool share_gate_input(const Inputs<Scalar>& inputs, Index a, Index b) const {
+    return options_.level == Level::task && task_of(inputs, a) == task_of(inputs, b);
+  }
+
   /// Offsets 0 … tokens, with which every token is a row of its own.
   static std::span<const Index> token_offsets(Index tokens, Workspace<Scalar>& workspace) {
     workspace.token_offsets.resize(static_cast<std::size_t>(tokens) + 1);
@@ -242,6 +279,48 @@ class RoutedLayer {
     return {out, groups, cols, cols};
   }
 
+  /// Adds to every row of a group its share of the gradient of the group's mean, groups × columns.
+  static void add_to_group_members(std::span<const Index> offsets, const Scalar* mean_gradients, Index cols,
+                                   Scalar* rows, Index stride) {
+    for (std::size_t group = 0; group + 1 < offsets.size(); ++group) {
+      const Scalar* const gradient = mean_gradients + static_cast<Index>(group) * cols;
+      const auto count = static_cast<Scalar>(static_cast<double>(offsets[group + 1] - offsets[group]));
+      for (Index row = offsets[group]; row < offsets[group + 1]; ++row) {
+        for (Index d = 0; d < cols; ++d) rows[row * stride + d] += gradient[d] / count;
+      }
+    }
+  }
+
+  /// The description of a sequence.
+  static Index task_of(const Inputs<Scalar>& inputs, Index sequence) {
+    if (!inputs.task_of_sequence.empty()) return inputs.task_of_sequence[static_cast<std::size_t>(sequence)];
+    return inputs.descriptions == nullptr || inputs.descriptions->size() == 1 ? 0 : sequence;
+  }
+
+  /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
+  void backward_task_inputs(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
+                            Context<Scalar>& context, Derived& gradients) const {
+    const std::array<Index, 2> single{0, inputs.task_embeddings.rows()};
+    const std::span<const Index> offsets =
+        inputs.descriptions != nullptr ? inputs.descriptions->offsets() : single;
+    const Index descriptions = static_cast<Index>(offsets.size()) - 1;
+    const Index features = dz.cols(), task_features = options_.task_features;
+    Scalar* const projected = detail::reserve(context.task_inputs_gradient, descriptions * features);
+    std::fill_n(projected, descriptions * features, Scalar(0));
+    for (Index b = 0; b < dz.rows(); ++b) {
+      Scalar* const of_task = projected + task_of(inputs, b) * features;
+      for (Index j = 0; j < features; ++j) of_task[j] += dz.row(b)[j];
+    }
+    Scalar* const means = detail::reserve(context.task_means_gradient, descriptions * task_features);
+    task_projection_->backward({context.task_means.data(), descriptions, task_features, task_features},
+                               {projected, descriptions, features, features}, gradients.task_projection(),
+                               false, means, task_features, context.scratch);
+    Eigen::Map<Matrix<Scalar>> embeddings =
+        context.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
+    embeddings.setZero();
+    add_to_group_members(offsets, means, task_features, embeddings.data(), task_features);
+  }
+
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
   /// projection is linear, so the mean comes first and each description is projected once.
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
@@ -278,9 +357,8 @@ class RoutedLayer {
     const Index features = gate_.gate_features();
     Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
     for (Index b = 0; b < sequences; ++b) {
-      const Index task = !task_of.empty() ? task_of[static_cast<std::size_t>(b)] : descriptions == 1 ? 0 : b;
-      const MatrixView<Scalar> mean(description_means.row(task), 1, description_means.cols(),
-                                    description_means.cols());
+      const MatrixView<Scalar> mean(description_means.row(RoutedLayer::task_of(inputs, b)), 1,
+                                    description_means.cols(), description_means.cols());
       task_projection_->apply(mean, z + b * features, features);
     }
     return {z, sequences, features, features};

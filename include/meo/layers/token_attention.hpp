@@ -3,6 +3,8 @@
 /// The token-level attention block, TokenAttention(x) = U relu(V x + v) + u, added to its input (He et al.
 /// 2023, section 3.3): it gives every token its own view of the merged expert for two thin products.
 
+#include <algorithm>
+
 #include <meo/experts/activation.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
@@ -49,6 +51,22 @@ class TokenAttention {
     for (Index t = 0; t < x.rows(); ++t) {
       for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
     }
+  }
+
+  /// Gradients of apply(x, rows, ·) whose result has the gradient d_attended (T × features). Adds those of
+  /// the parameters to `gradients`, a block of the same shape, and writes dx, T × features at dx_stride.
+  /// d_rows: T × reduced_features of memory.
+  void backward(const MatrixView<Scalar>& x, const Scalar* rows, const MatrixView<Scalar>& d_attended,
+                Scalar* d_rows, TokenAttention& gradients, Scalar* dx, Index dx_stride,
+                detail::AlignedVector<Scalar>& scratch) const {
+    const Index reduced = reduced_features();
+    up_.backward({rows, x.rows(), reduced, reduced}, d_attended, gradients.up_, false, d_rows, reduced,
+                 scratch);
+    for (Index i = 0; i < x.rows() * reduced; ++i) {
+      if (!(rows[i] > Scalar(0))) d_rows[i] = Scalar(0);
+    }
+    for (Index t = 0; t < x.rows(); ++t) std::copy_n(d_attended.row(t), features(), dx + t * dx_stride);
+    down_.backward(x, {d_rows, x.rows(), reduced, reduced}, gradients.down_, true, dx, dx_stride, scratch);
   }
 
  private:

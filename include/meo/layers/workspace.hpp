@@ -2,7 +2,6 @@
 
 /// Memory that a layer's forward works in.
 
-#include <algorithm>
 #include <vector>
 
 #include <meo/experts/aligned_vector.hpp>
@@ -34,14 +33,4 @@ class Workspace {
   detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread
 };
 
-namespace detail {
-
-/// Memory for `count` values; grows the buffer if it must and never shrinks it.
-template <class Scalar>
-Scalar* reserve(AlignedVector<Scalar>& buffer, Index count) {
-  if (static_cast<Index>(buffer.size()) < count) buffer.resize(static_cast<std::size_t>(count));
-  return buffer.data();
-}
-
-}  // namespace detail
 }  // namespace meo

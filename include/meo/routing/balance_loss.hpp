@@ -23,4 +23,21 @@ Scalar cv_squared(std::span<const Scalar> values) {
   return variance / (mean * mean + Scalar(1e-10));
 }
 
+/// gradient_j += scale · ∂cv²(values)/∂values_j; nothing for one value. gradient: as many as values.
+template <class Scalar>
+void add_cv_squared_gradient(std::span<const Scalar> values, const Scalar& scale,
+                             std::span<Scalar> gradient) {
+  if (values.size() < 2) return;
+  const auto count = static_cast<Scalar>(static_cast<double>(values.size()));
+  Scalar sum(0);
+  for (const Scalar& value : values) sum += value;
+  const Scalar mean = sum / count;
+  const Scalar denominator = mean * mean + Scalar(1e-10);
+  // d variance/dv_j = 2 (v_j − mean)/(n − 1) and d mean/dv_j = 1/n
+  const Scalar of_deviation = Scalar(2) / ((count - Scalar(1)) * denominator);
+  const Scalar of_mean = Scalar(2) * mean * cv_squared(values) / (count * denominator);
+  for (std::size_t j = 0; j < values.size(); ++j)
+    gradient[j] += scale * (of_deviation * (values[j] - mean) - of_mean);
+}
+
 }  // namespace meo

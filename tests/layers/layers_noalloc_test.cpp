@@ -1,6 +1,6 @@
-// forward allocates nothing once its workspace has grown. A program of its own: it replaces the global
-// operator new, and Eigen, which calls malloc, reports its allocations through an assertion that release
-// builds keep.
+// forward and backward allocate nothing once their workspace or context has grown. A program of its own: it
+// replaces the global operator new, and Eigen, which calls malloc, reports its allocations through an
+// assertion that release builds keep.
 
 #include <stdexcept>
 
@@ -94,15 +94,15 @@ void check_batches(const Reference& reference, Index out_features, reference::Mo
   test::Generator rng(101);
   const std::vector<std::vector<Index>> batches{
       {30, 0, 13, 8}, {30, 0, 13, 8}, {8, 30, 13}, {5, 0, 2}, {1}, {}};
-  bool grown = false;
+  Index largest_descriptions = -1;  // their lengths are drawn
   for (const auto& lengths : batches) {
     const auto input = reference::random_input(reference, lengths, mode, rng);
     const reference::LibraryBatch<S> batch(input.batch);
     const Inputs<S> inputs = batch.inputs();
     Matrix<S> y(input.x.rows(), out_features);
-    if (!grown) {
+    if (inputs.task_embeddings.rows() > largest_descriptions) {
       run(input.x, inputs, y);
-      grown = true;
+      largest_descriptions = inputs.task_embeddings.rows();
     }
     INFO(lengths.size() << " sequences");
     CHECK(allocations_of([&] { run(input.x, inputs, y); }) == 0);
@@ -157,6 +157,53 @@ TEMPLATE_TEST_CASE("a block's forward allocates nothing once its workspace has g
                        [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
                          block.forward(x, inputs, y, workspace);
                        });
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a layer's backward allocates nothing once its context has grown", "[noalloc]",
+                   (MoeLayer<float>), (MeoLayer<float, 4>)) {
+  for (const Level level : all_levels) {
+    LayerOptions options{.in_features = 9, .out_features = 40, .num_experts = 4, .top_k = 2, .level = level};
+    options.reduce_factor = 4;
+    options.task_features = level == Level::task ? 6 : 0;
+    test::Generator rng(104);
+    const auto expected = reference::random_layer<float>(reference::KindOf<TestType>::value, options, rng);
+    const auto layer = reference::library_layer<TestType>(expected);
+    TestType gradients(layer.options());
+    Context<float> context;
+    Matrix<float> dx(51, 9);
+    const auto run = [&](const Matrix<float>& x, const Inputs<float>& inputs, Matrix<float>& y) {
+      layer.forward(x, inputs, y, context);
+      layer.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
+    };
+    check_batches<float>(expected, 40, reference::Mode::training, run);
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's backward allocates nothing once its context has grown", "[noalloc]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  constexpr auto kind = std::is_same_v<TestType, FeedForward<MoeLayer<float>, Gelu>> ? reference::Kind::moe
+                                                                                     : reference::Kind::meo;
+  for (const Level level : all_levels) {
+    for (const bool shared_gate : {false, true}) {
+      FeedForwardOptions options{.features = 9, .hidden_features = 40, .num_experts = 4, .top_k = 2};
+      options.level = level;
+      options.gated = true;
+      options.shared_gate = shared_gate;
+      options.reduce_factor = 4;
+      options.task_features = level == Level::task ? 6 : 0;
+      test::Generator rng(105);
+      const auto expected = reference::random_block<float>(kind, reference::Activation::gelu, options, rng);
+      const auto block = reference::library_block<TestType>(expected);
+      TestType gradients(block.options());
+      FeedForwardContext<float> context;
+      Matrix<float> dx(51, 9);
+      const auto run = [&](const Matrix<float>& x, const Inputs<float>& inputs, Matrix<float>& y) {
+        block.forward(x, inputs, y, context);
+        block.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
+      };
+      check_batches<float>(expected, 9, reference::Mode::inference, run);
     }
   }
 }

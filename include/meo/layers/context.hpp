@@ -1,0 +1,62 @@
+#pragma once
+
+/// Memory that a layer's forward and the backward that follows it share.
+
+#include <vector>
+
+#include <meo/experts/aligned_vector.hpp>
+#include <meo/kernels/merge_plan.hpp>
+#include <meo/layers/workspace.hpp>
+#include <meo/routing/gate.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+namespace detail {
+
+/// A matrix that keeps its memory when it shrinks.
+template <class Scalar>
+class GrowingMatrix {
+ public:
+  Eigen::Map<Matrix<Scalar>> resize(Index rows, Index cols) {
+    rows_ = rows;
+    cols_ = cols;
+    return {reserve(values_, rows * cols), rows, cols};
+  }
+  Eigen::Map<const Matrix<Scalar>> get() const { return {values_.data(), rows_, cols_}; }
+
+ private:
+  AlignedVector<Scalar> values_;
+  Index rows_ = 0;
+  Index cols_ = 0;
+};
+
+}  // namespace detail
+
+/// What forward leaves here, backward reads: the gate's decision with its noise, means over tokens, and what
+/// token attention made of x. x itself is not copied: backward is given it again. Belongs to one forward and
+/// its backwards at a time; buffers grow to the largest batch seen and are kept.
+template <class Scalar>
+class Context : public Workspace<Scalar> {
+ public:
+  /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
+  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const { return task_embeddings.get(); }
+
+  // The rest is between a layer and its kernels: gradients of what they are named after.
+  detail::GrowingMatrix<Scalar> task_embeddings;
+  GateGradientWorkspace<Scalar> gate_gradients;
+  std::vector<Scalar> weights_gradient;                   ///< R × K, in the routing's order
+  detail::AlignedVector<Scalar> gate_input_gradient;      ///< R × D_g
+  detail::AlignedVector<Scalar> task_inputs_gradient;     ///< descriptions × D_g
+  detail::AlignedVector<Scalar> task_means_gradient;      ///< descriptions × S
+  detail::AlignedVector<Scalar> attended_gradient;        ///< tokens × D
+  detail::AlignedVector<Scalar> attention_rows_gradient;  ///< tokens × ⌊D/r⌋
+  detail::AlignedVector<Scalar>
+      expert_rows_gradient;           ///< MoE: tokens × D, of which one expert uses as many rows as it has
+  std::vector<Scalar> slot_products;  ///< MoE: of each slot of the dispatch
+  detail::MergePlan<Scalar> weight_merges;         ///< MEO: merges whose gates have one gradient
+  detail::AlignedVector<Scalar> merge_products;    ///< MEO: merges × K
+  detail::AlignedVector<Scalar> partial_products;  ///< MEO: the same for each chunk of panels
+};
+
+}  // namespace meo

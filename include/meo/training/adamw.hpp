@@ -1,0 +1,117 @@
+#pragma once
+
+/// Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), with the semantics of
+/// PyTorch's torch.optim.AdamW: at step t
+///
+///     p ← (1 − ηλ) p,   m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,
+///     p ← p − η m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + ε).
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/parallel.hpp>
+#include <meo/training/parameters.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+struct AdamWOptions {
+  double learning_rate = 1e-3;  ///< η
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 1e-2;  ///< λ
+};
+
+template <class Scalar>
+class AdamW {
+ public:
+  /// For parameters of these names and sizes, of which it keeps no view. Throws std::invalid_argument for
+  /// options out of range.
+  AdamW(const Parameters<Scalar>& parameters, const AdamWOptions& options) {
+    set_options(options);
+    for (const auto& range : parameters) {
+      moments_.push_back(
+          {range.name, std::vector<Scalar>(range.values.size()), std::vector<Scalar>(range.values.size())});
+    }
+  }
+
+  const AdamWOptions& options() const { return options_; }
+  /// As a schedule of learning rates does between steps.
+  void set_options(const AdamWOptions& options) {
+    const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
+    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
+                    options.learning_rate);
+    detail::require(is_beta(options.beta1), "beta1: expected at least 0 and below 1, got ", options.beta1);
+    detail::require(is_beta(options.beta2), "beta2: expected at least 0 and below 1, got ", options.beta2);
+    detail::require(options.epsilon > 0, "epsilon: expected a positive number, got ", options.epsilon);
+    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
+                    options.weight_decay);
+    options_ = options;
+  }
+
+  /// Updates the parameters in place. Throws std::invalid_argument for ranges other than the constructor's,
+  /// and then changes nothing.
+  void step(const Parameters<Scalar>& parameters, const Parameters<Scalar>& gradients) {
+    detail::require_same_ranges(parameters, ranges(&Moments::first), "parameters");
+    detail::require_same_ranges(gradients, parameters, "gradients");
+    ++steps_;
+    const auto t = static_cast<double>(steps_);
+    const auto keep = static_cast<Scalar>(1 - options_.learning_rate * options_.weight_decay),
+               rate = static_cast<Scalar>(options_.learning_rate / (1 - std::pow(options_.beta1, t))),
+               root_correction = static_cast<Scalar>(std::sqrt(1 - std::pow(options_.beta2, t))),
+               beta1 = static_cast<Scalar>(options_.beta1), beta2 = static_cast<Scalar>(options_.beta2),
+               rest1 = static_cast<Scalar>(1 - options_.beta1),
+               rest2 = static_cast<Scalar>(1 - options_.beta2),
+               epsilon = static_cast<Scalar>(options_.epsilon);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      Scalar* const p = parameters[i].values.data();
+      const Scalar* const g = gradients[i].values.data();
+      Scalar* const m = moments_[i].first.data();
+      Scalar* const v = moments_[i].second.data();
+      const auto size = static_cast<Index>(parameters[i].values.size());
+      detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
+        using std::sqrt;
+        for (Index j = begin; j < end; ++j) {
+          m[j] = beta1 * m[j] + rest1 * g[j];
+          v[j] = beta2 * v[j] + rest2 * g[j] * g[j];
+          p[j] = keep * p[j] - rate * m[j] / (sqrt(v[j]) / root_correction + epsilon);
+        }
+      });
+    }
+  }
+
+  /// What a checkpoint has to keep, beside the parameters: m under first.NAME and v under second.NAME, and
+  /// the number of steps.
+  Parameters<Scalar> state() {
+    Parameters<Scalar> all;
+    for (auto& moments : moments_) {
+      all.push_back({"first." + moments.name, moments.first});
+      all.push_back({"second." + moments.name, moments.second});
+    }
+    return all;
+  }
+  Index steps() const { return steps_; }
+  void set_steps(Index steps) { steps_ = steps; }
+
+ private:
+  struct Moments {
+    std::string name;
+    std::vector<Scalar> first;
+    std::vector<Scalar> second;
+  };
+
+  Parameters<Scalar> ranges(std::vector<Scalar> Moments::*moment) {
+    Parameters<Scalar> all;
+    for (auto& moments : moments_) all.push_back({moments.name, moments.*moment});
+    return all;
+  }
+
+  AdamWOptions options_;
+  std::vector<Moments> moments_;
+  Index steps_ = 0;
+};
+
+}  // namespace meo

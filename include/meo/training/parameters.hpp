@@ -1,0 +1,109 @@
+#pragma once
+
+/// Parameters as named flat ranges: what optimisers work on. A layer's gradients are kept in a layer of the
+/// same options, so that both have the same ranges in the same order.
+///
+/// Names are those of the MEO authors' state_dict, but for `experts`, which holds all experts' weights and
+/// biases as they are packed, and for projections, whose weight and bias are one range: w_gate, w_noise,
+/// experts, tokenatt.down_proj, tokenatt.up_proj, task_proj; in a block under up., gate_up. and down. The
+/// packed form has values that stand for no parameter. They and their gradients are zero, and an update that
+/// maps zeros to zero, as those of SGD and AdamW do, keeps them so.
+
+#include <algorithm>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/layers/feed_forward.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+template <class Scalar>
+struct ParameterRange {
+  std::string name;
+  std::span<Scalar> values;  ///< of the layer's own memory
+};
+
+/// Valid until the layer is moved from, assigned to or destroyed.
+template <class Scalar>
+using Parameters = std::vector<ParameterRange<Scalar>>;
+
+/// Names begin with `prefix`, here and below.
+template <class Scalar>
+Parameters<Scalar> parameters(Linear<Scalar>& linear, const std::string& prefix) {
+  return {{prefix, linear.values()}};
+}
+
+namespace detail {
+
+template <class Scalar>
+void append(Parameters<Scalar>& all, const Parameters<Scalar>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+template <class Layer>
+Parameters<typename Layer::Scalar> parameters_without_gate(Layer& layer, const std::string& prefix) {
+  Parameters<typename Layer::Scalar> all{{prefix + "experts", layer.experts().values()}};
+  if constexpr (Layer::merges_experts) {
+    if (layer.options().level == Level::token) {
+      append(all, parameters(layer.token_attention().down(), prefix + "tokenatt.down_proj"));
+      append(all, parameters(layer.token_attention().up(), prefix + "tokenatt.up_proj"));
+    }
+  }
+  return all;
+}
+
+}  // namespace detail
+
+/// Of a MoeLayer or a MeoLayer.
+template <class Layer>
+requires requires(Layer& layer) { layer.gate(); }
+Parameters<typename Layer::Scalar> parameters(Layer& layer, const std::string& prefix = "") {
+  Parameters<typename Layer::Scalar> all{{prefix + "w_gate", layer.gate().weight_values()},
+                                         {prefix + "w_noise", layer.gate().noise_weight_values()}};
+  detail::append(all, detail::parameters_without_gate(layer, prefix));
+  if (layer.options().level == Level::task)
+    detail::append(all, parameters(layer.task_projection(), prefix + "task_proj"));
+  return all;
+}
+
+/// Of a block. With a shared gate the gates of gate_up and down have no part in it.
+template <class Layer, class Activation>
+Parameters<typename Layer::Scalar> parameters(FeedForward<Layer, Activation>& block,
+                                              const std::string& prefix = "") {
+  const auto of = [&](Layer& layer, const std::string& part) {
+    return block.options().shared_gate ? detail::parameters_without_gate(layer, prefix + part)
+                                       : parameters(layer, prefix + part);
+  };
+  auto all = parameters(block.up(), prefix + "up.");
+  if (block.options().gated) detail::append(all, of(block.gate_up(), "gate_up."));
+  detail::append(all, of(block.down(), "down."));
+  return all;
+}
+
+/// As a step begins with gradients.
+template <class Scalar>
+void set_zero(const Parameters<Scalar>& parameters) {
+  for (const auto& range : parameters) std::fill(range.values.begin(), range.values.end(), Scalar(0));
+}
+
+namespace detail {
+
+/// Throws std::invalid_argument unless both have ranges of the same names and sizes in the same order.
+template <class Scalar>
+void require_same_ranges(const Parameters<Scalar>& actual, const Parameters<Scalar>& expected,
+                         const char* what) {
+  require(actual.size() == expected.size(), what, ": expected ", expected.size(), " ranges, got ",
+          actual.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    require(actual[i].name == expected[i].name && actual[i].values.size() == expected[i].values.size(), what,
+            ": expected ", expected[i].name, " with ", expected[i].values.size(), " values, got ",
+            actual[i].name, " with ", actual[i].values.size());
+  }
+}
+
+}  // namespace detail
+}  // namespace meo

@@ -1,0 +1,94 @@
+#pragma once
+
+/// Stochastic gradient descent with momentum, with the semantics of PyTorch's torch.optim.SGD:
+///
+///     d = g + λ p,   v = d at the first step, else μ v + d,   p ← p − η v, or p − η (d + μ v) with
+///     Nesterov's momentum.
+
+#include <utility>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/parallel.hpp>
+#include <meo/training/parameters.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+struct SgdOptions {
+  double learning_rate = 1e-3;  ///< η
+  double momentum = 0;          ///< μ
+  double weight_decay = 0;      ///< λ
+  bool nesterov = false;
+};
+
+template <class Scalar>
+class Sgd {
+ public:
+  /// For parameters of these names and sizes, of which it keeps no view. Throws std::invalid_argument for
+  /// negative options.
+  Sgd(const Parameters<Scalar>& parameters, const SgdOptions& options) {
+    set_options(options);
+    for (const auto& range : parameters)
+      velocities_.push_back({range.name, std::vector<Scalar>(range.values.size())});
+  }
+
+  const SgdOptions& options() const { return options_; }
+  /// As a schedule of learning rates does between steps.
+  void set_options(const SgdOptions& options) {
+    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
+                    options.learning_rate);
+    detail::require(options.momentum >= 0, "momentum: expected at least 0, got ", options.momentum);
+    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
+                    options.weight_decay);
+    detail::require(!options.nesterov || options.momentum > 0,
+                    "momentum: expected some with nesterov, got 0");
+    options_ = options;
+  }
+
+  /// Updates the parameters in place. Throws std::invalid_argument for ranges other than the constructor's,
+  /// and then changes nothing.
+  void step(const Parameters<Scalar>& parameters, const Parameters<Scalar>& gradients) {
+    detail::require_same_ranges(parameters, state(), "parameters");
+    detail::require_same_ranges(gradients, parameters, "gradients");
+    const auto rate = static_cast<Scalar>(options_.learning_rate),
+               momentum = static_cast<Scalar>(options_.momentum),
+               decay = static_cast<Scalar>(options_.weight_decay);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      Scalar* const p = parameters[i].values.data();
+      const Scalar* const g = gradients[i].values.data();
+      Scalar* const v = velocities_[i].values.data();
+      const auto size = static_cast<Index>(parameters[i].values.size());
+      detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
+        for (Index j = begin; j < end; ++j) {
+          const Scalar d = g[j] + decay * p[j];
+          v[j] = steps_ == 0 ? d : momentum * v[j] + d;
+          p[j] -= rate * (options_.nesterov ? d + momentum * v[j] : v[j]);
+        }
+      });
+    }
+    ++steps_;
+  }
+
+  /// What a checkpoint has to keep, beside the parameters: the velocities under the parameters' names, and
+  /// the number of steps.
+  Parameters<Scalar> state() {
+    Parameters<Scalar> all;
+    for (auto& velocity : velocities_) all.push_back({velocity.name, velocity.values});
+    return all;
+  }
+  Index steps() const { return steps_; }
+  void set_steps(Index steps) { steps_ = steps; }
+
+ private:
+  struct Velocity {
+    std::string name;
+    std::vector<Scalar> values;
+  };
+
+  SgdOptions options_;
+  std::vector<Velocity> velocities_;
+  Index steps_ = 0;
+};
+
+}  // namespace meo

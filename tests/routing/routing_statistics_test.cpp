@@ -1,0 +1,73 @@
+#include <cmath>
+#include <sstream>
+
+#include <meo/routing/routing_statistics.hpp>
+
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+
+namespace {
+
+using namespace meo;
+
+/// Three experts, two rows that select two each.
+Routing<float> example() {
+  Routing<float> routing;
+  routing.rows = 2;
+  routing.num_experts = 3;
+  routing.top_k = 2;
+  routing.experts = {2, 0, 2, 1};
+  routing.weights = {0.75f, 0.25f, 0.5f, 0.5f};
+  routing.importance = {0.25f, 0.5f, 1.25f};
+  routing.load = {1, 1, 2};
+  return routing;
+}
+
+TEST_CASE("statistics add up over a window", "[routing_statistics]") {
+  RoutingStatistics statistics(3);
+  CHECK(statistics.share(0) == 0);
+  CHECK(statistics.mean_weight(0) == 0);
+  CHECK(statistics.entropy() == 0);
+  statistics.add(example());
+  statistics.add(example());
+  CHECK(statistics.rows() == 4);
+  CHECK(statistics.count(0) == 2);
+  CHECK(statistics.count(2) == 4);
+  CHECK(statistics.share(2) == 0.5);
+  CHECK(statistics.importance(2) == 2.5);
+  CHECK(statistics.mean_weight(2) == 0.625);
+  CHECK(statistics.load(2) == 4);
+  CHECK(statistics.entropy() == Approx(1.5 * std::log(2.0)));
+  statistics.reset();
+  CHECK(statistics.num_experts() == 3);
+  CHECK(statistics.rows() == 0);
+  CHECK(statistics.count(2) == 0);
+}
+
+TEST_CASE("statistics are written as comma-separated lines", "[routing_statistics]") {
+  RoutingStatistics statistics(3);
+  Routing<float> routing = example();
+  routing.experts = {2, 2, 2, 2};  // one expert, so that no digit of the entropy is in doubt
+  statistics.add(routing);
+  std::ostringstream out;
+  RoutingStatistics::write_csv_header(out);
+  statistics.write_csv(out, 17);
+  CHECK(out.str() ==
+        "window,expert,rows,count,share,mean_weight,importance,load,entropy\n"
+        "17,0,2,0,0,0,0.25,1,0\n"
+        "17,1,2,0,0,0,0.5,1,0\n"
+        "17,2,2,4,1,0.3125,1.25,2,0\n");
+}
+
+TEST_CASE("statistics are of a fixed number of experts", "[routing_statistics]") {
+  using test::error_lacks;
+  CHECK(error_lacks<std::invalid_argument>([] { RoutingStatistics statistics(0); },
+                                           {"at least 1", "got 0"}) == "");
+  RoutingStatistics statistics(4);
+  CHECK(error_lacks<std::invalid_argument>([&] { statistics.add(example()); },
+                                           {"num_experts = 4", "got 3"}) == "");
+  CHECK(error_lacks<std::invalid_argument>([&] { statistics.count(4); }, {"expert", "0 to 3", "got 4"}) ==
+        "");
+}
+
+}  // namespace

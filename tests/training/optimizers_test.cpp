@@ -1,0 +1,166 @@
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <meo/training/adamw.hpp>
+#include <meo/training/gradient_norm.hpp>
+#include <meo/training/sgd.hpp>
+
+#include "support/catch.hpp"
+#include "support/error_message.hpp"
+
+namespace {
+
+using namespace meo;
+using test::error_lacks;
+
+/// Two ranges with their gradients.
+struct Problem {
+  std::vector<double> a{1, -2}, b{0.5}, da{0.25, 4}, db{-1};
+
+  Parameters<double> parameters() { return {{"a", a}, {"b", b}}; }
+  Parameters<double> gradients() { return {{"a", da}, {"b", db}}; }
+};
+
+TEST_CASE("SGD steps along the gradient", "[sgd]") {
+  Problem p;
+  Sgd<double> sgd(p.parameters(), {.learning_rate = 0.5});
+  sgd.step(p.parameters(), p.gradients());
+  CHECK(p.a == std::vector<double>{1 - 0.125, -4});
+  CHECK(p.b == std::vector<double>{1});
+  CHECK(p.da == std::vector<double>{0.25, 4});
+}
+
+TEST_CASE("SGD's velocity begins with the first gradient, and decay is part of it", "[sgd]") {
+  // In binary fractions, so that every result is exact.
+  Problem p;
+  Sgd<double> sgd(p.parameters(), {.learning_rate = 0.5, .momentum = 0.5, .weight_decay = 0.25});
+  // b: d = -1 + 0.125 = -0.875 = v, b = 0.9375; then d = -1 + 0.234375, v = -0.4375 + d.
+  sgd.step(p.parameters(), p.gradients());
+  CHECK(p.b[0] == 0.9375);
+  sgd.step(p.parameters(), p.gradients());
+  CHECK(p.b[0] == 0.9375 + 0.5 * (0.4375 + 0.765625));
+
+  Problem q;
+  Sgd<double> nesterov(q.parameters(), {.learning_rate = 0.5, .momentum = 0.5, .nesterov = true});
+  nesterov.step(q.parameters(), q.gradients());
+  CHECK(q.b[0] == 0.5 + 0.5 * (1 + 0.5));
+  nesterov.step(q.parameters(), q.gradients());
+  CHECK(q.b[0] == 1.25 + 0.5 * (1 + 0.5 * 1.5));
+}
+
+TEST_CASE("AdamW's first step has the size of the learning rate, and decay is apart", "[adamw]") {
+  Problem p;
+  const AdamWOptions options{.learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.5};
+  AdamW<double> adamw(p.parameters(), options);
+  adamw.step(p.parameters(), p.gradients());
+  // With t = 1, m / (1 - β₁) = g and v / (1 - β₂) = g².
+  CHECK(p.a[0] == Approx(0.95 * 1 - 0.1 * 0.25 / (0.25 + 1e-3)).epsilon(1e-14));
+  CHECK(p.a[1] == Approx(0.95 * -2 - 0.1 * 4 / (4 + 1e-3)).epsilon(1e-14));
+  CHECK(p.b[0] == Approx(0.95 * 0.5 + 0.1 * 1 / (1 + 1e-3)).epsilon(1e-14));
+}
+
+TEST_CASE("AdamW corrects the bias of its moments at every step", "[adamw]") {
+  Problem p;
+  const AdamWOptions options{
+      .learning_rate = 0.1, .beta1 = 0.75, .beta2 = 0.5, .epsilon = 1e-3, .weight_decay = 0};
+  AdamW<double> adamw(p.parameters(), options);
+  double expected = 0.5, m = 0, v = 0;
+  for (int t = 1; t <= 5; ++t) {
+    p.db[0] = t % 2 == 0 ? 0.25 * t : -1;
+    m = 0.75 * m + 0.25 * p.db[0];
+    v = 0.5 * v + 0.5 * p.db[0] * p.db[0];
+    expected -= 0.1 * (m / (1 - std::pow(0.75, t))) / (std::sqrt(v / (1 - std::pow(0.5, t))) + 1e-3);
+    adamw.step(p.parameters(), p.gradients());
+    CHECK(p.b[0] == Approx(expected).epsilon(1e-13));
+  }
+  CHECK(adamw.steps() == 5);
+}
+
+/// Two steps equal one, a copy of the state, and another.
+template <class Optimizer, class Options>
+void check_resumption(const Options& options) {
+  Problem p;
+  Optimizer optimizer(p.parameters(), options);
+  optimizer.step(p.parameters(), p.gradients());
+  Problem resumed = p;
+  Optimizer fresh(resumed.parameters(), options);
+  const auto from = optimizer.state(), to = fresh.state();
+  REQUIRE(from.size() == to.size());
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    CHECK(from[i].name == to[i].name);
+    std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
+  }
+  fresh.set_steps(optimizer.steps());
+  optimizer.step(p.parameters(), p.gradients());
+  fresh.step(resumed.parameters(), resumed.gradients());
+  CHECK(p.a == resumed.a);
+  CHECK(p.b == resumed.b);
+}
+
+TEST_CASE("optimisers go on from their saved state", "[sgd][adamw]") {
+  check_resumption<Sgd<double>>(SgdOptions{.learning_rate = 0.1, .momentum = 0.9});
+  check_resumption<AdamW<double>>(AdamWOptions{});
+}
+
+TEST_CASE("optimisers keep zeros with zero gradients", "[sgd][adamw]") {
+  std::vector<float> p{0, 0}, g{0, 0};
+  const Parameters<float> parameters{{"p", p}}, gradients{{"p", g}};
+  Sgd<float> sgd(parameters, {.momentum = 0.9, .weight_decay = 0.1});
+  AdamW<float> adamw(parameters, {});
+  for (int t = 0; t < 3; ++t) {
+    sgd.step(parameters, gradients);
+    adamw.step(parameters, gradients);
+  }
+  CHECK(p == std::vector<float>{0, 0});
+}
+
+TEST_CASE("optimisers refuse other ranges and change nothing", "[sgd][adamw]") {
+  const auto check = [](auto make) {
+    Problem p;
+    auto optimizer = make(p.parameters());
+    const auto lacks = [&](Parameters<double> parameters, Parameters<double> gradients,
+                           std::initializer_list<std::string> parts) {
+      return error_lacks<std::invalid_argument>([&] { optimizer.step(parameters, gradients); }, parts);
+    };
+    CHECK(lacks({{"a", p.a}}, p.gradients(), {"parameters", "2 ranges", "got 1"}) == "");
+    CHECK(lacks(p.parameters(), {{"a", p.da}}, {"gradients", "2 ranges", "got 1"}) == "");
+    CHECK(lacks(p.parameters(), {{"a", p.da}, {"c", p.db}}, {"gradients", "expected b", "got c"}) == "");
+    CHECK(lacks(p.parameters(), {{"a", p.da}, {"b", p.da}}, {"gradients", "b with 1", "got b with 2"}) == "");
+    CHECK(p.a == Problem().a);
+    CHECK(optimizer.steps() == 0);
+  };
+  check([](const auto& parameters) { return Sgd<double>(parameters, {}); });
+  check([](const auto& parameters) { return AdamW<double>(parameters, {}); });
+}
+
+TEST_CASE("optimisers check their options", "[sgd][adamw]") {
+  using Invalid = std::invalid_argument;
+  CHECK(error_lacks<Invalid>([] { Sgd<float> s({}, {.learning_rate = -1}); }, {"learning_rate", "-1"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sgd<float> s({}, {.momentum = -1}); }, {"momentum", "-1"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sgd<float> s({}, {.weight_decay = -1}); }, {"weight_decay", "-1"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sgd<float> s({}, {.nesterov = true}); }, {"momentum", "nesterov"}) == "");
+  CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.learning_rate = -1}); }, {"learning_rate"}) == "");
+  CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.beta1 = 1}); }, {"beta1", "got 1"}) == "");
+  CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.beta2 = -1}); }, {"beta2", "got -1"}) == "");
+  CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.epsilon = 0}); }, {"epsilon", "got 0"}) == "");
+  CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.weight_decay = -1}); }, {"weight_decay"}) == "");
+}
+
+TEST_CASE("the norm of all gradients is clipped as one", "[gradient_norm]") {
+  std::vector<double> a{3, 0}, b{-4};
+  const Parameters<double> gradients{{"a", a}, {"b", b}};
+  CHECK(gradient_norm(gradients) == 5);
+  CHECK(clip_gradient_norm(gradients, 6.0) == 5);
+  CHECK(a == std::vector<double>{3, 0});
+  CHECK(clip_gradient_norm(gradients, 2.0) == 5);
+  CHECK(a[0] == Approx(3 * 2 / (5 + 1e-6)).epsilon(1e-14));
+  CHECK(b[0] == Approx(-4 * 2 / (5 + 1e-6)).epsilon(1e-14));
+  CHECK(error_lacks<std::invalid_argument>([&] { clip_gradient_norm(gradients, 0.0); },
+                                           {"max_norm", "got 0"}) == "");
+  b[0] = std::numeric_limits<double>::quiet_NaN();
+  clip_gradient_norm(gradients, 2.0);
+  CHECK(std::isnan(a[0]));
+}
+
+}  // namespace

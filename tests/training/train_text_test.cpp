@@ -1,0 +1,130 @@
+// The training of examples/train_text: that it learns, and that it is the same every time.
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <vector>
+
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+
+#include "../../examples/train_text/data.hpp"
+#include "../../examples/train_text/trainer.hpp"
+#include "support/catch.hpp"
+#include "support/kernels.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace train_text;
+
+ModelOptions small_model(Level level) {
+  ModelOptions options;
+  options.feed_forward = {.features = 12,
+                          .hidden_features = 20,
+                          .num_experts = 4,
+                          .top_k = 2,
+                          .level = level,
+                          .reduce_factor = 4};
+  options.window = 16;
+  options.classes = 4;
+  return options;
+}
+
+template <class Layer>
+Trainer<Layer> trained(Level level, int steps) {
+  const DomainTask task(1, 16);
+  Trainer<Layer> trainer(small_model(level), {}, 7);
+  for (int i = 0; i < steps; ++i) {
+    std::mt19937_64 rng = trainer.rng_of_step();
+    trainer.step(task.training(rng, 5), rng);
+  }
+  return trainer;
+}
+
+template <class Layer>
+std::vector<float> parameters_of(Trainer<Layer>& trainer) {
+  std::vector<float> all;
+  for (const auto& range : trainer.parameters())
+    all.insert(all.end(), range.values.begin(), range.values.end());
+  return all;
+}
+
+TEMPLATE_TEST_CASE("training overfits one batch", "[train_text]", MoeLayer<float>, MeoLayer<float>) {
+  const DomainTask task(1, 16);
+  std::mt19937_64 rng(3);
+  const Batch batch = task.training(rng, 8);
+  Trainer<TestType> trainer(small_model(Level::token), {.learning_rate = 1e-2}, 7);
+  const float first = trainer.step(batch, rng);
+  float loss = first;
+  for (int i = 0; i < 5; ++i) loss = trainer.step(batch, rng);
+  CHECK(loss < first);
+  for (int i = 0; i < 200; ++i) loss = trainer.step(batch, rng);
+  CHECK(loss < 1e-2f);
+  CHECK(trainer.accuracy(batch) == 1);
+}
+
+TEMPLATE_TEST_CASE("the same training gives the same bits, resumed or not", "[train_text]", MoeLayer<float>,
+                   MeoLayer<float>) {
+  for (const Level level : {Level::token, Level::sequence}) {
+    Trainer<TestType> through = trained<TestType>(level, 6), again = trained<TestType>(level, 6);
+    CHECK(parameters_of(through) == parameters_of(again));
+
+    const std::filesystem::path path =
+        std::filesystem::temp_directory_path() / "meo_train_text_test.safetensors";
+    trained<TestType>(level, 4).save(path);
+    Trainer<TestType> resumed(small_model(level), {}, 7);
+    resumed.load(path);
+    std::filesystem::remove(path);
+    CHECK(resumed.steps() == 4);
+    CHECK(parameters_of(resumed) != parameters_of(through));
+    const DomainTask task(1, 16);
+    for (int i = 0; i < 2; ++i) {
+      std::mt19937_64 rng = resumed.rng_of_step();
+      resumed.step(task.training(rng, 5), rng);
+    }
+    CHECK(parameters_of(resumed) == parameters_of(through));
+  }
+}
+
+TEST_CASE("the model's gradients are the differences of its loss", "[train_text]") {
+  // In float, so the loss is moved by a step that rounding does not drown; a tanh-like loss of a small model
+  // leaves a few percent of the largest derivative to curvature and rounding.
+  ModelOptions options = small_model(Level::sequence);
+  options.feed_forward.loss_coefficient = 0;
+  Model<MeoLayer<float>> model(options), gradients(options);
+  std::mt19937_64 rng(5);
+  model.initialize(rng);
+  const Batch batch = DomainTask(1, 16).training(rng, 3);
+  const Sequences sequences = Sequences::uniform(3, 16);
+  const Inputs<float> inputs{.sequences = &sequences};
+  Model<MeoLayer<float>>::Context context;
+  float balance_loss = 0;
+  const auto loss = [&] {
+    Matrix<float> logits = model.forward(batch, inputs, context, balance_loss);
+    return cross_entropy(logits, batch.labels);
+  };
+  Matrix<float> logits = model.forward(batch, inputs, context, balance_loss);
+  cross_entropy(logits, batch.labels);
+  model.backward(batch, inputs, context, logits, gradients);
+  const auto values = model.parameters(), slopes = gradients.parameters();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto largest = static_cast<std::size_t>(
+        std::max_element(slopes[i].values.begin(), slopes[i].values.end(),
+                         [](float a, float b) { return std::abs(a) < std::abs(b); }) -
+        slopes[i].values.begin());
+    const float slope = slopes[i].values[largest];
+    if (slope == 0) continue;
+    INFO(values[i].name);
+    float& value = values[i].values[largest];
+    const float before = value, step = 1e-2f;
+    value = before + step;
+    const float above = loss();
+    value = before - step;
+    const float below = loss();
+    value = before;
+    CHECK((above - below) / (2 * step) == Approx(slope).epsilon(0.02).margin(1e-4));
+  }
+}
+
+}  // namespace
