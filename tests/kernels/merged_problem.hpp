@@ -49,7 +49,7 @@ struct MergedProblem {
     detail::MergePlan<S> plan;
     detail::plan_merges<S>(selections.experts, selections.weights, selections.top_k, offsets, plan);
     GuardedMatrix<S> input(x), y(x.rows(), bank.out_features),
-        scratch(1, threads * detail::merge_scratch_size(bank, plan.num_merges(), offsets.back()));
+        scratch(1, threads * detail::merge_scratch_size(bank, plan.num_merges()));
     detail::merged_product(bank, plan, offsets, input.data(), input.stride(), y.data(), y.stride(),
                            scratch.data(), threads);
     CHECK(y.guards_intact());

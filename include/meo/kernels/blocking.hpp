@@ -50,12 +50,12 @@ Index block_tokens(Index depth) {
 /// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read.
 template <class Scalar>
 MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
+  const Index panels = panels_at_once<Scalar>(tokens / std::max<Index>(merges, 1));
 #if defined(MEO_TINY_BLOCKS)
   // For tests: every edge of every loop within a few rows.
-  return {tokens % 2 == 0 ? 1 : 2, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
+  return {panels, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
 #else
   constexpr Index max_merges = 16;
-  const Index panels = panels_at_once<Scalar>(tokens / std::max<Index>(merges, 1));
   const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
   const Index panel_bytes =
       padded_rows<Scalar>(block_depth) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));

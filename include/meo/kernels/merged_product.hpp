@@ -25,11 +25,15 @@
 
 namespace meo::detail {
 
-/// Scalars of scratch that merged_product needs for each thread, for so many merges and tokens.
+/// Scalars of scratch that merged_product needs for each thread, for so many merges of any tokens: no less
+/// for more merges, so that a smaller batch never needs more.
 template <class Scalar, class Storage>
-Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges, Index tokens) {
-  const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), merges, tokens);
-  return blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns;
+Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges) {
+  const auto size = [&](Index tokens) {
+    const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), merges, tokens);
+    return blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns;
+  };
+  return std::max(size(0), size(merges * Tile<Scalar>::rows));
 }
 
 /// The product for the panels begin … end − 1 of all sequences. Belongs to one thread.
@@ -268,14 +272,14 @@ class MergedProduct {
 };
 
 /// The whole product. x: tokens × in_features at x_stride; y: tokens × out_features at y_stride, not
-/// overlapping x; scratch: `threads` times merge_scratch_size(bank, plan.num_merges(), offsets.back())
+/// overlapping x; scratch: `threads` times merge_scratch_size(bank, plan.num_merges())
 /// scalars.
 template <class Scalar, class Storage>
 void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePlan<Scalar>& plan,
                     std::span<const Index> offsets, const Scalar* x, Index x_stride, Scalar* y,
                     Index y_stride, Scalar* scratch, Index threads) {
   if (plan.num_merges() == 0) return;
-  const Index scratch_size = merge_scratch_size(bank, plan.num_merges(), offsets.back());
+  const Index scratch_size = merge_scratch_size(bank, plan.num_merges());
   parallel_ranges(bank.num_panels(), threads, [&](Index begin, Index end, Index thread) {
     MergedProduct<Scalar, Storage>(bank, plan, offsets, x, x_stride, y, y_stride, begin, end,
                                    scratch + thread * scratch_size)

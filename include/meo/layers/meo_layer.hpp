@@ -174,8 +174,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     const auto bank = Base::experts().panels();
     const Index threads = detail::max_threads();
     Scalar* const scratch = detail::reserve(
-        workspace.scratch,
-        threads * detail::merge_scratch_size(bank, workspace.merges.num_merges(), offsets.back()));
+        workspace.scratch, threads * detail::merge_scratch_size(bank, workspace.merges.num_merges()));
     detail::merged_product(bank, workspace.merges, offsets, x.data(), x.row_stride(), y.data(),
                            y.outerStride(), scratch, threads);
   }
