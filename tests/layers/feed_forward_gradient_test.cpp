@@ -33,7 +33,9 @@ template <class Block>
 void check_differences(const FeedForwardOptions& options, reference::Activation activation,
                        reference::Mode mode, Generator& rng) {
   reference::Block<double> block = reference::random_block<double>(kind_of<Block>, activation, options, rng);
-  auto [batch, x] = reference::random_input(block, {2, 0, 1, 3}, mode, rng);
+  auto input = reference::random_input(block, {2, 0, 1, 3}, mode, rng);
+  auto& batch = input.batch;  // not a structured binding: Clang 14 cannot capture those
+  auto& x = input.x;
   const Matrix<double> cotangent = random_matrix<double>(rng, x.rows(), x.cols());
   auto actual = reference::backward(reference::library_block<Block>(block), block, x, batch, cotangent);
 

@@ -45,7 +45,9 @@ void check_differences(const LayerOptions& options, const std::vector<Index>& le
                        Generator& rng) {
   reference::Layer<double> layer =
       reference::random_layer<double>(reference::KindOf<Library>::value, options, rng);
-  auto [batch, x] = reference::random_input(layer, lengths, mode, rng);
+  auto input = reference::random_input(layer, lengths, mode, rng);
+  auto& batch = input.batch;  // not a structured binding: Clang 14 cannot capture those
+  auto& x = input.x;
   const Matrix<double> cotangent = random_matrix<double>(rng, x.rows(), options.out_features);
   auto actual = reference::backward(reference::library_layer<Library>(layer), layer, x, batch, cotangent);
 
