@@ -59,42 +59,41 @@ void merge_at_most(Index terms, const Storage* const* panels, const Scalar* weig
   }
 }
 
-/// Rows of panel p of a bank, as a merge reads them.
+/// Rows of one panel of every expert, as a merge reads them.
 template <class Storage>
 struct MergeSource {
   const Storage* rows;  ///< of expert 0
   Index expert_stride;
 };
 
-/// merged_m[at …] = Σ_{i < top_k} g_mi · W_i[at …] for Merges merges of the same experts, Packets packets of
-/// each: a product of gate weights with experts, whose tile of sums stays in registers.
-template <int Merges, int Packets, class Scalar, class Storage>
+/// merged_m[at …] = Σ_{i < top_k} g_mi · W_i[at …] for Merges merges of the same experts, NR values of each:
+/// a product of gate weights with experts, whose tile of sums stays in registers.
+template <int Merges, class Scalar, class Storage>
 MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTerms<Scalar>, Merges>& terms,
                            Index top_k, Index at, Scalar* merged, Index merged_stride) {
+  constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
-  Packet<Scalar> sums[Merges][Packets];
+  Packet<Scalar> sums[Merges][packets];
   unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
   });
   const auto add_term = [&](Index i) MEO_INLINE_LAMBDA {
     const Storage* const from = source.rows + terms[0].experts[i] * source.expert_stride + at;
-    Packet<Scalar> weights[Packets];
-    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA {
+    Packet<Scalar> weights[packets];
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       weights[p] = load_stored<Scalar>(from + p * size);
       keep_in_register<Scalar>(weights[p]);
     });
     unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
       const Packet<Scalar> gate = broadcast<Scalar>(terms[m].weights[i]);
-      unroll<Packets>([&](auto p)
+      unroll<packets>([&](auto p)
                           MEO_INLINE_LAMBDA { sums[m][p] = multiply_add(gate, weights[p], sums[m][p]); });
     });
   };
-  constexpr Index step = 4;
-  Index i = 0;
-  for (; i + step <= top_k; i += step) unroll<step>([&](auto s) MEO_INLINE_LAMBDA { add_term(i + s); });
-  for (; i < top_k; ++i) add_term(i);
+  MEO_UNROLL(4)
+  for (Index i = 0; i < top_k; ++i) add_term(i);
   unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<Packets>([&](auto p) MEO_INLINE_LAMBDA {
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
     });
   });
@@ -109,12 +108,8 @@ template <class Scalar, class Storage>
 void merge_rows_of_group(MergeSource<Storage> source,
                          const std::array<MergeTerms<Scalar>, merge_group>& terms, Index top_k, Index size,
                          Scalar* merged, Index merged_stride) {
-  constexpr int packet = PacketOf<Scalar>::size;
-  constexpr int wide = 3;
-  Index at = 0;
-  for (; at + wide * packet <= size; at += wide * packet)
-    merge_tile<merge_group, wide>(source, terms, top_k, at, merged, merged_stride);
-  for (; at < size; at += packet) merge_tile<merge_group, 1>(source, terms, top_k, at, merged, merged_stride);
+  for (Index at = 0; at < size; at += Tile<Scalar>::columns)
+    merge_tile<merge_group>(source, terms, top_k, at, merged, merged_stride);
 }
 
 /// merged = Σ_{i < top_k} g_i · rows of expert_i, `size` values, a multiple of NR.

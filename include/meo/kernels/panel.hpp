@@ -12,8 +12,9 @@
 ///      │ ⋮                   │  │ ⋮          │   columns beyond F are zero
 ///      └ W_0,D-1 … W_NR-1,D-1┘  └            ┘
 ///
-/// so a step of the tile reads NR consecutive weights. All experts' panels of the same outputs stand
-/// together, [panel][expert][depth][NR]: the next panel of every expert is one contiguous stream to prefetch.
+/// and rows of zeros where padded_rows adds some. A step of the tile reads NR consecutive weights. All
+/// experts' panels of the same outputs stand together, [panel][expert][depth][NR]: the next panel of every
+/// expert is one contiguous stream to prefetch.
 
 #include <algorithm>
 #include <array>
