@@ -117,10 +117,11 @@ Bounded<S> multiply(const Bounded<S>& a, const Bounded<S>& b) {
   return product;
 }
 
-/// Σ over the rows: 1 × cols.
+/// Σ over the rows: 1 × cols; zero where there are none, which Eigen would read from a null pointer.
 template <class S>
 Bounded<S> sum_of_rows(const Bounded<S>& a) {
   Bounded<S> sum(1, a.cols());
+  if (a.rows() == 0) return sum;
   sum.value = a.value.colwise().sum();
   sum.error = a.error.colwise().sum() + gamma<S>(a.rows()) * a.magnitude().colwise().sum();
   return sum;
