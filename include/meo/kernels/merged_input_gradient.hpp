@@ -104,7 +104,7 @@ class MergedInputGradient {
         const MergeSource<const Scalar> source{bank_.panel(block.first_panel + g, 0) + row * columns,
                                                bank_.panel_size()};
         for (Index q = 0; q < block.merges; ++q) {
-          merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, count * columns, merged);
+          merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, false, count * columns, merged);
           transpose_rows(merged, count,
                          turned(block, q, scratch) + strip / columns * panel_stride_ + g * columns * columns,
                          panel_stride_);
