@@ -10,6 +10,7 @@
 
 #include "../../examples/train_text/data.hpp"
 #include "../../examples/train_text/trainer.hpp"
+#include "io/files.hpp"
 #include "support/catch.hpp"
 #include "support/kernels.hpp"
 
@@ -70,12 +71,11 @@ TEMPLATE_TEST_CASE("the same training gives the same bits, resumed or not", "[tr
     Trainer<TestType> through = trained<TestType>(level, 6), again = trained<TestType>(level, 6);
     CHECK(parameters_of(through) == parameters_of(again));
 
-    const std::filesystem::path path =
-        std::filesystem::temp_directory_path() / "meo_train_text_test.safetensors";
+    const test::Folder folder;
+    const std::filesystem::path path = folder / "model.safetensors";
     trained<TestType>(level, 4).save(path);
     Trainer<TestType> resumed(small_model(level), {}, 7);
     resumed.load(path);
-    std::filesystem::remove(path);
     CHECK(resumed.steps() == 4);
     CHECK(parameters_of(resumed) != parameters_of(through));
     const DomainTask task(1, 16);
