@@ -30,7 +30,7 @@ constexpr Index gradient_inputs() {
 #if defined(MEO_TINY_BLOCKS)
   return 2 * Tile<Scalar>::rows;
 #else
-  return 64;
+  return 96;
 #endif
 }
 
@@ -82,7 +82,7 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
   constexpr Index outputs = 2 * columns, inputs = 2 * columns, max_merges = 2;
   constexpr Index scratch_size = 2 * packed_gradient_rows * (outputs + 32);
 #else
-  constexpr Index outputs = 192, inputs = 96, max_merges = max_gradient_merges;
+  constexpr Index outputs = 192, inputs = 48, max_merges = max_gradient_merges;
   constexpr Index scratch_size = max_scratch_bytes / static_cast<Index>(sizeof(Scalar));
 #endif
   const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());

@@ -9,6 +9,7 @@
 ///           for each sequence of each merge: dx tile += dy tile · turned panel
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include <meo/kernels/gradient_blocking.hpp>
@@ -114,14 +115,19 @@ class MergedInputGradient {
     PrefetchQueue ahead;
     const Index row = next.first_input_panel * columns + (bank_.has_bias ? 1 : 0);
     const Index rows = std::min(next.input_panels * columns, bank_.depth() - row);
+    std::array<Index, 64> experts;  // as many stretches as the queue has room for
+    auto end = experts.begin();
     for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {
-      if (m > next.first_merge && plan_.have_same_experts(m - 1, m)) continue;
-      for (Index p = next.first_panel; p < next.first_panel + next.panels; ++p) {
-        for (Index i = 0; i < plan_.top_k; ++i) {
-          ahead.add(bank_.panel(p, plan_.terms(m).experts[i]) + row * columns,
-                    rows * columns * static_cast<Index>(sizeof(Scalar)));
-        }
+      for (Index i = 0; i < plan_.top_k && end != experts.end(); ++i) {
+        const Index expert = plan_.terms(m).experts[i];
+        if (std::find(experts.begin(), end, expert) == end) *end++ = expert;
       }
+    }
+    for (Index p = next.first_panel; p < next.first_panel + next.panels; ++p) {
+      std::for_each(experts.begin(), end, [&](Index expert) {
+        ahead.add(bank_.panel(p, expert) + row * columns,
+                  rows * columns * static_cast<Index>(sizeof(Scalar)));
+      });
     }
     Index steps = 0;
     for (Index q = 0; q < block.merges; ++q) {
