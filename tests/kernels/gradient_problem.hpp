@@ -202,6 +202,8 @@ void check_gradient_kernels() {
   check_expert_gradients<S>(rng, 9, 0, 5, 7, true);
   check_expert_gradients<S>(rng, 300, 600, 9, 18, true);
   check_merged_gradients<S>(rng, {300, 1, 600}, 9, 18, 3, 2, true);
+  check_merged_gradients<S>(rng, {300, 1}, 80, 9, 3, 2, true);
+  check_merged_gradients<S>(rng, {5, 2, 9}, 80, 9, 3, 2, false);
   check_merged_gradients<S>(rng, std::vector<Index>(70, 2), 9, 18, 8, 3, true);
   check_merged_gradients<S>(rng, {}, 9, 18, 3, 2, true);
 }
