@@ -78,7 +78,7 @@ void outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool ad
       sums[i][p] = add ? load<Scalar>(out + (i * packets + p) * size) : broadcast<Scalar>(Scalar(0));
     });
   });
-  const auto add_token = [&] MEO_INLINE_LAMBDA {
+  const auto add_token = [&]() MEO_INLINE_LAMBDA {
     Packet<Scalar> gradients[packets];
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       gradients[p] = load<Scalar>(dy + p * size);
