@@ -19,7 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from ratios import clock_of, read_times
 
@@ -53,7 +53,7 @@ def draw_times(times):
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("number of selected experts K")
     axes.set_ylabel("time over the dense product's")
@@ -88,7 +88,7 @@ def draw_roofline(rate_of):
     axes.set_yscale("log", base=2)
     axes.set_xlim(*limits)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("operations for each byte of the experts")
     axes.set_ylabel("GFLOP/s, float")
