@@ -34,6 +34,7 @@ which every window belongs to one of eight hidden domains, each with its own map
   --level=token|sequence    what one gate decision covers     (default sequence)
   --experts=N --top-k=K                                           (default 8, 2)
   --width=D --hidden=H --blocks=L                            (default 64, 256, 2)
+  --reduce-factor=R         MEO's token attention has D / R features  (default 8)
   --window=T --batch=B      bytes of a window, windows of a step  (default 64, 16)
   --steps=S                 to train to                            (default 400)
   --learning-rate=R                                              (default 0.001)
@@ -52,8 +53,8 @@ struct UsageError : std::runtime_error {
 struct Arguments {
   std::string layer = "meo", log, experts_log, checkpoint, resume;
   Level level = Level::sequence;
-  Index experts = 8, top_k = 2, width = 64, hidden = 256, blocks = 2, window = 64, batch = 16, steps = 400,
-        report = 100;
+  Index experts = 8, top_k = 2, width = 64, hidden = 256, blocks = 2, reduce_factor = 8, window = 64,
+        batch = 16, steps = 400, report = 100;
   double learning_rate = 1e-3;
   std::uint64_t seed = 1;
   bool domains = false, help = false;
@@ -96,6 +97,7 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (option == "--width") a.width = parse_count(option, value);
     else if (option == "--hidden") a.hidden = parse_count(option, value);
     else if (option == "--blocks") a.blocks = parse_count(option, value);
+    else if (option == "--reduce-factor") a.reduce_factor = parse_count(option, value);
     else if (option == "--window") a.window = parse_count(option, value);
     else if (option == "--batch") a.batch = parse_count(option, value);
     else if (option == "--steps") a.steps = parse_count(option, value);
@@ -130,7 +132,8 @@ double flops_per_token(const Arguments& a) {
                                            .level = a.level,
                                            .tokens = a.batch * a.window,
                                            .sequences = a.batch,
-                                           .merges = a.batch})
+                                           .merges = a.top_k == 1 ? 0 : a.batch,
+                                           .reduce_factor = a.reduce_factor})
                                    .total());
   };
   return static_cast<double>(a.blocks) * (projection(a.width, a.hidden) + projection(a.hidden, a.width)) /
@@ -152,14 +155,15 @@ void train(const Arguments& a, const Task& task) {
                           .hidden_features = a.hidden,
                           .num_experts = a.experts,
                           .top_k = a.top_k,
-                          .level = a.level};
+                          .level = a.level,
+                          .reduce_factor = a.reduce_factor};
   options.blocks = a.blocks;
   options.window = a.window;
   options.classes = task.classes();
   train_text::Trainer<Layer> trainer(options, {.learning_rate = a.learning_rate}, a.seed);
   if (!a.resume.empty()) trainer.load(a.resume);
 
-  constexpr Index validation_windows = 100;  // of each class at most
+  constexpr Index validation_windows = 1000;
   const train_text::Batch validation = task.validation(validation_windows);
   std::ofstream log = open(a.log), experts_log = open(a.experts_log);
   log << "step,loss,training_accuracy,validation_accuracy,tokens_per_second,seconds,flops_per_token\n";
