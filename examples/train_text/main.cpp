@@ -112,9 +112,9 @@ Arguments parse(const std::vector<std::string>& words) {
   }
   if (!a.help && a.domains != a.files.empty()) throw UsageError("expected files, or --domains alone");
   if (!a.domains && a.files.size() == 1) throw UsageError("expected at least two files");
-  if (a.layer == "dense") {  // one expert, always selected, with the weight 1
+  if (a.layer == "dense") {  // one expert, which MEO then uses where it lies
     a.experts = a.top_k = 1;
-    a.level = Level::token;
+    a.level = Level::sequence;
   }
   return a;
 }
@@ -201,8 +201,8 @@ void train(const Arguments& a, const Task& task) {
 
 template <class Task>
 void train(const Arguments& a, const Task& task) {
-  if (a.layer == "meo") train<meo::MeoLayer<float>>(a, task);
-  else train<meo::MoeLayer<float>>(a, task);
+  if (a.layer == "moe") train<meo::MoeLayer<float>>(a, task);
+  else train<meo::MeoLayer<float>>(a, task);
 }
 
 }  // namespace
