@@ -1,14 +1,15 @@
 /// Trains a small classifier of bytes whose feed-forward blocks are dense, MoE or MEO. `--help` says more.
 
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <exception>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <meo/flops.hpp>
@@ -62,15 +63,23 @@ struct Arguments {
 };
 
 Index parse_count(const std::string& option, const std::string& text) {
+  Index value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw UsageError(option + " needs a whole number of at least 1, not '" + text + "'");
+  return value;
+}
+
+double parse_positive(const std::string& option, const std::string& text) {
   std::size_t end = 0;
-  long long value = 0;
+  double value = 0;
   try {
-    value = std::stoll(text, &end);
+    value = std::stod(text, &end);  // not from_chars, which libc++ has for whole numbers only
   } catch (const std::exception&) {
   }
-  if (text.empty() || end != text.size() || value < 1)
-    throw UsageError(option + " needs a whole number of at least 1, not '" + text + "'");
-  return static_cast<Index>(value);
+  if (end != text.size() || !(value > 0))
+    throw UsageError(option + " needs a positive number, not '" + text + "'");
+  return value;
 }
 
 Arguments parse(const std::vector<std::string>& words) {
@@ -103,7 +112,7 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (option == "--steps") a.steps = parse_count(option, value);
     else if (option == "--report") a.report = parse_count(option, value);
     else if (option == "--seed") a.seed = static_cast<std::uint64_t>(parse_count(option, value));
-    else if (option == "--learning-rate") a.learning_rate = std::stod(value);
+    else if (option == "--learning-rate") a.learning_rate = parse_positive(option, value);
     else if (option == "--log") a.log = value;
     else if (option == "--experts-log") a.experts_log = value;
     else if (option == "--checkpoint") a.checkpoint = value;
@@ -178,8 +187,8 @@ void train(const Arguments& a, const Task& task) {
     const auto start = std::chrono::steady_clock::now();
     loss += static_cast<double>(trainer.step(batch, rng));
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (steps++ == 0) statistics.reset();
     statistics.add(trainer.routing());
-    ++steps;
     if (trainer.steps() % a.report != 0 && trainer.steps() != a.steps) continue;
 
     const double speed = static_cast<double>(steps * a.batch * a.window) / seconds;
@@ -192,10 +201,12 @@ void train(const Arguments& a, const Task& task) {
     log << trainer.steps() << ',' << loss / static_cast<double>(steps) << ',' << training << ',' << validated
         << ',' << speed << ',' << seconds << ',' << flops_per_token(a) << '\n';
     statistics.write_csv(experts_log, trainer.steps());
-    statistics.reset();
     seconds = loss = 0;
     steps = 0;
   }
+  std::cout << "the first gate over the steps of the last line:\n";
+  meo::RoutingStatistics::write_csv_header(std::cout);
+  statistics.write_csv(std::cout, trainer.steps());
   if (!a.checkpoint.empty()) trainer.save(a.checkpoint);
 }
 

@@ -20,6 +20,8 @@ EXPERTS = 8
 CONFIGURATIONS = [("dense", "", 1)]
 CONFIGURATIONS += [("moe", "token", k) for k in (1, 2, 4)]
 CONFIGURATIONS += [("meo", level, k) for level in ("sequence", "token") for k in (1, 2, 4, 8)]
+NAMES = {("dense", ""): "dense", ("moe", "token"): "MoE, token level", ("meo", "sequence"): "MEO, sequence level",
+         ("meo", "token"): "MEO, token level"}
 SEEDS = (1, 2, 3)
 TASKS = ("licences", "domains")
 MODEL = ["--width=32", "--hidden=128", "--window=128", "--batch=16"]
@@ -98,15 +100,13 @@ def table(accuracy_path, speed_path):
           + " | FLOPs per token | time |\n|---|---|---|---|---|---|")
     for configuration in CONFIGURATIONS:
         layer, level, top_k = configuration
-        name = "dense" if layer == "dense" else f"{layer[:1].upper()}{'o' if layer == 'moe' else 'E'}" \
-            f"{layer[2:].upper()}, {level} level"
         cells = []
         for task in TASKS:
             found = [100 * value for value in values(accuracies, "validation_accuracy", configuration, task)]
             cells.append(f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}")
         flops = values(accuracies, "flops_per_token", configuration)[0]
         time = dense / statistics.median(values(speeds, "tokens_per_second", configuration))
-        print(f"| {name} | {'–' if layer == 'dense' else top_k} | {' | '.join(cells)} | {flops:.0f} | {time:.2f} |")
+        print(f"| {NAMES[layer, level]} | {'–' if layer == 'dense' else top_k} | {' | '.join(cells)} | {flops:.0f} | {time:.2f} |")
 
 
 def main():
