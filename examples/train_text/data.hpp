@@ -65,19 +65,21 @@ class FileTask {
     return batch;
   }
 
-  /// Windows side by side over all of the validation stretches, at most `per_class` of each file.
-  Batch validation(Index per_class) const {
+  /// As many windows of each file, `count` in all but for a remainder, spread evenly over its validation
+  /// stretches. In a short file they overlap.
+  Batch validation(Index count) const {
     Batch batch{window_, {}, {}};
+    const Index per_file = count / classes();
     for (Index file = 0; file < classes(); ++file) {
       std::vector<Index> begins;
       for (Index stretch = 0; stretch < stretches; ++stretch) {
         if (!is_validation(stretch)) continue;
-        for (Index at = begin_of(file, stretch); at + window_ <= begin_of(file, stretch + 1); at += window_)
+        for (Index at = begin_of(file, stretch); at + window_ <= begin_of(file, stretch + 1); ++at)
           begins.push_back(at);
       }
-      const auto found = static_cast<Index>(begins.size()), count = std::min(per_class, found);
-      for (Index i = 0; i < count; ++i)
-        batch.add(window_at(file, begins[static_cast<std::size_t>(i * found / count)]), file);
+      const auto found = static_cast<Index>(begins.size());
+      for (Index i = 0; i < per_file; ++i)
+        batch.add(window_at(file, begins[static_cast<std::size_t>(i * found / per_file)]), file);
     }
     return batch;
   }
@@ -99,7 +101,8 @@ class FileTask {
 
 /// Experts matter by construction: every window belongs to one of eight hidden domains, which a quarter of
 /// its bytes name. The others are random symbols, and the domain has a map of its own from symbols to four
-/// classes; the label is the class that most symbols have.
+/// classes; the label is the class that most symbols have. Windows without such a class are drawn again, so
+/// that no class is more likely than another.
 class DomainTask {
  public:
   DomainTask(std::uint64_t seed, Index window) : window_(window), validation_seed_(seed + 1) {
@@ -130,14 +133,15 @@ class DomainTask {
         bytes[t] = static_cast<unsigned char>(symbol);
         ++votes[static_cast<std::size_t>(maps_[domain][symbol])];
       }
-      batch.add(bytes.data(), std::max_element(votes.begin(), votes.end()) - votes.begin());
+      const auto most = std::max_element(votes.begin(), votes.end());
+      if (std::count(votes.begin(), votes.end(), *most) == 1) batch.add(bytes.data(), most - votes.begin());
     }
     return batch;
   }
 
-  Batch validation(Index per_class) const {
+  Batch validation(Index count) const {
     std::mt19937_64 rng(validation_seed_);
-    return training(rng, per_class * classes());
+    return training(rng, count);
   }
 
  private:

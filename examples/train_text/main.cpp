@@ -1,14 +1,15 @@
 /// Trains a small classifier of bytes whose feed-forward blocks are dense, MoE or MEO. `--help` says more.
 
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <exception>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <optional>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <meo/flops.hpp>
@@ -34,6 +35,7 @@ which every window belongs to one of eight hidden domains, each with its own map
   --level=token|sequence    what one gate decision covers     (default sequence)
   --experts=N --top-k=K                                           (default 8, 2)
   --width=D --hidden=H --blocks=L                            (default 64, 256, 2)
+  --reduce-factor=R         MEO's token attention has D / R features  (default 8)
   --window=T --batch=B      bytes of a window, windows of a step  (default 64, 16)
   --steps=S                 to train to                            (default 400)
   --learning-rate=R                                              (default 0.001)
@@ -52,8 +54,8 @@ struct UsageError : std::runtime_error {
 struct Arguments {
   std::string layer = "meo", log, experts_log, checkpoint, resume;
   Level level = Level::sequence;
-  Index experts = 8, top_k = 2, width = 64, hidden = 256, blocks = 2, window = 64, batch = 16, steps = 400,
-        report = 100;
+  Index experts = 8, top_k = 2, width = 64, hidden = 256, blocks = 2, reduce_factor = 8, window = 64,
+        batch = 16, steps = 400, report = 100;
   double learning_rate = 1e-3;
   std::uint64_t seed = 1;
   bool domains = false, help = false;
@@ -61,15 +63,23 @@ struct Arguments {
 };
 
 Index parse_count(const std::string& option, const std::string& text) {
+  Index value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw UsageError(option + " needs a whole number of at least 1, not '" + text + "'");
+  return value;
+}
+
+double parse_positive(const std::string& option, const std::string& text) {
   std::size_t end = 0;
-  long long value = 0;
+  double value = 0;
   try {
-    value = std::stoll(text, &end);
+    value = std::stod(text, &end);  // not from_chars, which libc++ has for whole numbers only
   } catch (const std::exception&) {
   }
-  if (text.empty() || end != text.size() || value < 1)
-    throw UsageError(option + " needs a whole number of at least 1, not '" + text + "'");
-  return static_cast<Index>(value);
+  if (end != text.size() || !(value > 0))
+    throw UsageError(option + " needs a positive number, not '" + text + "'");
+  return value;
 }
 
 Arguments parse(const std::vector<std::string>& words) {
@@ -96,12 +106,13 @@ Arguments parse(const std::vector<std::string>& words) {
     else if (option == "--width") a.width = parse_count(option, value);
     else if (option == "--hidden") a.hidden = parse_count(option, value);
     else if (option == "--blocks") a.blocks = parse_count(option, value);
+    else if (option == "--reduce-factor") a.reduce_factor = parse_count(option, value);
     else if (option == "--window") a.window = parse_count(option, value);
     else if (option == "--batch") a.batch = parse_count(option, value);
     else if (option == "--steps") a.steps = parse_count(option, value);
     else if (option == "--report") a.report = parse_count(option, value);
     else if (option == "--seed") a.seed = static_cast<std::uint64_t>(parse_count(option, value));
-    else if (option == "--learning-rate") a.learning_rate = std::stod(value);
+    else if (option == "--learning-rate") a.learning_rate = parse_positive(option, value);
     else if (option == "--log") a.log = value;
     else if (option == "--experts-log") a.experts_log = value;
     else if (option == "--checkpoint") a.checkpoint = value;
@@ -110,9 +121,9 @@ Arguments parse(const std::vector<std::string>& words) {
   }
   if (!a.help && a.domains != a.files.empty()) throw UsageError("expected files, or --domains alone");
   if (!a.domains && a.files.size() == 1) throw UsageError("expected at least two files");
-  if (a.layer == "dense") {  // one expert, always selected, with the weight 1
+  if (a.layer == "dense") {  // one expert, which MEO then uses where it lies
     a.experts = a.top_k = 1;
-    a.level = Level::token;
+    a.level = Level::sequence;
   }
   return a;
 }
@@ -130,7 +141,8 @@ double flops_per_token(const Arguments& a) {
                                            .level = a.level,
                                            .tokens = a.batch * a.window,
                                            .sequences = a.batch,
-                                           .merges = a.batch})
+                                           .merges = a.top_k == 1 ? 0 : a.batch,
+                                           .reduce_factor = a.reduce_factor})
                                    .total());
   };
   return static_cast<double>(a.blocks) * (projection(a.width, a.hidden) + projection(a.hidden, a.width)) /
@@ -152,14 +164,15 @@ void train(const Arguments& a, const Task& task) {
                           .hidden_features = a.hidden,
                           .num_experts = a.experts,
                           .top_k = a.top_k,
-                          .level = a.level};
+                          .level = a.level,
+                          .reduce_factor = a.reduce_factor};
   options.blocks = a.blocks;
   options.window = a.window;
   options.classes = task.classes();
   train_text::Trainer<Layer> trainer(options, {.learning_rate = a.learning_rate}, a.seed);
   if (!a.resume.empty()) trainer.load(a.resume);
 
-  constexpr Index validation_windows = 100;  // of each class at most
+  constexpr Index validation_windows = 1000;
   const train_text::Batch validation = task.validation(validation_windows);
   std::ofstream log = open(a.log), experts_log = open(a.experts_log);
   log << "step,loss,training_accuracy,validation_accuracy,tokens_per_second,seconds,flops_per_token\n";
@@ -174,8 +187,8 @@ void train(const Arguments& a, const Task& task) {
     const auto start = std::chrono::steady_clock::now();
     loss += static_cast<double>(trainer.step(batch, rng));
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (steps++ == 0) statistics.reset();
     statistics.add(trainer.routing());
-    ++steps;
     if (trainer.steps() % a.report != 0 && trainer.steps() != a.steps) continue;
 
     const double speed = static_cast<double>(steps * a.batch * a.window) / seconds;
@@ -188,17 +201,19 @@ void train(const Arguments& a, const Task& task) {
     log << trainer.steps() << ',' << loss / static_cast<double>(steps) << ',' << training << ',' << validated
         << ',' << speed << ',' << seconds << ',' << flops_per_token(a) << '\n';
     statistics.write_csv(experts_log, trainer.steps());
-    statistics.reset();
     seconds = loss = 0;
     steps = 0;
   }
+  std::cout << "the first gate over the steps of the last line:\n";
+  meo::RoutingStatistics::write_csv_header(std::cout);
+  statistics.write_csv(std::cout, trainer.steps());
   if (!a.checkpoint.empty()) trainer.save(a.checkpoint);
 }
 
 template <class Task>
 void train(const Arguments& a, const Task& task) {
-  if (a.layer == "meo") train<meo::MeoLayer<float>>(a, task);
-  else train<meo::MoeLayer<float>>(a, task);
+  if (a.layer == "moe") train<meo::MoeLayer<float>>(a, task);
+  else train<meo::MeoLayer<float>>(a, task);
 }
 
 }  // namespace

@@ -8,8 +8,11 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include <meo/io/checkpoint.hpp>
+#include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 
 #include "data.hpp"
@@ -60,12 +63,12 @@ struct Norm {
   }
 };
 
-/// Parameters, or gradients: zero at first.
+/// Parameters, or what has their shape, as gradients: zero at first.
 template <class Layer>
 struct Model {
   struct Block {
     Norm norm;
-    meo::FeedForward<Layer> feed_forward;
+    meo::FeedForward<Layer, meo::Relu> feed_forward;
   };
 
   /// What backward needs of a forward pass.
@@ -92,7 +95,7 @@ struct Model {
         classifier(Matrix<float>::Zero(of.classes, width())),
         classifier_bias(Vector<float>::Zero(of.classes)) {
     for (Index i = 0; i < of.blocks; ++i)
-      blocks.push_back({Norm(width()), meo::FeedForward<Layer>(of.feed_forward)});
+      blocks.push_back({Norm(width()), meo::FeedForward<Layer, meo::Relu>(of.feed_forward)});
   }
 
   Index width() const { return options.feed_forward.features; }
@@ -115,22 +118,34 @@ struct Model {
   /// Named flat ranges, as the library's optimisers take them.
   meo::Parameters<float> parameters() {
     meo::Parameters<float> all;
-    const auto add = [&](const std::string& name, auto& matrix) {
-      all.push_back({name, {matrix.data(), static_cast<std::size_t>(matrix.size())}});
-    };
-    add("embedding", embedding);
-    add("positions", positions);
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const std::string prefix = "blocks." + std::to_string(i) + ".";
-      add(prefix + "norm.scale", blocks[i].norm.scale);
-      add(prefix + "norm.shift", blocks[i].norm.shift);
-      for (const auto& range : meo::parameters(blocks[i].feed_forward, prefix)) all.push_back(range);
-    }
-    add("final_norm.scale", final_norm.scale);
-    add("final_norm.shift", final_norm.shift);
-    add("classifier", classifier);
-    add("classifier_bias", classifier_bias);
+    visit(
+        *this,
+        [&](const std::string& name, auto& matrix) {
+          all.push_back({name, {matrix.data(), static_cast<std::size_t>(matrix.size())}});
+        },
+        [&](const std::string& prefix, auto& block) {
+          for (const auto& range : meo::parameters(block, prefix)) all.push_back(range);
+        });
     return all;
+  }
+
+  /// In PyTorch's form, the same for every instruction set; names begin with `prefix`.
+  void save(meo::io::SafetensorsWriter& writer, const std::string& prefix) const {
+    visit(
+        *this, [&](const std::string& name, const auto& matrix) { writer.add(prefix + name, matrix); },
+        [&](const std::string& part, const auto& block) { meo::io::save(block, writer, prefix + part); });
+  }
+
+  /// Throws meo::io::Error for parameters of another model, and may then have loaded some.
+  void load(const meo::io::SafetensorsReader& reader, const std::string& prefix) {
+    visit(
+        *this,
+        [&](const std::string& name, auto& matrix) {
+          if constexpr (std::decay_t<decltype(matrix)>::IsVectorAtCompileTime)
+            matrix = reader.read_vector<float>(prefix + name, matrix.size());
+          else matrix = reader.read_matrix<float>(prefix + name, matrix.rows(), matrix.cols());
+        },
+        [&](const std::string& part, auto& block) { meo::io::load(block, reader, prefix + part); });
   }
 
   /// Logits, B × C. balance_loss: the sum of the gates' losses.
@@ -176,6 +191,24 @@ struct Model {
       gradients.embedding.row(batch.bytes[static_cast<std::size_t>(t)]) += dx.row(t);
       gradients.positions.row(t % batch.window) += dx.row(t);
     }
+  }
+
+ private:
+  /// Calls matrix(name, matrix or vector) and block(prefix, feed-forward block) of all parameters.
+  template <class Self, class OfMatrix, class OfBlock>
+  static void visit(Self& self, OfMatrix&& matrix, OfBlock&& block) {
+    matrix("embedding", self.embedding);
+    matrix("positions", self.positions);
+    for (std::size_t i = 0; i < self.blocks.size(); ++i) {
+      const std::string prefix = "blocks." + std::to_string(i) + ".";
+      matrix(prefix + "norm.scale", self.blocks[i].norm.scale);
+      matrix(prefix + "norm.shift", self.blocks[i].norm.shift);
+      block(prefix + "feed_forward.", self.blocks[i].feed_forward);
+    }
+    matrix("final_norm.scale", self.final_norm.scale);
+    matrix("final_norm.shift", self.final_norm.shift);
+    matrix("classifier", self.classifier);
+    matrix("classifier_bias", self.classifier_bias);
   }
 };
 

@@ -6,9 +6,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <random>
-#include <span>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
@@ -79,32 +78,34 @@ class Trainer {
 
   meo::Parameters<float> parameters() { return model_.parameters(); }
 
-  /// Flat ranges in packed form: exact, but only for a program compiled for the same instruction set.
+  /// Parameters, the optimiser's moments and the number of steps; for programs compiled for any instruction
+  /// set.
   void save(const std::filesystem::path& path) {
     meo::io::SafetensorsWriter writer;
-    for (const auto& range : state())
-      writer.add(range.name, {static_cast<Index>(range.values.size())}, std::span<const float>(range.values));
+    model_.save(writer, "model.");
+    Model<Layer> moments(model_.options);
+    meo::copy_values(optimizer_.first_moments(), moments.parameters());
+    moments.save(writer, "first_moments.");
+    meo::copy_values(optimizer_.second_moments(), moments.parameters());
+    moments.save(writer, "second_moments.");
     writer.set_metadata("steps", std::to_string(steps()));
     writer.write(path);
   }
 
-  /// Throws meo::io::Error for a file of another model.
+  /// Throws meo::io::Error for a file of another model, and then changes nothing.
   void load(const std::filesystem::path& path) {
     const meo::io::SafetensorsReader reader(path);
-    for (const auto& range : state()) {
-      const auto values = reader.read_vector<float>(range.name, static_cast<Index>(range.values.size()));
-      std::copy(values.begin(), values.end(), range.values.begin());
-    }
+    Model<Layer> model(model_.options), first_moments(model_.options), second_moments(model_.options);
+    model.load(reader, "model.");
+    first_moments.load(reader, "first_moments.");
+    second_moments.load(reader, "second_moments.");
     optimizer_.set_steps(static_cast<Index>(std::stoll(reader.metadata("steps"))));
+    model_ = std::move(model);
+    meo::copy_values(first_moments.parameters(), optimizer_.first_moments());
+    meo::copy_values(second_moments.parameters(), optimizer_.second_moments());
   }
 
  private:
-  meo::Parameters<float> state() {
-    meo::Parameters<float> all = model_.parameters();
-    for (const auto& range : optimizer_.state()) all.push_back({"optimizer." + range.name, range.values});
-    return all;
-  }
-
   std::uint64_t seed_;
   Model<Layer> model_;
   Model<Layer> gradients_;

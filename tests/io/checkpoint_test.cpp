@@ -92,6 +92,23 @@ bool equal(const Parameters& parameters, const SafetensorsReader& file) {
   return same;
 }
 
+// Whether the layer or block is saved with the tensors of the file, names, shapes and values.
+template <class Layer>
+bool saved_as(const Layer& layer, const SafetensorsReader& file) {
+  SafetensorsWriter writer;
+  meo::io::save(layer, writer);
+  const Bytes bytes = writer.bytes();
+  const SafetensorsReader saved(bytes, "saved");
+  std::size_t in_file = 0;
+  for (const std::string& name : file.names()) in_file += name.starts_with("param.");
+  bool same = saved.names().size() == in_file;
+  for (const std::string& name : saved.names()) {
+    same = same && file.contains(name) && saved.info(name).shape == file.info(name).shape &&
+           saved.read<double>(name) == file.read<double>(name);
+  }
+  return same;
+}
+
 template <class Golden>
 meo::LayerOptions options_of(const Golden& golden) {
   return {.in_features = golden.integer("in_features"),
@@ -123,6 +140,7 @@ void check_loaded(const Golden<S>& golden) {
       meo::FeedForward<Layer> block(block_options_of(golden));
       meo::io::load(block, golden.reader());
       CHECK(equal(parameters_of_block(block), golden.reader()));
+      CHECK(saved_as(block, golden.reader()));
     };
     golden.text("kind") == "MoE" ? check(std::type_identity<MoeLayer<S>>{})
                                  : check(std::type_identity<MeoLayer<S>>{});
@@ -131,6 +149,7 @@ void check_loaded(const Golden<S>& golden) {
       Layer layer(options_of(golden));
       meo::io::load(layer, golden.reader());
       CHECK(equal(parameters_of(layer), golden.reader()));
+      CHECK(saved_as(layer, golden.reader()));
     };
     golden.text("kind") == "MoE" ? check(std::type_identity<MoeLayer<S>>{})
                                  : check(std::type_identity<MeoLayer<S>>{});
@@ -188,7 +207,8 @@ std::string fault(Layer layer, const Bytes& bytes) {
 
 }  // namespace
 
-TEST_CASE("the parameters of all golden files are loaded, each to its place", "[io][checkpoint][golden]") {
+TEST_CASE("the parameters of all golden files are loaded, each to its place, and saved again",
+          "[io][checkpoint][golden]") {
   const auto paths = meo::test::golden_files();
   CHECK(paths.size() == 100);
   for (const auto& path : paths) {
@@ -206,7 +226,10 @@ TEMPLATE_TEST_CASE("a saved layer comes back at every level, with and without bi
       const auto saved = small_layer<TestType>(1, level, bias);
       auto layer = small_layer<TestType>(2, level, bias);
       CHECK(parameters_of(layer) != parameters_of(saved));
-      const Bytes bytes = file_of_layer(saved);
+      SafetensorsWriter writer;
+      meo::io::save(saved, writer);
+      const Bytes bytes = writer.bytes();
+      CHECK(bytes == file_of_layer(saved));
       meo::io::load(layer, SafetensorsReader(bytes, "f"));
       CHECK(parameters_of(layer) == parameters_of(saved));
     }

@@ -87,8 +87,8 @@ TEST_CASE("allocations are noticed", "[noalloc]") {
 
 constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
 
-/// Forward passes of one layer and workspace: a large batch to grow it, then the same and smaller ones, none
-/// of which allocates. `run(input, y)` does one.
+/// Passes with one workspace: a large batch to grow it, then the same and smaller ones, none of which
+/// allocates. `run(x, inputs, y)` does one.
 template <class S, class Reference, class Run>
 void check_batches(const Reference& reference, Index out_features, reference::Mode mode, Run&& run) {
   test::Generator rng(101);
@@ -109,101 +109,66 @@ void check_batches(const Reference& reference, Index out_features, reference::Mo
   }
 }
 
-TEMPLATE_TEST_CASE("a layer's forward allocates nothing once its workspace has grown", "[noalloc]",
+/// Forward alone and forward with backward. library: a layer or a block of 9 features with the parameters of
+/// the reference's.
+template <class Workspace, class Context, class Library, class Reference>
+void check_passes(const Library& library, const Reference& reference, Index out_features,
+                  reference::Mode mode) {
+  using S = typename Library::Scalar;
+  Workspace workspace;
+  check_batches<S>(reference, out_features, mode,
+                   [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
+                     library.forward(x, inputs, y, workspace);
+                   });
+  Context context;
+  Library gradients(library.options());
+  Matrix<S> dx(51, 9);
+  check_batches<S>(reference, out_features, mode,
+                   [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
+                     library.forward(x, inputs, y, context);
+                     library.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
+                   });
+}
+
+TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has grown", "[noalloc]",
                    (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)) {
   using S = typename TestType::Scalar;
   for (const Level level : all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
-      LayerOptions options;
-      options.in_features = 9;
-      options.out_features = 40;
-      options.num_experts = 4;
-      options.top_k = 2;
-      options.level = level;
-      options.reduce_factor = 4;
-      options.task_features = level == Level::task ? 6 : 0;
+      const LayerOptions options{.in_features = 9,
+                                 .out_features = 40,
+                                 .num_experts = 4,
+                                 .top_k = 2,
+                                 .level = level,
+                                 .reduce_factor = 4,
+                                 .task_features = level == Level::task ? 6 : 0};
       test::Generator rng(102);
       const auto expected = reference::random_layer<S>(reference::KindOf<TestType>::value, options, rng);
-      const auto layer = reference::library_layer<TestType>(expected);
-      Workspace<S> workspace;
-      check_batches<S>(expected, 40, mode, [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
-        layer.forward(x, inputs, y, workspace);
-      });
+      check_passes<Workspace<S>, Context<S>>(reference::library_layer<TestType>(expected), expected, 40,
+                                             mode);
     }
   }
 }
 
-TEMPLATE_TEST_CASE("a block's forward allocates nothing once its workspace has grown", "[noalloc]",
+TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has grown", "[noalloc]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
   using S = typename TestType::Scalar;
   constexpr auto kind = std::is_same_v<S, float> ? reference::Kind::moe : reference::Kind::meo;
   for (const Level level : all_levels) {
     for (const bool shared_gate : {false, true}) {
-      FeedForwardOptions options;
-      options.features = 9;
-      options.hidden_features = 40;
-      options.num_experts = 4;
-      options.top_k = 2;
-      options.level = level;
-      options.gated = true;
-      options.shared_gate = shared_gate;
-      options.reduce_factor = 4;
-      options.task_features = level == Level::task ? 6 : 0;
+      const FeedForwardOptions options{.features = 9,
+                                       .hidden_features = 40,
+                                       .num_experts = 4,
+                                       .top_k = 2,
+                                       .level = level,
+                                       .gated = true,
+                                       .shared_gate = shared_gate,
+                                       .reduce_factor = 4,
+                                       .task_features = level == Level::task ? 6 : 0};
       test::Generator rng(103);
       const auto expected = reference::random_block<S>(kind, reference::Activation::gelu, options, rng);
-      const auto block = reference::library_block<TestType>(expected);
-      FeedForwardWorkspace<S> workspace;
-      check_batches<S>(expected, 9, reference::Mode::inference,
-                       [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
-                         block.forward(x, inputs, y, workspace);
-                       });
-    }
-  }
-}
-
-TEMPLATE_TEST_CASE("a layer's backward allocates nothing once its context has grown", "[noalloc]",
-                   (MoeLayer<float>), (MeoLayer<float, 4>)) {
-  for (const Level level : all_levels) {
-    LayerOptions options{.in_features = 9, .out_features = 40, .num_experts = 4, .top_k = 2, .level = level};
-    options.reduce_factor = 4;
-    options.task_features = level == Level::task ? 6 : 0;
-    test::Generator rng(104);
-    const auto expected = reference::random_layer<float>(reference::KindOf<TestType>::value, options, rng);
-    const auto layer = reference::library_layer<TestType>(expected);
-    TestType gradients(layer.options());
-    Context<float> context;
-    Matrix<float> dx(51, 9);
-    const auto run = [&](const Matrix<float>& x, const Inputs<float>& inputs, Matrix<float>& y) {
-      layer.forward(x, inputs, y, context);
-      layer.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
-    };
-    check_batches<float>(expected, 40, reference::Mode::training, run);
-  }
-}
-
-TEMPLATE_TEST_CASE("a block's backward allocates nothing once its context has grown", "[noalloc]",
-                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
-  constexpr auto kind = std::is_same_v<TestType, FeedForward<MoeLayer<float>, Gelu>> ? reference::Kind::moe
-                                                                                     : reference::Kind::meo;
-  for (const Level level : all_levels) {
-    for (const bool shared_gate : {false, true}) {
-      FeedForwardOptions options{.features = 9, .hidden_features = 40, .num_experts = 4, .top_k = 2};
-      options.level = level;
-      options.gated = true;
-      options.shared_gate = shared_gate;
-      options.reduce_factor = 4;
-      options.task_features = level == Level::task ? 6 : 0;
-      test::Generator rng(105);
-      const auto expected = reference::random_block<float>(kind, reference::Activation::gelu, options, rng);
-      const auto block = reference::library_block<TestType>(expected);
-      TestType gradients(block.options());
-      FeedForwardContext<float> context;
-      Matrix<float> dx(51, 9);
-      const auto run = [&](const Matrix<float>& x, const Inputs<float>& inputs, Matrix<float>& y) {
-        block.forward(x, inputs, y, context);
-        block.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
-      };
-      check_batches<float>(expected, 9, reference::Mode::inference, run);
+      check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(
+          reference::library_block<TestType>(expected), expected, 9, reference::Mode::inference);
     }
   }
 }

@@ -9,6 +9,7 @@
 #include "reference/random_layer.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/error_message.hpp"
 #include "support/kernels.hpp"
 #include "support/random.hpp"
 
@@ -89,6 +90,22 @@ TEST_CASE("ranges are the layer's own memory, and packing's padding stays zero",
   set_zero(parameters(gradients));
   for (const auto& range : parameters(gradients))
     CHECK(std::all_of(range.values.begin(), range.values.end(), [](float value) { return value == 0; }));
+}
+
+TEST_CASE("values are copied between ranges of the same names and sizes only", "[parameters]") {
+  std::vector<float> a{1, 2}, b{3}, c{4, 5}, d{6};
+  const Parameters<float> to{{"a", c}, {"b", d}};
+  copy_values({{"a", a}, {"b", b}}, to);
+  CHECK(c == a);
+  CHECK(d == b);
+  const auto lacks = [&](const Parameters<float>& from, std::initializer_list<std::string> parts) {
+    return test::error_lacks<std::invalid_argument>([&] { copy_values(from, to); }, parts);
+  };
+  a = {7, 8};
+  CHECK(lacks({{"a", a}}, {"from", "2 ranges", "got 1"}) == "");
+  CHECK(lacks({{"a", a}, {"b", a}}, {"from", "b with 1 values", "b with 2"}) == "");
+  CHECK(lacks({{"a", a}, {"c", b}}, {"from", "b with 1 values", "c with 1"}) == "");
+  CHECK(c == std::vector<float>{1, 2});
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Fills layers from the parameters of a checkpoint, under the names of the MEO authors' state_dict:
+/// Fills layers from the parameters of a checkpoint and saves them, under the names of the MEO authors'
+/// state_dict and in PyTorch's form:
 ///
 ///     w_gate, w_noise (D_g × N)
 ///     MoeLayer: experts.i.dense.weight (F × D), experts.i.dense.bias (F)
@@ -24,6 +25,7 @@
 #include <meo/experts/linear.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
+#include <meo/io/safetensors_writer.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
 
@@ -147,6 +149,50 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
   block.up() = std::move(up);
   block.down() = std::move(down);
   if (gate_up) block.gate_up() = std::move(*gate_up);
+}
+
+/// Adds the parameters of a MoeLayer or a MeoLayer, or of a layer that holds their gradients or moments, for
+/// load to read. Throws Error for a name that the writer has already.
+template <class Layer>
+void save(const Layer& layer, SafetensorsWriter& writer, const std::string& prefix = "param.") {
+  using Scalar = typename Layer::Scalar;
+  const auto add_linear = [&](const Linear<Scalar>& linear, const std::string& part) {
+    writer.add(prefix + part + ".weight", linear.weight());
+    writer.add(prefix + part + ".bias", linear.bias());
+  };
+  writer.add(prefix + "w_gate", layer.gate().weight());
+  writer.add(prefix + "w_noise", layer.gate().noise_weight());
+  if (layer.options().level == Level::task) add_linear(layer.task_projection(), "task_proj");
+  const Index experts = layer.num_experts(), rows = layer.out_features(), cols = layer.in_features();
+  const bool bias = layer.options().bias;
+  if constexpr (Layer::merges_experts) {
+    Matrix<Scalar> weights(experts * rows, cols), biases(experts, rows);
+    for (Index expert = 0; expert < experts; ++expert) {
+      weights.middleRows(expert * rows, rows) = layer.weight(expert);
+      if (bias) biases.row(expert) = layer.bias(expert).transpose();
+    }
+    writer.add(prefix + "weight", {experts, rows, cols}, weights);
+    if (bias) writer.add(prefix + "bias", biases);
+    if (layer.options().level == Level::token) {
+      add_linear(layer.token_attention().down(), "tokenatt.down_proj");
+      add_linear(layer.token_attention().up(), "tokenatt.up_proj");
+    }
+  } else {
+    for (Index expert = 0; expert < experts; ++expert) {
+      const std::string dense = prefix + "experts." + std::to_string(expert) + ".dense.";
+      writer.add(dense + "weight", layer.weight(expert));
+      if (bias) writer.add(dense + "bias", layer.bias(expert));
+    }
+  }
+}
+
+/// The same for a block.
+template <class Layer, class Activation>
+void save(const FeedForward<Layer, Activation>& block, SafetensorsWriter& writer,
+          const std::string& prefix = "param.") {
+  save(block.up(), writer, prefix + "up.");
+  if (block.options().gated) save(block.gate_up(), writer, prefix + "gate_up.");
+  save(block.down(), writer, prefix + "down.");
 }
 
 }  // namespace meo::io

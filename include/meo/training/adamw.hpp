@@ -55,7 +55,7 @@ class AdamW {
   /// Updates the parameters in place. Throws std::invalid_argument for ranges other than the constructor's,
   /// and then changes nothing.
   void step(const Parameters<Scalar>& parameters, const Parameters<Scalar>& gradients) {
-    detail::require_same_ranges(parameters, ranges(&Moments::first), "parameters");
+    detail::require_same_ranges(parameters, first_moments(), "parameters");
     detail::require_same_ranges(gradients, parameters, "gradients");
     ++steps_;
     const auto t = static_cast<double>(steps_);
@@ -83,16 +83,10 @@ class AdamW {
     }
   }
 
-  /// What a checkpoint has to keep, beside the parameters: m under first.NAME and v under second.NAME, and
-  /// the number of steps.
-  Parameters<Scalar> state() {
-    Parameters<Scalar> all;
-    for (auto& moments : moments_) {
-      all.push_back({"first." + moments.name, moments.first});
-      all.push_back({"second." + moments.name, moments.second});
-    }
-    return all;
-  }
+  /// What a checkpoint has to keep, beside the parameters: m and v, under the parameters' names, and the
+  /// number of steps.
+  Parameters<Scalar> first_moments() { return ranges(&Moments::first); }
+  Parameters<Scalar> second_moments() { return ranges(&Moments::second); }
   Index steps() const { return steps_; }
   void set_steps(Index steps) { steps_ = steps; }
 

@@ -8,6 +8,10 @@
 /// experts, tokenatt.down_proj, tokenatt.up_proj, task_proj; in a block under up., gate_up. and down. The
 /// packed form has values that stand for no parameter. They and their gradients are zero, and an update that
 /// maps zeros to zero, as those of SGD and AdamW do, keeps them so.
+///
+/// How values are packed depends on the instruction set. To keep ranges that are no layer's, as an
+/// optimiser's moments, in a checkpoint, copy_values takes them to a layer of the same options, which
+/// io/checkpoint.hpp saves, and back.
 
 #include <algorithm>
 #include <span>
@@ -106,4 +110,14 @@ void require_same_ranges(const Parameters<Scalar>& actual, const Parameters<Scal
 }
 
 }  // namespace detail
+
+/// Between ranges of the same names and sizes; throws std::invalid_argument for others, and then changes
+/// nothing.
+template <class Scalar>
+void copy_values(const Parameters<Scalar>& from, const Parameters<Scalar>& to) {
+  detail::require_same_ranges(from, to, "from");
+  for (std::size_t i = 0; i < from.size(); ++i)
+    std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
+}
+
 }  // namespace meo

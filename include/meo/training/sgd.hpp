@@ -49,7 +49,7 @@ class Sgd {
   /// Updates the parameters in place. Throws std::invalid_argument for ranges other than the constructor's,
   /// and then changes nothing.
   void step(const Parameters<Scalar>& parameters, const Parameters<Scalar>& gradients) {
-    detail::require_same_ranges(parameters, state(), "parameters");
+    detail::require_same_ranges(parameters, velocities(), "parameters");
     detail::require_same_ranges(gradients, parameters, "gradients");
     const auto rate = static_cast<Scalar>(options_.learning_rate),
                momentum = static_cast<Scalar>(options_.momentum),
@@ -70,9 +70,9 @@ class Sgd {
     ++steps_;
   }
 
-  /// What a checkpoint has to keep, beside the parameters: the velocities under the parameters' names, and
-  /// the number of steps.
-  Parameters<Scalar> state() {
+  /// What a checkpoint has to keep, beside the parameters: v, under the parameters' names, and the number of
+  /// steps.
+  Parameters<Scalar> velocities() {
     Parameters<Scalar> all;
     for (auto& velocity : velocities_) all.push_back({velocity.name, velocity.values});
     return all;
