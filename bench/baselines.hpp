@@ -250,4 +250,41 @@ Scalar read(const std::vector<Matrix<Scalar>>& experts) {
   return total;
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// The operations
+
+/// As many chains as the tile of a product has.
+template <class Scalar>
+inline constexpr int peak_chains = meo::detail::Tile<Scalar>::rows* meo::detail::Tile<Scalar>::packets;
+
+inline constexpr Index peak_steps = 100'000;
+
+template <class Scalar>
+constexpr double multiply_adds_flops() {
+  return 2.0 * peak_chains<Scalar> * peak_steps * meo::detail::PacketOf<Scalar>::size;
+}
+
+/// What multiply_adds returns: every scalar of every chain comes to 2.
+template <class Scalar>
+constexpr Scalar multiply_adds_sum() {
+  return Scalar(2 * peak_chains<Scalar> * meo::detail::PacketOf<Scalar>::size);
+}
+
+/// Independent chains of multiply-adds of registers, by one thread. Returns the sum of all scalars.
+template <class Scalar>
+Scalar multiply_adds() {
+  using meo::detail::Packet, meo::detail::unroll;
+  Packet<Scalar> sums[peak_chains<Scalar>];
+  unroll<peak_chains<Scalar>>([&](auto c) MEO_INLINE_LAMBDA { sums[c] = meo::detail::broadcast(Scalar(c)); });
+  Packet<Scalar> factor = meo::detail::broadcast(Scalar(0.5)), addend = meo::detail::broadcast(Scalar(1));
+  for (Index step = 0; step < peak_steps; ++step) {
+    meo::detail::keep_in_register<Scalar>(factor);
+    unroll<peak_chains<Scalar>>(
+        [&](auto c) MEO_INLINE_LAMBDA { sums[c] = meo::detail::multiply_add(factor, sums[c], addend); });
+  }
+  Scalar total(0);
+  unroll<peak_chains<Scalar>>([&](auto c) MEO_INLINE_LAMBDA { total += meo::detail::sum<Scalar>(sums[c]); });
+  return total;
+}
+
 }  // namespace bench

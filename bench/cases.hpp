@@ -25,6 +25,7 @@ struct Case {
   bool block = false;  ///< in_features → out_features → in_features with GELU between, instead of a layer
   bool in_double = false;
   bool backward = false;  ///< a layer's backward is timed, beside the two products of a dense layer's
+  bool peak = false;      ///< no layer, but the most operations that this machine can do
   bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
 
   Index all_tokens() const { return sequences * tokens; }
@@ -32,6 +33,13 @@ struct Case {
 
 inline const std::vector<Case>& all_cases() {
   static const std::vector<Case> cases{
+      {.name = "peak",
+       .sequences = 1,
+       .tokens = 1,
+       .in_features = 1,
+       .out_features = 1,
+       .num_experts = 1,
+       .peak = true},
       {.name = "b8_t128", .top_k = {1, 2, 4, 8}},
       {.name = "b8_t128_3072_768", .in_features = 3072, .out_features = 768},
       {.name = "b32_t128", .sequences = 32},
@@ -51,8 +59,9 @@ inline const std::vector<Case>& all_cases() {
 }
 
 /// dense: one expert's product, by one of the libraries in baselines.hpp. naive: the experts merged in memory
-/// and then multiplied with, both by Eigen. read: the experts' bytes, and nothing else.
-enum class Kind { dense, meo, moe, naive, read };
+/// and then multiplied with, both by Eigen. read: the experts' bytes, and nothing else. peak: multiply-adds
+/// of registers, and nothing else.
+enum class Kind { dense, meo, moe, naive, read, peak };
 
 /// A way to compute a case; `name` follows the case's in the name of the benchmark.
 struct Method {

@@ -25,6 +25,7 @@ using Activation = meo::Gelu;
 /// The methods of a case, in the order in which they are reported.
 template <class Scalar>
 std::vector<Method> methods(const Case& c) {
+  if (c.peak) return {{.name = "multiply_add/float", .kind = Kind::peak}};
   std::vector<Method> all;
   const auto products = dense_products<Scalar>();
   for (std::size_t i = 0; i < products.size(); ++i)
@@ -99,6 +100,10 @@ class Problem {
       case Kind::read:
         return {.run = [this] { sum_ = read(projections_[0].experts); },
                 .expert_bytes = static_cast<double>(case_.num_experts) * expert_bytes(projections_[0])};
+      case Kind::peak:
+        if (multiply_adds<Scalar>() != multiply_adds_sum<Scalar>())
+          throw std::runtime_error(name + " is wrong");
+        return {.run = [this] { sum_ = multiply_adds<Scalar>(); }, .flops = multiply_adds_flops<Scalar>()};
     }
     return {};
   }
@@ -369,7 +374,7 @@ class Problem {
   Matrix<Scalar> dx_;
   std::vector<Projection> projections_;
   Matrix<Scalar> task_embeddings_;
-  Scalar sum_ = 0;  // of what was read
+  Scalar sum_ = 0;  // of what was read, or multiplied and added
 };
 
 }  // namespace bench

@@ -42,6 +42,11 @@ TARGETS = {
 }
 
 
+def clock_of(context):
+    """One thread's own time does not count what other programs took from it; with more only the clock is fair."""
+    return "cpu_time" if context["threads"] == "1" else "real_time"
+
+
 def read_times(runs, clock):
     """Maps case to {(method, variant): seconds}; the variant is a library's name or the number of experts, K."""
     repetitions = defaultdict(list)
@@ -92,8 +97,7 @@ def main():
 
     report = json.loads(arguments.times.read_text(encoding="utf-8"))
     context = report["context"]
-    # One thread's own time does not count what other programs took from it; with more threads only the clock is fair.
-    clock = "cpu_time" if context["threads"] == "1" else "real_time"
+    clock = clock_of(context)
     print(f"{context['threads']} thread(s), {clock.replace('_', ' ')}, {context['compiler']}, {context['instructions']}; "
           f"dense products: {context['dense_products']}; {context['date']}\n")
     print_table([row for case, times in read_times(report["benchmarks"], clock).items() for row in rows_of(case, times)])

@@ -12,6 +12,7 @@
 #include <meo/meo.hpp>
 
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 
 namespace {
 

@@ -16,6 +16,7 @@
 #include "io/files.hpp"
 #include "support/catch.hpp"
 #include "support/golden.hpp"
+#include "support/kernels.hpp"
 
 namespace {
 

@@ -45,7 +45,7 @@ TEST_CASE("parts are as equal as may be and none is beyond the limit", "[blockin
   }
 }
 
-TEMPLATE_TEST_CASE("strips of all experts fit half of a small L1", "[blocking]", float, double, long double) {
+TEMPLATE_TEST_CASE("strips fit the cache that they are for", "[blocking]", float, double, long double) {
   using S = TestType;
   const Index row_bytes = Tile<S>::columns * Index(sizeof(S));
   for (const Index top_k : {1, 2, 3, 8, 32, 100'000}) {
@@ -53,6 +53,11 @@ TEMPLATE_TEST_CASE("strips of all experts fit half of a small L1", "[blocking]",
     CHECK(rows >= 4);
     if (rows > 4) CHECK(rows * row_bytes * top_k <= 1 << 14);
     CHECK((rows + 1) * row_bytes * top_k > 1 << 14);
+  }
+  for (const Index merges : {1, 2, 16}) {
+    const Index rows = growing_strip_rows<S>(8, merges);
+    CHECK(rows * row_bytes * (8 + merges) <= 3 << 16);
+    CHECK((rows + 1) * row_bytes * (8 + merges) > 3 << 16);
   }
 }
 

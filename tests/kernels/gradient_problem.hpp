@@ -20,6 +20,7 @@
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace meo::test {
@@ -164,13 +165,15 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     ExpertBank<S> gradients = problem.start;
     detail::AlignedVector<S> scratch(static_cast<std::size_t>(
         threads * std::max(detail::merged_weight_gradient_scratch_size(panels, merges),
-                           detail::merged_input_gradient_scratch_size(panels, merges, top_k))));
+                           detail::merged_input_gradient_scratch_size(panels, merges))));
     Matrix<S> actual_products = Matrix<S>::Constant(merges, top_k, S(7));
     std::vector<S> partial(
         static_cast<std::size_t>(detail::product_chunks(panels.num_panels()) * merges * top_k));
-    detail::merged_weight_gradient<S>(panels, gradients.mutable_panels(), plan, offsets,
-                                      {problem.x.data(), in}, {problem.dy.data(), out},
-                                      actual_products.data(), partial.data(), scratch.data(), threads);
+    detail::AlignedVector<S> packed_x(
+        static_cast<std::size_t>(offsets.back() * detail::padded_inputs<S>(in)));
+    detail::merged_weight_gradient<S>(
+        panels, gradients.mutable_panels(), plan, offsets, {problem.x.data(), in}, {problem.dy.data(), out},
+        actual_products.data(), partial.data(), packed_x.data(), scratch.data(), threads);
     for (Index e = 0; e < experts; ++e) {
       const auto expert = static_cast<std::size_t>(e);
       CHECK(difference(gradients, problem.start, e, dw[expert], db[expert]) == "");
@@ -200,6 +203,8 @@ void check_gradient_kernels() {
   check_expert_gradients<S>(rng, 9, 0, 5, 7, true);
   check_expert_gradients<S>(rng, 300, 600, 9, 18, true);
   check_merged_gradients<S>(rng, {300, 1, 600}, 9, 18, 3, 2, true);
+  check_merged_gradients<S>(rng, {300, 1}, 80, 9, 3, 2, true);
+  check_merged_gradients<S>(rng, {5, 2, 9}, 80, 9, 3, 2, false);
   check_merged_gradients<S>(rng, std::vector<Index>(70, 2), 9, 18, 8, 3, true);
   check_merged_gradients<S>(rng, {}, 9, 18, 3, 2, true);
 }

@@ -60,7 +60,16 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
           const Matrix<S> expected_values = panel.template reshaped<Eigen::RowMajor>(1, panel.size());
 
           GuardedMatrix<S> merged(1, rows * columns);
-          merge_rows(source, {selected.data(), weights.data()}, top_k, rows * columns, merged.data());
+          const MergeTerms<S> all{selected.data(), weights.data()};
+          merge_rows(source, all, top_k, false, rows * columns, merged.data());
+          CHECK(merged.guards_intact());
+          CHECK(bit_difference(merged.values(), expected_values) == "");
+
+          // Some experts and then the others.
+          const Index cut = 1 + (row + rows) % top_k;
+          merge_rows(source, all, cut, false, rows * columns, merged.data());
+          if (cut < top_k)
+            merge_rows(source, all.from(cut), top_k - cut, true, rows * columns, merged.data());
           CHECK(merged.guards_intact());
           CHECK(bit_difference(merged.values(), expected_values) == "");
 
@@ -71,7 +80,13 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
             group_terms.fill({selected.data(), other_weights.data()});
             group_terms[place].weights = weights.data();
             GuardedMatrix<S> group(merge_group, rows * columns);
-            merge_rows_of_group(source, group_terms, top_k, rows * columns, group.data(), group.stride());
+            merge_rows_of_group(source, group_terms, cut, false, rows * columns, group.data(),
+                                group.stride());
+            if (cut < top_k) {
+              for (MergeTerms<S>& each : group_terms) each = each.from(cut);
+              merge_rows_of_group(source, group_terms, top_k - cut, true, rows * columns, group.data(),
+                                  group.stride());
+            }
             CHECK(group.guards_intact());
             CHECK(bit_difference(Matrix<S>(group.values().row(Index(place))), expected_values) == "");
           }

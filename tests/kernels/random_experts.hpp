@@ -10,6 +10,7 @@
 #include <meo/experts/expert_bank.hpp>
 #include <meo/types.hpp>
 
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace meo::test {

@@ -8,6 +8,7 @@
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 
+#include "kernels/threads.hpp"
 #include "reference/library_block.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -207,6 +208,20 @@ TEMPLATE_TEST_CASE("a sequence alone gives the bits that it gives in a batch, th
         CHECK(bit_difference(alone.y, expected.y.middleRows(rows.begin, rows.count())) == "");
       }
       CHECK(bit_difference(c.library.forward(c.input.x, c.batch.sequences()).y, expected.y) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("no bit of a block depends on the number of threads", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
+  for (const bool shared_gate : {false, true}) {
+    for (const Level level : all_levels) {
+      const Case<TestType> c(options_at(level, true, shared_gate), {30, 0, 1, 41});
+      const auto expected = c.forward().y;
+      with_threads([&](Index threads) {
+        INFO("level " << to_string(level) << ", " << threads << " threads");
+        CHECK(bit_difference(c.forward().y, expected) == "");
+      });
     }
   }
 }

@@ -11,15 +11,12 @@
 #include <meo/layers/moe_layer.hpp>
 #include <meo/layers/routed_layer.hpp>
 
+#include "kernels/threads.hpp"
 #include "reference/library.hpp"
 #include "reference/random_layer.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 namespace {
 
@@ -425,29 +422,31 @@ TEMPLATE_TEST_CASE("copies and moved layers compute what the original did", "[ro
 TEMPLATE_TEST_CASE("sequences in another order give the same bits in that order", "[routed_layer]",
                    MEO_LAYERS) {
   using S = typename TestType::Scalar;
-  const std::vector<Index> order{4, 2, 0, 5, 3, 1};
   for (const Level level : all_levels) {
     for (const Mode mode : {Mode::inference, Mode::training}) {
       const Case<TestType> c(options_at(level), {3, 0, 1, 5, 3, 2}, mode);
       const Output<S> expected = c.forward();
       const auto& batch = c.input.batch;
 
-      reference::Batch<S> permuted = batch;
-      std::vector<Index> lengths, rows;
-      for (const Index b : order) {
-        lengths.push_back(batch.sequence(b).count());
-        for (Index t = batch.sequence(b).begin; t < batch.sequence(b).end; ++t) rows.push_back(t);
-      }
-      permuted.offsets = reference::offsets_from_lengths(lengths);
-      if (level == Level::task) permuted.task_of_sequence = order;
-      const std::vector<Index>& gate_rows = c.layer.gates_tokens() ? rows : order;
-      if (mode == Mode::training) permuted.noise = batch.noise(gate_rows, Eigen::all);
+      for (const auto& order :
+           {std::vector<Index>{4, 2, 0, 5, 3, 1}, {5, 4, 3, 2, 1, 0}, {1, 2, 3, 4, 5, 0}}) {
+        reference::Batch<S> permuted = batch;
+        std::vector<Index> lengths, rows;
+        for (const Index b : order) {
+          lengths.push_back(batch.sequence(b).count());
+          for (Index t = batch.sequence(b).begin; t < batch.sequence(b).end; ++t) rows.push_back(t);
+        }
+        permuted.offsets = reference::offsets_from_lengths(lengths);
+        if (level == Level::task) permuted.task_of_sequence = order;
+        const std::vector<Index>& gate_rows = c.layer.gates_tokens() ? rows : order;
+        if (mode == Mode::training) permuted.noise = batch.noise(gate_rows, Eigen::all);
 
-      const Matrix<S> x = c.input.x(rows, Eigen::all);
-      const auto output = c.library.forward(x, reference::LibraryBatch<S>(permuted).inputs());
-      CHECK(bit_difference(output.y, Matrix<S>(expected.y(rows, Eigen::all))) == "");
-      CHECK(bit_difference(output.routing.dense(),
-                           Matrix<S>(expected.routing.dense()(gate_rows, Eigen::all))) == "");
+        const Matrix<S> x = c.input.x(rows, Eigen::all);
+        const auto output = c.library.forward(x, reference::LibraryBatch<S>(permuted).inputs());
+        CHECK(bit_difference(output.y, Matrix<S>(expected.y(rows, Eigen::all))) == "");
+        CHECK(bit_difference(output.routing.dense(),
+                             Matrix<S>(expected.routing.dense()(gate_rows, Eigen::all))) == "");
+      }
     }
   }
 }
@@ -455,18 +454,28 @@ TEMPLATE_TEST_CASE("sequences in another order give the same bits in that order"
 TEMPLATE_TEST_CASE("a sequence alone gives the bits that it gives in a batch", "[routed_layer]", MEO_LAYERS) {
   using S = typename TestType::Scalar;
   for (const Level level : all_levels) {
-    const Case<TestType> c(options_at(level), {3, 0, 1, 5, 3, 2, 17});
-    const Output<S> expected = c.forward();
-    for (Index b = 0; b < 7; ++b) {
-      const reference::Rows rows = c.input.batch.sequence(b);
-      Inputs<S> inputs;
-      if (level == Level::task) {
-        const reference::Rows description = c.input.batch.description(b);
-        inputs.task_embeddings =
-            c.input.batch.task_embeddings.middleRows(description.begin, description.count());
+    for (const Mode mode : {Mode::inference, Mode::training}) {
+      const Case<TestType> c(options_at(level), {3, 0, 1, 5, 3, 2, 17}, mode);
+      const Output<S> expected = c.forward();
+      for (Index b = 0; b < 7; ++b) {
+        const reference::Rows rows = c.input.batch.sequence(b);
+        const reference::Rows gate_rows = c.layer.gates_tokens() ? rows : reference::Rows{b, b + 1};
+        Inputs<S> inputs;
+        if (level == Level::task) {
+          const reference::Rows description = c.input.batch.description(b);
+          inputs.task_embeddings =
+              c.input.batch.task_embeddings.middleRows(description.begin, description.count());
+        }
+        const Matrix<S>& noise = c.input.batch.noise;
+        if (mode == Mode::training) {
+          inputs.noise = Noise<S>(noise.middleRows(gate_rows.begin, gate_rows.count()));
+        }
+        const auto alone = c.library.forward(c.input.x.middleRows(rows.begin, rows.count()), inputs);
+        CHECK(bit_difference(alone.y, expected.y.middleRows(rows.begin, rows.count())) == "");
+        CHECK(bit_difference(
+                  alone.routing.dense(),
+                  expected.routing.dense().middleRows(gate_rows.begin, gate_rows.count()).eval()) == "");
       }
-      const auto alone = c.library.forward(c.input.x.middleRows(rows.begin, rows.count()), inputs);
-      CHECK(bit_difference(alone.y, expected.y.middleRows(rows.begin, rows.count())) == "");
     }
   }
 }
@@ -538,35 +547,18 @@ TEMPLATE_TEST_CASE("the expert count may be part of the type or not", "[routed_l
   CHECK(MeoLayer<S, 4>(options).options().num_experts == 4);
 }
 
-#if defined(_OPENMP)
 TEMPLATE_TEST_CASE("the number of threads changes no bit", "[routed_layer]", MEO_LAYERS) {
   using S = typename TestType::Scalar;
-  const int threads_before = omp_get_max_threads();
   for (const Level level : all_levels) {
     LayerOptions options = options_at(level);
     options.out_features = 150;
     const Case<TestType> c(options, {3, 0, 1, 25, 3, 40});
-    omp_set_num_threads(1);
-    const Output<S> expected = c.forward();
-    for (const int threads : {2, 3, 7}) {
-      omp_set_num_threads(threads);
+    const Output<S> expected = c.forward();  // with as many threads as there are cores
+    with_threads([&](Index threads) {
+      INFO("level " << to_string(level) << ", " << threads << " threads");
       CHECK(difference(c.forward(), expected) == "");
-    }
-  }
-  omp_set_num_threads(threads_before);
-}
-
-TEMPLATE_TEST_CASE("several threads may run one layer at once", "[routed_layer]", MEO_LAYERS) {
-  using S = typename TestType::Scalar;
-  for (const Level level : all_levels) {
-    const Case<TestType> c(options_at(level), {3, 0, 1, 25, 3, 40});
-    const Output<S> expected = c.forward();
-    std::vector<Output<S>> outputs(16);
-#pragma omp parallel for num_threads(4)
-    for (int i = 0; i < 16; ++i) outputs[std::size_t(i)] = c.forward();
-    for (const Output<S>& output : outputs) CHECK(difference(output, expected) == "");
+    });
   }
 }
-#endif
 
 }  // namespace

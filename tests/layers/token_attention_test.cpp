@@ -9,6 +9,7 @@
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {

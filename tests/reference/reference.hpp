@@ -511,8 +511,10 @@ BlockResult<S> forward(const Block<S>& block, const Matrix<S>& x, const Batch<S>
   extern_or_none template Result<S> forward(const Layer<S>&, const Matrix<S>&, const Batch<S>&);    \
   extern_or_none template BlockResult<S> forward(const Block<S>&, const Matrix<S>&, const Batch<S>&)
 
+#if defined(MEO_TEST_INSTANCES)
 MEO_REFERENCE_INSTANCES(extern, float);
 MEO_REFERENCE_INSTANCES(extern, double);
 MEO_REFERENCE_INSTANCES(extern, long double);
+#endif
 
 }  // namespace meo::reference

@@ -7,7 +7,11 @@
 
 #include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/dispatched_product.hpp>
+#include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/merged_input_gradient.hpp>
 #include <meo/kernels/merged_product.hpp>
+#include <meo/kernels/merged_weight_gradient.hpp>
+#include <meo/kernels/weight_gradient.hpp>
 
 #define MEO_KERNEL_INSTANCES(extern_or_none, S)                                                           \
   extern_or_none template void dense_product(const PanelBank<S, const S>&, Index, const S*, Index, Index, \
@@ -22,10 +26,24 @@
   extern_or_none template void combined_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&,  \
                                                 const S*, Index, S*, Index)
 
-#if !defined(MEO_TINY_BLOCKS)  // then the program has kernels of its own
+#define MEO_GRADIENT_KERNEL_INSTANCES(extern_or_none, S)                                                     \
+  extern_or_none template void weight_gradient(const PanelBank<S>&, Index, const GatheredRows<S>&,           \
+                                               const GatheredRows<S>&, Index, S*, Index);                    \
+  extern_or_none template void input_gradient(const PanelBank<S, const S>&, Index, const GatheredRows<S>&,   \
+                                              Index, bool, S*, Index, S*, Index);                            \
+  extern_or_none template void merged_weight_gradient(                                                       \
+      const PanelBank<S, const S>&, const PanelBank<S>&, const MergePlan<S>&, std::span<const Index>,        \
+      const GatheredRows<S>&, const GatheredRows<S>&, S*, S*, S*, S*, Index);                                \
+  extern_or_none template void merged_input_gradient(const PanelBank<S, const S>&, const MergePlan<S>&,      \
+                                                     std::span<const Index>, const S*, Index, S*, Index, S*, \
+                                                     Index)
+
+#if defined(MEO_TEST_INSTANCES) && !defined(MEO_TINY_BLOCKS)  // tiny blocks: kernels of the program's own
 namespace meo::detail {
 MEO_KERNEL_INSTANCES(extern, float);
 MEO_KERNEL_INSTANCES(extern, double);
 MEO_KERNEL_INSTANCES(extern, long double);
+MEO_GRADIENT_KERNEL_INSTANCES(extern, float);
+MEO_GRADIENT_KERNEL_INSTANCES(extern, double);
 }  // namespace meo::detail
 #endif

@@ -61,7 +61,7 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
       padded_rows<Scalar>(block_depth) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   const Index most = std::max<Index>(max_scratch_bytes / (panels * panel_bytes), 1);
   return {panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), block_depth,
-          block_tokens<Scalar>(block_depth)};
+          even_part(std::max<Index>(tokens, 1), block_tokens<Scalar>(block_depth))};
 #endif
 }
 
@@ -71,6 +71,14 @@ template <class Scalar>
 Index merge_strip_rows(Index top_k) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   return std::max<Index>((Index{1} << 14) / (row_bytes * top_k), 4);
+}
+
+/// The same where merges of many experts grow by a few experts at a time: the strips of these experts and of
+/// the Q merges stay in L2. Strips for L1 would be too short for the hardware to see what it could fetch.
+template <class Scalar>
+Index growing_strip_rows(Index experts, Index merges) {
+  const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  return std::max<Index>((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
 }
 
 }  // namespace meo::detail

@@ -6,48 +6,90 @@
 #include <algorithm>
 
 #include <meo/kernels/blocking.hpp>
-#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::detail {
 
-/// Scratch of one thread, in scalars: half of L2, and with it well below max_scratch_bytes.
+/// Q at most, however small the experts are.
+inline constexpr Index max_gradient_merges = 32;
+
+// ---------------------------------------------------------------------------------------------------------------
+// The gradient of the experts
+
+/// Tokens that are packed and multiplied at a time: a panel's columns of their dy fill half of a small L1.
 template <class Scalar>
-Index gradient_budget() {
+constexpr Index outer_product_tokens() {
+  return (Index{1} << 14) / (Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar)));
+}
+
+/// Inputs whose gradients of merged experts are formed, and spread, at a time: with those of Q merges, the
+/// rows of the experts that they are spread to are to stay in L2.
+template <class Scalar>
+constexpr Index gradient_inputs() {
 #if defined(MEO_TINY_BLOCKS)
-  return 8 * Tile<Scalar>::columns * Tile<Scalar>::columns;
+  return 2 * Tile<Scalar>::rows;
 #else
-  return std::min(static_cast<Index>(Eigen::l2CacheSize()), max_scratch_bytes) / 2 /
-         static_cast<Index>(sizeof(Scalar));
+  return 96;
 #endif
 }
 
-/// Panels of outputs that the gradient of x takes at a time: every sum goes through memory once for each such
-/// group, so that 128 outputs cost little beside their multiply-adds.
+/// Tokens whose dy is packed for a panel at a time: half of a thread's scratch.
 template <class Scalar>
-Index gradient_group(Index panels) {
+constexpr Index gradient_tokens() {
 #if defined(MEO_TINY_BLOCKS)
-  constexpr Index outputs = 2 * Tile<Scalar>::columns;
+  return outer_product_tokens<Scalar>() + 1;
 #else
-  constexpr Index outputs = 128;
+  return max_scratch_bytes / 2 / (Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar)));
 #endif
-  return std::min(panels, std::max<Index>(outputs / Tile<Scalar>::columns, 1));
 }
 
-/// Q merges, and for each of them some of the rows of a panel (gradient of the experts) or of the panels of
-/// inputs (gradient of x).
-struct GradientBlocks {
-  Index merges;
-  Index size;
+// ---------------------------------------------------------------------------------------------------------------
+// The gradient of x
+
+/// From a packed row of dy to the next: an odd number of cache lines. Where dy lies, rows are often a
+/// multiple of 4 KiB apart, and would compete for few sets of an L1.
+template <class Scalar>
+constexpr Index packed_gradient_stride(Index panels) {
+  constexpr Index line = std::max<Index>(64 / static_cast<Index>(sizeof(Scalar)), 1);
+  const Index lines = (panels * Tile<Scalar>::columns + line - 1) / line;
+  return (lines / 2 * 2 + 1) * line;
+}
+
+template <class Scalar>
+Index num_input_panels(const PanelBank<Scalar, const Scalar>& bank) {
+  return (bank.in_features + bank.columns - 1) / bank.columns;
+}
+
+/// Rows of dy that are packed and multiplied at a time.
+inline constexpr Index packed_gradient_rows = 128;
+
+/// What is merged and turned before it is multiplied with.
+struct TurnedBlocks {
+  Index panels;        ///< of NR outputs
+  Index input_panels;  ///< of NR inputs
+  Index merges;        ///< Q
+  Index tokens;        ///< whose outputs of dy are packed once for all inputs; packed_gradient_rows at least
 };
 
-/// The most merges that leave room for `least` units of `unit` scalars each, then the most of `all` units.
+/// dy of these outputs is packed once if it fills no more than half of a thread's scratch; turned panels of Q
+/// merges have the other half. Every sum goes through memory once for each block of outputs, so that 192 of
+/// them cost little beside their multiply-adds, and a panel of so many stays in L1.
 template <class Scalar>
-GradientBlocks gradient_blocks(Index unit, Index least, Index all, Index merges) {
-  const Index units = std::max<Index>(gradient_budget<Scalar>() / unit, 1);
-  const Index q = std::clamp<Index>(units / std::min(least, all), 1, std::max<Index>(merges, 1));
-  return {q, std::clamp<Index>(units / q, 1, all)};
+TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
+  constexpr Index columns = Tile<Scalar>::columns;
+#if defined(MEO_TINY_BLOCKS)
+  constexpr Index outputs = 2 * columns, inputs = 2 * columns, max_merges = 2;
+  constexpr Index scratch_size = 2 * packed_gradient_rows * (outputs + 32);
+#else
+  constexpr Index outputs = 192, inputs = 48, max_merges = max_gradient_merges;
+  constexpr Index scratch_size = max_scratch_bytes / static_cast<Index>(sizeof(Scalar));
+#endif
+  const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());
+  const Index input_panels = std::min(std::max<Index>(inputs / columns, 1), num_input_panels(bank));
+  const Index most = std::max<Index>(scratch_size / 2 / (panels * input_panels * columns * columns), 1);
+  const Index tokens = scratch_size / 2 / packed_gradient_stride<Scalar>(panels);
+  return {panels, input_panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), tokens};
 }
 
 }  // namespace meo::detail

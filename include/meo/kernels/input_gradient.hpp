@@ -6,6 +6,7 @@
 
 #include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/multiply.hpp>
+#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/transpose.hpp>
 #include <meo/parallel.hpp>
@@ -13,37 +14,87 @@
 
 namespace meo::detail {
 
-/// Weights turned for the gradient of x, [panel of inputs][output][NR inputs], and the outputs they stand
-/// for.
-template <class Scalar>
-struct TurnedPanels {
-  const Scalar* data;
-  Index first_output;
-  Index outputs;
-  Index panel_stride;
+/// Part of the gradient of x: some panels of NR inputs, with what some panels of NR outputs add to it.
+struct TurnedBlock {
+  Index first_panel;  ///< of outputs
+  Index panels;
+  Index first_input_panel;
+  Index input_panels;
 };
 
-/// dx (+)= dy · W for the panels first … first + count − 1 of inputs. dy: `rows` rows, gathered; dx: as many
-/// rows of in_features, one after another at dx_stride. Adds if `add`.
+/// A block's weights, merged and turned.
 template <class Scalar>
-void multiply_turned(const TurnedPanels<Scalar>& turned, Index first, Index count, Index in_features,
-                     const GatheredRows<Scalar>& dy, Index rows, bool add, Scalar* dx, Index dx_stride) {
-  const Index input = first * Tile<Scalar>::columns;
-  const StoreRows<Scalar> product{dy.data + turned.first_output, dy.stride, dx + input, dx_stride, dy.gather};
-  const Panels<Scalar> panels{turned.data, turned.panel_stride, turned.outputs,
-                              std::min(count * Tile<Scalar>::columns, in_features - input),
-                              add ? nullptr : zero_row<Scalar>.data()};
-  PrefetchQueue nothing_ahead;
-  multiply_panels(product, rows, panels, nothing_ahead);
-}
+class TurnedPanels {
+ public:
+  using Bank = PanelBank<Scalar, const Scalar>;
+
+  /// data: size scalars.
+  TurnedPanels(const Bank& bank, const TurnedBlock& block, Scalar* data)
+      : bank_(bank), block_(block), data_(data) {}
+
+  /// Scalars that blocks of so many panels take.
+  static constexpr Index size(Index panels, Index input_panels) {
+    return panels * input_panels * columns * columns;
+  }
+
+  /// Writes the part that is merged from NR inputs and NR outputs of the experts.
+  void merge(Index panel, Index input_panel, MergeTerms<Scalar> terms, Index top_k) const {
+    const Index input = (block_.first_input_panel + input_panel) * columns;
+    const MergeSource<const Scalar> source{
+        bank_.panel(block_.first_panel + panel, 0) + (input + (bank_.has_bias ? 1 : 0)) * columns,
+        bank_.panel_size()};
+    merge_turned(source, terms, top_k, std::min(columns, bank_.in_features - input),
+                 data_ + input_panel * panel_stride() + panel * columns * columns);
+  }
+
+  /// Copies the outputs that the block has of `count` rows of dy, from `first` on. packed: count ×
+  /// packed_gradient_stride.
+  void pack(const GatheredRows<Scalar>& dy, Index first, Index count, Scalar* packed) const {
+    const Index output = block_.first_panel * columns;
+    const Index outputs = bank_.valid_columns(block_.first_panel, block_.panels);
+    for (Index r = 0; r < count; ++r)
+      std::copy_n(dy.row(first + r) + output, outputs,
+                  packed + r * packed_gradient_stride<Scalar>(block_.panels));
+  }
+
+  /// dx (+)= dy · W for `rows` packed rows of dy. dx: as many of in_features at dx_stride. Adds to what other
+  /// outputs have given, and if `add` to what dx has held before.
+  void multiply(const Scalar* packed, Index rows, bool add, Scalar* dx, Index dx_stride,
+                PrefetchQueue& ahead) const {
+    Panels<Scalar> weights = panels(add);
+    const Index inputs = weights.outputs;
+    dx += block_.first_input_panel * columns;
+    for (Index i = 0; i < block_.input_panels; ++i) {
+      weights.first = data_ + i * panel_stride();
+      weights.outputs = std::min(columns, inputs - i * columns);
+      multiply_panels(StoreRows<Scalar>{packed, packed_gradient_stride<Scalar>(block_.panels),
+                                        dx + i * columns, dx_stride},
+                      rows, weights, ahead);
+    }
+  }
+
+  Panels<Scalar> panels(bool add) const {
+    return {data_, panel_stride(), bank_.valid_columns(block_.first_panel, block_.panels),
+            std::min(block_.input_panels * columns, bank_.in_features - block_.first_input_panel * columns),
+            add || block_.first_panel > 0 ? nullptr : zero_row<Scalar>.data()};
+  }
+
+ private:
+  static constexpr Index columns = Tile<Scalar>::columns;
+
+  Index panel_stride() const { return block_.panels * columns * columns; }
+
+  const Bank& bank_;
+  TurnedBlock block_;
+  Scalar* data_;
+};
 
 /// Scalars of scratch that input_gradient needs for each thread.
 template <class Scalar>
 Index input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank) {
-  constexpr Index columns = Tile<Scalar>::columns;
-  const Index unit = gradient_group<Scalar>(bank.num_panels()) * columns * columns;
-  const Index panels = (bank.in_features + columns - 1) / columns;
-  return gradient_blocks<Scalar>(unit, 1, panels, 1).size * unit;
+  const TurnedBlocks blocks = turned_blocks(bank, 1);
+  return TurnedPanels<Scalar>::size(blocks.panels, blocks.input_panels) +
+         packed_gradient_rows * packed_gradient_stride<Scalar>(blocks.panels);
 }
 
 /// dx (+)= dy W_e for `rows` rows of dy, gathered; dx: rows × in_features at dx_stride, not overlapping dy.
@@ -52,26 +103,26 @@ template <class Scalar>
 void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, const GatheredRows<Scalar>& dy,
                     Index rows, bool add, Scalar* dx, Index dx_stride, Scalar* scratch, Index threads) {
   if (rows == 0) return;
-  constexpr Index columns = Tile<Scalar>::columns;
-  const Index group = gradient_group<Scalar>(bank.num_panels());
-  const Index panel_stride = group * columns * columns;
+  const Scalar one(1);
+  const TurnedBlocks blocks = turned_blocks(bank, 1);
   const Index scratch_size = input_gradient_scratch_size(bank);
-  const Index block = scratch_size / panel_stride;
-  const Index input_panels = (bank.in_features + columns - 1) / columns;
-  parallel_ranges(input_panels, threads, [&](Index begin, Index end, Index thread) {
-    Scalar* const turned = scratch + thread * scratch_size;
-    for (Index first = begin; first < end; first += block) {
-      const Index count = std::min(block, end - first);
-      const Index row = first * columns;
-      const Index inputs = std::min(count * columns, bank.in_features - row);
-      for (Index p = 0; p < bank.num_panels(); p += group) {
-        for (Index g = 0; g < group && p + g < bank.num_panels(); ++g) {
-          transpose_rows(bank.panel(p + g, expert) + (row + (bank.has_bias ? 1 : 0)) * columns, inputs,
-                         turned + g * columns * columns, panel_stride);
+  parallel_ranges(num_input_panels(bank), threads, [&](Index begin, Index end, Index thread) {
+    Scalar* const packed = scratch + thread * scratch_size;
+    Scalar* const data = packed + packed_gradient_rows * packed_gradient_stride<Scalar>(blocks.panels);
+    for (Index panel = 0; panel < bank.num_panels(); panel += blocks.panels) {
+      for (Index input = begin; input < end; input += blocks.input_panels) {
+        const TurnedBlock block{panel, std::min(blocks.panels, bank.num_panels() - panel), input,
+                                std::min(blocks.input_panels, end - input)};
+        const TurnedPanels<Scalar> turned(bank, block, data);
+        for (Index p = 0; p < block.panels; ++p) {
+          for (Index i = 0; i < block.input_panels; ++i) turned.merge(p, i, {&expert, &one}, 1);
         }
-        const Index outputs = std::min(group * columns, bank.out_features - p * columns);
-        multiply_turned<Scalar>({turned, p * columns, outputs, panel_stride}, first, count, bank.in_features,
-                                dy, rows, add || p > 0, dx, dx_stride);
+        PrefetchQueue nothing_ahead;
+        for (Index first = 0; first < rows; first += packed_gradient_rows) {
+          const Index count = std::min(packed_gradient_rows, rows - first);
+          turned.pack(dy, first, count, packed);
+          turned.multiply(packed, count, add, dx + first * dx_stride, dx_stride, nothing_ahead);
+        }
       }
     }
   });

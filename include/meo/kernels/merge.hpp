@@ -17,9 +17,12 @@ template <class Scalar>
 struct MergeTerms {
   const Index* experts;
   const Scalar* weights;
+
+  MergeTerms from(Index first) const { return {experts + first, weights + first}; }
 };
 
-/// Experts whose weights are held in registers at a time, beside the accumulators.
+/// Experts that are added at a time: their weights are held in registers beside the accumulators, and more
+/// streams than these outrun what fetches them into L1.
 inline constexpr int merge_terms = 8;
 
 /// merged (+)= Σ_{i < Terms} g_i · panel_i over `size` values, a multiple of NR. Adds to `merged` if
@@ -66,16 +69,19 @@ struct MergeSource {
   Index expert_stride;
 };
 
-/// merged_m[at …] = Σ_{i < top_k} g_mi · W_i[at …] for Merges merges of the same experts, NR values of each:
-/// a product of gate weights with experts, whose tile of sums stays in registers.
-template <int Merges, class Scalar, class Storage>
+/// merged_m[at …] (+)= Σ_{i < count} g_mi · W_i[at …] for Merges merges of the same experts, NR values of
+/// each: a product of gate weights with experts, whose tile of sums stays in registers. Adds if Continue.
+template <int Merges, bool Continue, class Scalar, class Storage>
 MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTerms<Scalar>, Merges>& terms,
-                           Index top_k, Index at, Scalar* merged, Index merged_stride) {
+                           Index count, Index at, Scalar* merged, Index merged_stride) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[Merges][packets];
   unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+      sums[m][p] =
+          Continue ? load<Scalar>(merged + m * merged_stride + at + p * size) : broadcast<Scalar>(Scalar(0));
+    });
   });
   const auto add_term = [&](Index i) MEO_INLINE_LAMBDA {
     const Storage* const from = source.rows + terms[0].experts[i] * source.expert_stride + at;
@@ -91,7 +97,7 @@ MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTe
     });
   };
   MEO_UNROLL(4)
-  for (Index i = 0; i < top_k; ++i) add_term(i);
+  for (Index i = 0; i < count; ++i) add_term(i);
   unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
@@ -102,28 +108,34 @@ MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTe
 /// Merges that are formed at a time if they have the same experts.
 inline constexpr int merge_group = 4;
 
-/// merged_m = Σ_{i < top_k} g_mi · rows of expert_i, `size` values each, a multiple of NR, for merge_group
-/// merges of the same experts.
+/// merged_m (+)= Σ_{i < count} g_mi · rows of expert_i, `size` values each, a multiple of NR, for merge_group
+/// merges of the same experts; adds with `add`.
 template <class Scalar, class Storage>
 void merge_rows_of_group(MergeSource<Storage> source,
-                         const std::array<MergeTerms<Scalar>, merge_group>& terms, Index top_k, Index size,
-                         Scalar* merged, Index merged_stride) {
-  for (Index at = 0; at < size; at += Tile<Scalar>::columns)
-    merge_tile<merge_group>(source, terms, top_k, at, merged, merged_stride);
+                         const std::array<MergeTerms<Scalar>, merge_group>& terms, Index count, bool add,
+                         Index size, Scalar* merged, Index merged_stride) {
+  constexpr Index columns = Tile<Scalar>::columns;
+  if (add) {
+    for (Index at = 0; at < size; at += columns)
+      merge_tile<merge_group, true>(source, terms, count, at, merged, merged_stride);
+  } else {
+    for (Index at = 0; at < size; at += columns)
+      merge_tile<merge_group, false>(source, terms, count, at, merged, merged_stride);
+  }
 }
 
-/// merged = Σ_{i < top_k} g_i · rows of expert_i, `size` values, a multiple of NR.
+/// merged (+)= Σ_{i < count} g_i · rows of expert_i, `size` values, a multiple of NR; adds with `add`.
 template <class Scalar, class Storage>
-void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index top_k, Index size,
+void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index count, bool add, Index size,
                 Scalar* merged) {
-  for (Index first = 0; first < top_k; first += merge_terms) {
-    const Index count = std::min<Index>(merge_terms, top_k - first);
+  for (Index first = 0; first < count; first += merge_terms) {
+    const Index some = std::min<Index>(merge_terms, count - first);
     const Storage* panels[merge_terms] = {};
-    for (Index t = 0; t < count; ++t)
+    for (Index t = 0; t < some; ++t)
       panels[t] = source.rows + terms.experts[first + t] * source.expert_stride;
     const Scalar* weights = terms.weights + first;
-    if (first == 0) merge_at_most<merge_terms, false>(count, panels, weights, size, merged);
-    else merge_at_most<merge_terms, true>(count, panels, weights, size, merged);
+    if (first > 0 || add) merge_at_most<merge_terms, true>(some, panels, weights, size, merged);
+    else merge_at_most<merge_terms, false>(some, panels, weights, size, merged);
   }
 }
 

@@ -2,150 +2,194 @@
 
 /// The gradient of x through merged experts: dx_t = dy_t Ŵ_b for the tokens t of every sequence b.
 ///
-///     for each block of inputs                              parallel
-///       for each group of panels of outputs
+///     for some panels of outputs                            their dy stays in L3
+///       for some panels of inputs                           parallel
 ///         for each Q merges
-///           merge the block's rows of these panels and turn them on their side   stays in L2
+///           merge the experts and turn the merged panels    into scratch
 ///           for each sequence of each merge: dx tile += dy tile · turned panel
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/input_gradient.hpp>
-#include <meo/kernels/merge.hpp>
 #include <meo/kernels/merge_plan.hpp>
-#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/transpose.hpp>
+#include <meo/kernels/prefetch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::detail {
 
+/// Belongs to one thread, which computes the panels begin … end − 1 of inputs.
 template <class Scalar>
 class MergedInputGradient {
  public:
   using Bank = PanelBank<Scalar, const Scalar>;
 
+  /// begin < end; scratch: scratch_size scalars.
   MergedInputGradient(const Bank& bank, const MergePlan<Scalar>& plan, std::span<const Index> offsets,
-                      const Scalar* dy, Index dy_stride, Scalar* dx, Index dx_stride)
+                      const Scalar* dy, Index dy_stride, Scalar* dx, Index dx_stride, Index begin, Index end,
+                      Scalar* scratch)
       : bank_(bank),
         plan_(plan),
-        group_(gradient_group<Scalar>(bank.num_panels())),
-        panel_stride_(group_ * columns * columns),
-        blocks_(blocks(bank, plan.num_merges())),
-        strip_rows_(strip_rows(plan.top_k)),
+        blocks_(turned_blocks(bank, plan.num_merges())),
         offsets_(offsets),
         dy_(dy),
         dy_stride_(dy_stride),
         dx_(dx),
-        dx_stride_(dx_stride) {}
+        dx_stride_(dx_stride),
+        begin_(begin),
+        end_(end),
+        scratch_(scratch) {}
 
-  static Index scratch_size(const Bank& bank, Index merges, Index top_k) {
-    const GradientBlocks all = blocks(bank, merges);
-    return all.merges * all.size * gradient_group<Scalar>(bank.num_panels()) * columns * columns +
-           strip_rows(top_k) * columns;
+  static Index scratch_size(const Bank& bank, Index merges) {
+    const TurnedBlocks blocks = turned_blocks(bank, merges);
+    return blocks.tokens * packed_gradient_stride<Scalar>(blocks.panels) +
+           blocks.merges * TurnedPanels<Scalar>::size(blocks.panels, blocks.input_panels);
   }
 
-  Index input_panels() const { return (bank_.in_features + columns - 1) / columns; }
-
-  /// Panels begin … end − 1 of inputs. scratch: scratch_size scalars.
-  void run(Index begin, Index end, Scalar* scratch) const {
-    for (Index first = begin; first < end; first += blocks_.size) {
-      for (Index output = 0; output < bank_.num_panels(); output += group_) {
-        for (Index merge = 0; merge < plan_.num_merges(); merge += blocks_.merges) {
-          const Block block{first,  std::min(blocks_.size, end - first),
-                            output, std::min(group_, bank_.num_panels() - output),
-                            merge,  std::min(blocks_.merges, plan_.num_merges() - merge)};
-          turn(block, scratch);
-          for (Index q = 0; q < block.merges; ++q) multiply(block, q, scratch);
-        }
-      }
+  void run() const {
+    for (Block block = block_at(choose(0), 0, begin_); block.merges > 0;) {
+      const Block next = after(block);
+      PrefetchQueue ahead = look_ahead(block, next);
+      merge(block);
+      multiply(block, ahead);
+      block = next;
     }
   }
 
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  /// Panels of inputs and of outputs, for Q merges.
-  struct Block {
-    Index first_input_panel;
-    Index input_panels;
-    Index first_panel;
-    Index panels;
+  /// Q merges.
+  struct Merges {
     Index first_merge;
-    Index merges;
+    Index merges;  ///< 0: there is nothing left
+    bool dy_fits;  ///< whether scratch has room for the block's outputs of all their dy
   };
 
-  static GradientBlocks blocks(const Bank& bank, Index merges) {
-    const Index unit = gradient_group<Scalar>(bank.num_panels()) * columns * columns;
-    return gradient_blocks<Scalar>(unit, 8, (bank.in_features + columns - 1) / columns, merges);
+  struct Block : TurnedBlock, Merges {};
+
+  /// The most merges whose dy fits into scratch; one at least, if any is left.
+  Merges choose(Index first) const {
+    const Index most = std::min(plan_.num_merges() - first, blocks_.merges);
+    Index count = 0, tokens = 0;
+    for (; count < most; ++count) {
+      const Index more = tokens_of(first + count);
+      if (count > 0 && tokens + more > blocks_.tokens) break;
+      tokens += more;
+    }
+    return {first, count, tokens <= blocks_.tokens};
   }
 
-  /// Merged at a time, in whole panels of inputs.
-  static Index strip_rows(Index top_k) {
-    return std::max<Index>(merge_strip_rows<Scalar>(top_k) / columns, 1) * columns;
+  Index tokens_of(Index merge) const {
+    Index sum = 0;
+    for_stretches(merge, [&](Index, Index tokens) { sum += tokens; });
+    return sum;
   }
 
-  Scalar* turned(const Block& block, Index q, Scalar* scratch) const {
-    return scratch + q * block.input_panels * panel_stride_;
+  Block block_at(const Merges& merges, Index panel, Index input_panel) const {
+    return {{panel, std::min(blocks_.panels, bank_.num_panels() - panel), input_panel,
+             std::min(blocks_.input_panels, end_ - input_panel)},
+            merges};
   }
 
-  /// Merges strip by strip, so that a strip of the experts stays in L1 for all Q merges.
-  void turn(const Block& block, Scalar* scratch) const {
-    Scalar* const merged = scratch + blocks_.merges * blocks_.size * panel_stride_;
-    const Index first_row = block.first_input_panel * columns;
-    const Index inputs = std::min(block.input_panels * columns, bank_.in_features - first_row);
-    for (Index g = 0; g < block.panels; ++g) {
-      for (Index strip = 0; strip < inputs; strip += strip_rows_) {
-        const Index count = std::min(strip_rows_, inputs - strip);
-        const Index row = first_row + strip + (bank_.has_bias ? 1 : 0);
-        const MergeSource<const Scalar> source{bank_.panel(block.first_panel + g, 0) + row * columns,
-                                               bank_.panel_size()};
-        for (Index q = 0; q < block.merges; ++q) {
-          merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, count * columns, merged);
-          transpose_rows(merged, count,
-                         turned(block, q, scratch) + strip / columns * panel_stride_ + g * columns * columns,
-                         panel_stride_);
-        }
+  Block after(const Block& block) const {
+    const Index input_panel = block.first_input_panel + block.input_panels;
+    if (input_panel < end_) return block_at(block, block.first_panel, input_panel);
+    const Index panel = block.first_panel + block.panels;
+    if (panel < bank_.num_panels()) return block_at(block, panel, begin_);
+    return block_at(choose(block.first_merge + block.merges), 0, begin_);
+  }
+
+  TurnedPanels<Scalar> turned(const Block& block, Index q) const {
+    return {bank_, block,
+            scratch_ + blocks_.tokens * packed_gradient_stride<Scalar>(blocks_.panels) +
+                q * TurnedPanels<Scalar>::size(block.panels, block.input_panels)};
+  }
+
+  /// While `block` is multiplied with, the experts' rows that `next` will merge are fetched.
+  PrefetchQueue look_ahead(const Block& block, const Block& next) const {
+    PrefetchQueue ahead;
+    const Index row = next.first_input_panel * columns + (bank_.has_bias ? 1 : 0);
+    const Index rows = std::min(next.input_panels * columns, bank_.depth() - row);
+    std::array<Index, 64> experts;  // as many stretches as the queue has room for
+    auto end = experts.begin();
+    for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {
+      for (Index i = 0; i < plan_.top_k && end != experts.end(); ++i) {
+        const Index expert = plan_.terms(m).experts[i];
+        if (std::find(experts.begin(), end, expert) == end) *end++ = expert;
+      }
+    }
+    for (Index p = next.first_panel; p < next.first_panel + next.panels; ++p) {
+      std::for_each(experts.begin(), end, [&](Index expert) {
+        ahead.add(bank_.panel(p, expert) + row * columns,
+                  rows * columns * static_cast<Index>(sizeof(Scalar)));
+      });
+    }
+    Index steps = 0;
+    for (Index q = 0; q < block.merges; ++q) {
+      for_stretches(block.first_merge + q, [&](Index, Index tokens) {
+        steps += prefetch_steps(tokens, turned(block, q).panels(false));
+      });
+    }
+    ahead.spread(steps);
+    return ahead;
+  }
+
+  /// Few rows at a time, which stay in L1 for all Q merges.
+  void merge(const Block& block) const {
+    for (Index p = 0; p < block.panels; ++p) {
+      for (Index i = 0; i < block.input_panels; ++i) {
+        for (Index q = 0; q < block.merges; ++q)
+          turned(block, q).merge(p, i, plan_.terms(block.first_merge + q), plan_.top_k);
       }
     }
   }
 
-  /// The block's part of dx for all sequences of its q-th merge.
-  void multiply(const Block& block, Index q, Scalar* scratch) const {
-    const Index first_output = block.first_panel * columns;
-    const TurnedPanels<Scalar> panels{turned(block, q, scratch), first_output,
-                                      std::min(block.panels * columns, bank_.out_features - first_output),
-                                      panel_stride_};
-    const Index m = block.first_merge + q;
-    for (Index i = plan_.begin(m); i < plan_.begin(m + 1); ++i) {
+  /// The block's part of dx for all tokens of its merges.
+  void multiply(const Block& block, PrefetchQueue& ahead) const {
+    Scalar* packed = scratch_;
+    for (Index q = 0; q < block.merges; ++q) {
+      for_stretches(block.first_merge + q, [&](Index first, Index tokens) {
+        if (block.first_input_panel == begin_ || !block.dy_fits)
+          turned(block, q).pack({dy_, dy_stride_}, first, tokens, packed);
+        turned(block, q).multiply(packed, tokens, false, dx_ + first * dx_stride_, dx_stride_, ahead);
+        if (block.dy_fits) packed += tokens * packed_gradient_stride<Scalar>(block.panels);
+      });
+    }
+  }
+
+  /// Calls f(first token, tokens) for the tokens of a merge, few enough to be packed at a time.
+  template <class Function>
+  void for_stretches(Index merge, const Function& f) const {
+    for (Index i = plan_.begin(merge); i < plan_.begin(merge + 1); ++i) {
       const auto b = static_cast<std::size_t>(plan_.sequence(i));
-      multiply_turned<Scalar>(panels, block.first_input_panel, block.input_panels, bank_.in_features,
-                              {dy_ + offsets_[b] * dy_stride_, dy_stride_}, offsets_[b + 1] - offsets_[b],
-                              block.first_panel > 0, dx_ + offsets_[b] * dx_stride_, dx_stride_);
+      const Index most = even_part(offsets_[b + 1] - offsets_[b], packed_gradient_rows);
+      for (Index first = offsets_[b]; first < offsets_[b + 1]; first += most)
+        f(first, std::min(most, offsets_[b + 1] - first));
     }
   }
 
   const Bank& bank_;
   const MergePlan<Scalar>& plan_;
-  Index group_;
-  Index panel_stride_;
-  GradientBlocks blocks_;
-  Index strip_rows_;
+  TurnedBlocks blocks_;
   std::span<const Index> offsets_;
   const Scalar* dy_;
   Index dy_stride_;
   Scalar* dx_;
   Index dx_stride_;
+  Index begin_;
+  Index end_;
+  Scalar* scratch_;
 };
 
 /// Scalars of scratch that merged_input_gradient needs for each thread.
 template <class Scalar>
-Index merged_input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges,
-                                         Index top_k) {
-  return MergedInputGradient<Scalar>::scratch_size(bank, merges, top_k);
+Index merged_input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
+  return MergedInputGradient<Scalar>::scratch_size(bank, merges);
 }
 
 /// Writes dx, tokens × in_features at dx_stride, not overlapping dy (tokens × out_features at dy_stride).
@@ -154,10 +198,12 @@ template <class Scalar>
 void merged_input_gradient(const PanelBank<Scalar, const Scalar>& bank, const MergePlan<Scalar>& plan,
                            std::span<const Index> offsets, const Scalar* dy, Index dy_stride, Scalar* dx,
                            Index dx_stride, Scalar* scratch, Index threads) {
-  const MergedInputGradient<Scalar> gradient(bank, plan, offsets, dy, dy_stride, dx, dx_stride);
-  const Index scratch_size = merged_input_gradient_scratch_size(bank, plan.num_merges(), plan.top_k);
-  parallel_ranges(gradient.input_panels(), threads, [&](Index begin, Index end, Index thread) {
-    gradient.run(begin, end, scratch + thread * scratch_size);
+  if (plan.num_merges() == 0) return;
+  const Index scratch_size = merged_input_gradient_scratch_size(bank, plan.num_merges());
+  parallel_ranges(num_input_panels(bank), threads, [&](Index begin, Index end, Index thread) {
+    MergedInputGradient<Scalar>(bank, plan, offsets, dy, dy_stride, dx, dx_stride, begin, end,
+                                scratch + thread * scratch_size)
+        .run();
   });
 }
 

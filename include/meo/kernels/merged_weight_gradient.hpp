@@ -7,12 +7,13 @@
 ///
 /// dŴ is never whole in memory:
 ///
+///     pack x                                               parallel
 ///     for each panel p                                     parallel
-///       for each block of Q merges and rows of the panel
-///         dŴ rows of the Q merges into scratch             stays in L2
-///         for each strip of these rows, for each expert    an expert's rows are read and written once for
-///         all Q
-///           dW_i += Σ_q g_qi dŴ_q, products with W_i
+///       for each Q merges
+///         for each block of rows of the panel
+///           dŴ rows of the Q merges into scratch           while the experts' rows are on their way to L2
+///           for each expert                                its rows are read and written once for all Q
+///             dW_i += Σ_q g_qi dŴ_q, products with W_i
 
 #include <algorithm>
 #include <array>
@@ -22,17 +23,12 @@
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/spread.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::detail {
-
-/// Q at most, however small the experts are.
-inline constexpr Index max_gradient_merges = 32;
-
-/// Rows of dŴ that are spread at a time: with eight merges they fill half of a small L1.
-inline constexpr Index spread_strip_rows = 32;
 
 /// Panels are summed up in at most so many chunks, a chunk by one thread, and then chunk by chunk: products
 /// are the same for any number of threads.
@@ -45,105 +41,176 @@ class MergedWeightGradient {
  public:
   using Bank = PanelBank<Scalar, const Scalar>;
 
+  /// packed_x: tokens × padded_inputs, filled by pack.
   MergedWeightGradient(const Bank& bank, const PanelBank<Scalar>& gradients, const MergePlan<Scalar>& plan,
-                       std::span<const Index> offsets, const GatheredRows<Scalar>& x,
-                       const GatheredRows<Scalar>& dy)
-      : bank_(bank),
-        gradients_(gradients),
-        plan_(plan),
-        blocks_(blocks(bank, plan.num_merges())),
-        offsets_(offsets),
-        x_(x),
-        dy_(dy) {}
+                       std::span<const Index> offsets, const GatheredRows<Scalar>& dy, Scalar* packed_x)
+      : bank_(bank), gradients_(gradients), plan_(plan), offsets_(offsets), dy_(dy), packed_x_(packed_x) {}
 
   static Index scratch_size(const Bank& bank, Index merges) {
-    const GradientBlocks all = blocks(bank, merges);
-    return packed_size + all.merges * all.size * columns;
+    const Index rows = std::min(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
+    return (gradient_tokens<Scalar>() + std::min(merges, max_gradient_merges) * rows) * columns;
+  }
+
+  Index input_tiles() const { return padded_inputs<Scalar>(bank_.in_features) / Tile<Scalar>::rows; }
+
+  /// Tiles begin … end − 1 of all tokens' inputs.
+  void pack(const GatheredRows<Scalar>& x, Index begin, Index end) const {
+    const Index input = begin * Tile<Scalar>::rows;
+    const Index inputs = std::min(end * Tile<Scalar>::rows, bank_.in_features) - input;
+    for (Index m = 0; m < plan_.num_merges(); ++m) {
+      for_stretches(m, [&](Index first, Index count) {
+        pack_inputs(x, first, count, input, inputs, packed_inputs(first, count, input));
+      });
+    }
   }
 
   /// Panel p of all experts. products: merges × K, added to; scratch: scratch_size scalars.
   void run(Index p, Scalar* products, Scalar* scratch) const {
-    for (Index first = 0; first < plan_.num_merges(); first += blocks_.merges) {
-      for (Index row = 0; row < bank_.depth(); row += blocks_.size) {
-        const Block block{p, first, std::min(blocks_.merges, plan_.num_merges() - first), row,
-                          std::min(blocks_.size, bank_.depth() - row)};
-        Scalar* const merged = scratch + packed_size;
-        for (Index q = 0; q < block.merges; ++q)
-          merged_gradient(block, q, scratch, merged + q * block.rows * columns);
-        for (Index strip = 0; strip < block.rows; strip += spread_strip_rows)
-          spread_strip(block, strip, merged, products);
+    for (Block block{.panel = p}; block.first_merge < plan_.num_merges(); block.first_merge += block.merges) {
+      choose_merges(block);
+      for (block.input = 0; block.input < bank_.in_features; block.input += block.inputs) {
+        block.inputs = std::min(gradient_inputs<Scalar>(), bank_.in_features - block.input);
+        block.has_bias_row = bank_.has_bias && block.input == 0;
+        Scalar* const merged = scratch + gradient_tokens<Scalar>() * columns;
+        merged_gradients(block, scratch, merged);
+        spread_to_experts(block, merged, products);
       }
     }
   }
 
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
-  static constexpr Index tokens = outer_product_tokens<Scalar>();
-  static constexpr Index packed_size = tokens * columns;
 
   /// Rows of one panel, for Q merges.
   struct Block {
     Index panel;
-    Index first_merge;
-    Index merges;
-    Index row;
-    Index rows;
+    Index first_merge = 0;
+    Index merges = 0;
+    bool dy_fits = false;  ///< whether scratch has room for dy of all these merges at once
+    Index tiles = 0;       ///< of MR inputs and one stretch of tokens
+    Index input = 0;
+    Index inputs = 0;
+    bool has_bias_row = false;  ///< the first row is that of the biases
+
+    Index rows() const { return inputs + (has_bias_row ? 1 : 0); }
   };
 
-  static GradientBlocks blocks(const Bank& bank, Index merges) {
-    return gradient_blocks<Scalar>(columns, spread_strip_rows, bank.depth(),
-                                   std::min(merges, max_gradient_merges));
+  /// The most merges whose dy fits into scratch; one at least.
+  void choose_merges(Block& block) const {
+    const Index most = std::min(plan_.num_merges() - block.first_merge, max_gradient_merges);
+    Index tokens = tokens_of(block.first_merge);
+    for (block.merges = 1; block.merges < most; ++block.merges) {
+      const Index more = tokens_of(block.first_merge + block.merges);
+      if (tokens + more > gradient_tokens<Scalar>()) break;
+      tokens += more;
+    }
+    block.dy_fits = tokens <= gradient_tokens<Scalar>();
   }
 
-  /// The block's rows of [db̂; dŴᵀ] of its q-th merge.
-  void merged_gradient(const Block& block, Index q, Scalar* packed, Scalar* merged) const {
-    const Index bias_rows = block.row == 0 && bank_.has_bias ? 1 : 0;
-    const Index first_input = block.row == 0 ? 0 : block.row - (bank_.has_bias ? 1 : 0);
+  Index tokens_of(Index merge) const {
+    Index tokens = 0;
+    for_stretches(merge, [&](Index, Index count) { tokens += count; });
+    return tokens;
+  }
+
+  /// Calls f(first, count) for the tokens of a merge, few enough to be multiplied at a time.
+  template <class Function>
+  void for_stretches(Index merge, const Function& f) const {
+    for (Index i = plan_.begin(merge); i < plan_.begin(merge + 1); ++i) {
+      const auto b = static_cast<std::size_t>(plan_.sequence(i));
+      const Index most = even_part(offsets_[b + 1] - offsets_[b], outer_product_tokens<Scalar>());
+      for (Index first = offsets_[b]; first < offsets_[b + 1]; first += most)
+        f(first, std::min(most, offsets_[b + 1] - first));
+    }
+  }
+
+  Scalar* packed_inputs(Index first_token, Index tokens, Index input) const {
+    return packed_x_ + first_token * padded_inputs<Scalar>(bank_.in_features) + input * tokens;
+  }
+
+  /// The block's rows of [db̂; dŴᵀ] of all its merges.
+  void merged_gradients(const Block& block, Scalar* packed_dy, Scalar* merged) const {
     GatheredRows<Scalar> dy = dy_;
     dy.data += block.panel * columns;
-    const Index m = block.first_merge + q;
-    bool add = false;
-    for (Index i = plan_.begin(m); i < plan_.begin(m + 1); ++i) {
-      const auto b = static_cast<std::size_t>(plan_.sequence(i));
-      for (Index first = offsets_[b]; first < offsets_[b + 1]; first += tokens) {
-        const Index count = std::min(tokens, offsets_[b + 1] - first);
-        pack_columns(dy, first, count, bank_.valid_columns(block.panel), packed);
-        if (bias_rows > 0) column_sums(packed, count, add, merged);
-        outer_product(x_, first, first_input, block.rows - bias_rows, packed, count, add,
-                      merged + bias_rows * columns);
+    PrefetchQueue ahead = look_ahead(block);
+    for (Index q = 0; q < block.merges; ++q, merged += block.rows() * columns) {
+      bool add = false;
+      for_stretches(block.first_merge + q, [&](Index first, Index count) {
+        if (block.input == 0 || !block.dy_fits)
+          pack_columns(dy, first, count, bank_.valid_columns(block.panel), packed_dy);
+        if (block.has_bias_row) column_sums(packed_dy, count, add, merged);
+        outer_product(packed_inputs(first, count, block.input), block.inputs, packed_dy, count, add,
+                      merged + (block.has_bias_row ? columns : 0), ahead);
+        if (block.dy_fits) packed_dy += count * columns;
         add = true;
-      }
+      });
     }
   }
 
-  void spread_strip(const Block& block, Index strip, const Scalar* merged, Scalar* products) const {
-    const Index size = std::min(spread_strip_rows, block.rows - strip) * columns;
-    const Index at = (block.row + strip) * columns;
+  /// While dŴ is formed, the experts' rows that it will be spread to are fetched.
+  PrefetchQueue look_ahead(const Block& block) const {
+    PrefetchQueue ahead;
+    const Index bytes = block.rows() * columns * static_cast<Index>(sizeof(Scalar));
+    for_experts(block, [&](Index expert, std::span<const Selection> selections) {
+      if (selections.empty()) return;
+      ahead.add(bank_.panel(block.panel, expert) + first_value(block), bytes);
+      ahead.add(gradients_.panel(block.panel, expert) + first_value(block), bytes);
+    });
+    Index stretches = 0;
+    for (Index q = 0; q < block.merges; ++q)
+      for_stretches(block.first_merge + q, [&](Index, Index) { ++stretches; });
+    ahead.spread_bursts(stretches * (block.inputs / Tile<Scalar>::rows));
+    return ahead;
+  }
+
+  /// Where the block begins in a panel.
+  Index first_value(const Block& block) const {
+    return (block.input + (bank_.has_bias && !block.has_bias_row ? 1 : 0)) * columns;
+  }
+
+  /// The q-th merge of a block has the expert as its i-th.
+  struct Selection {
+    Index q;
+    Index i;
+  };
+
+  /// Calls f(expert, selections) for all experts.
+  template <class Function>
+  void for_experts(const Block& block, const Function& f) const {
     std::array<Index, max_gradient_merges> next{};  // of a merge's experts, which ascend
+    std::array<Selection, max_gradient_merges> selections;
     for (Index expert = 0; expert < bank_.num_experts; ++expert) {
-      std::array<SpreadTerm<Scalar>, max_gradient_merges> terms;
-      Index count = 0;
+      std::size_t count = 0;
       for (Index q = 0; q < block.merges; ++q) {
-        const MergeTerms<Scalar> selected = plan_.terms(block.first_merge + q);
         Index& i = next[static_cast<std::size_t>(q)];
-        if (i == plan_.top_k || selected.experts[i] != expert) continue;
-        terms[static_cast<std::size_t>(count++)] = {merged + (q * block.rows + strip) * columns,
-                                                    selected.weights[i],
-                                                    products + (block.first_merge + q) * plan_.top_k + i};
-        ++i;
+        if (i == plan_.top_k || plan_.terms(block.first_merge + q).experts[i] != expert) continue;
+        selections[count++] = {q, i++};
       }
-      spread(terms.data(), count, bank_.panel(block.panel, expert) + at, size,
-             gradients_.panel(block.panel, expert) + at);
+      f(expert, std::span<const Selection>(selections.data(), count));
     }
+  }
+
+  void spread_to_experts(const Block& block, const Scalar* merged, Scalar* products) const {
+    const Index size = block.rows() * columns;
+    for_experts(block, [&](Index expert, std::span<const Selection> selections) {
+      std::array<SpreadTerm<Scalar>, max_gradient_merges> terms;
+      for (std::size_t s = 0; s < selections.size(); ++s) {
+        const auto [q, i] = selections[s];
+        const Index merge = block.first_merge + q;
+        terms[s] = {merged + q * size, plan_.terms(merge).weights[i], products + merge * plan_.top_k + i};
+      }
+      spread(terms.data(), static_cast<Index>(selections.size()),
+             bank_.panel(block.panel, expert) + first_value(block), size,
+             gradients_.panel(block.panel, expert) + first_value(block));
+    });
   }
 
   const Bank& bank_;
   const PanelBank<Scalar>& gradients_;
   const MergePlan<Scalar>& plan_;
-  GradientBlocks blocks_;
   std::span<const Index> offsets_;
-  GatheredRows<Scalar> x_;
   GatheredRows<Scalar> dy_;
+  Scalar* packed_x_;
 };
 
 /// Scalars of scratch that merged_weight_gradient needs for each thread.
@@ -153,14 +220,16 @@ Index merged_weight_gradient_scratch_size(const PanelBank<Scalar, const Scalar>&
 }
 
 /// Adds to the bank of gradients, and writes the gradient of every merge's gate weights, in the order of the
-/// plan, to products (merges × K). partial_products: product_chunks(panels) · merges · K scalars; scratch:
-/// `threads` times merged_weight_gradient_scratch_size.
+/// plan, to products (merges × K). partial_products: product_chunks(panels) · merges · K scalars; packed_x:
+/// tokens × padded_inputs(in_features); scratch: `threads` times merged_weight_gradient_scratch_size.
 template <class Scalar>
 void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const PanelBank<Scalar>& gradients,
                             const MergePlan<Scalar>& plan, std::span<const Index> offsets,
                             const GatheredRows<Scalar>& x, const GatheredRows<Scalar>& dy, Scalar* products,
-                            Scalar* partial_products, Scalar* scratch, Index threads) {
-  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, x, dy);
+                            Scalar* partial_products, Scalar* packed_x, Scalar* scratch, Index threads) {
+  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, dy, packed_x);
+  parallel_ranges(gradient.input_tiles(), threads,
+                  [&](Index begin, Index end, Index) { gradient.pack(x, begin, end); });
   const Index scratch_size = merged_weight_gradient_scratch_size(bank, plan.num_merges());
   const Index pairs = plan.num_merges() * plan.top_k;
   const Index chunks = product_chunks(bank.num_panels());

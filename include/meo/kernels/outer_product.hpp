@@ -3,12 +3,17 @@
 /// The gradient of a panel of weights, Σ_t x_t ⊗ dy_t over tokens t, accumulated in registers: the same tile
 /// as the product's, with MR inputs in place of MR rows and a step for every token instead of every input.
 ///
+/// Both operands are packed, x in tiles of MR inputs and dy in panels of NR outputs, so that the tile reads
+/// two streams: the rows of a user's matrix are often a multiple of 4 KiB apart, and a column of them would
+/// fall into few sets of an L1.
+///
 /// Every element is one chain of multiply-adds over the tokens in their order.
 
 #include <algorithm>
 
 #include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
@@ -25,10 +30,27 @@ struct GatheredRows {
   const Scalar* row(Index r) const { return data + (gather != nullptr ? gather[r] : r) * stride; }
 };
 
-/// Tokens whose dy is packed at a time: a panel's columns of them fill half of a small L1.
+/// `inputs` inputs in whole tiles.
 template <class Scalar>
-constexpr Index outer_product_tokens() {
-  return (Index{1} << 14) / (Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar)));
+constexpr Index padded_inputs(Index inputs) {
+  constexpr Index rows = Tile<Scalar>::rows;
+  return (inputs + rows - 1) / rows * rows;
+}
+
+/// packed[tile][t][i] = x_t[in + tile · MR + i] for `count` rows from `first` on and `inputs` inputs from
+/// `in` on; undefined beyond. packed: count × padded_inputs.
+template <class Scalar>
+void pack_inputs(const GatheredRows<Scalar>& x, Index first, Index count, Index in, Index inputs,
+                 Scalar* packed) {
+  constexpr Index rows = Tile<Scalar>::rows;
+  for (Index d = 0; d < inputs; d += rows) {
+    const Index valid = std::min(rows, inputs - d);
+    for (Index t = 0; t < count; ++t, packed += rows) {
+      const Scalar* const from = x.row(first + t) + in + d;
+      if (valid == rows) std::copy_n(from, rows, packed);
+      else std::copy_n(from, valid, packed);
+    }
+  }
 }
 
 /// packed[t][c] = factor_t · rows_t[c] for `count` rows from `first` on; zero in the columns from `columns`
@@ -38,19 +60,16 @@ void pack_columns(const GatheredRows<Scalar>& rows, Index first, Index count, In
   constexpr Index width = Tile<Scalar>::columns;
   for (Index t = 0; t < count; ++t, packed += width) {
     const Scalar* const from = rows.row(first + t);
-    if (rows.factors == nullptr) {
-      std::copy_n(from, columns, packed);
-    } else {
-      for (Index c = 0; c < columns; ++c) packed[c] = rows.factors[first + t] * from[c];
-    }
-    std::fill(packed + columns, packed + width, Scalar(0));
+    if (columns == width) std::copy_n(from, width, packed);
+    else std::fill(std::copy_n(from, columns, packed), packed + width, Scalar(0));
+    if (rows.factors == nullptr) continue;
+    for (Index c = 0; c < columns; ++c) packed[c] = rows.factors[first + t] * packed[c];
   }
 }
 
-/// out[i] (+)= Σ_t x_t[in + i] · dy_t for Count inputs; dy: tokens × NR, packed. Adds if `add`.
+/// out[i] (+)= Σ_t x_t[i] · dy_t for Count inputs of a packed tile; dy: tokens × NR, packed. Adds if `add`.
 template <int Count, class Scalar>
-void outer_product_tile(const GatheredRows<Scalar>& x, Index first, Index in, const Scalar* dy, Index tokens,
-                        bool add, Scalar* out) {
+void outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool add, Scalar* out) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[Count][packets];
@@ -59,26 +78,22 @@ void outer_product_tile(const GatheredRows<Scalar>& x, Index first, Index in, co
       sums[i][p] = add ? load<Scalar>(out + (i * packets + p) * size) : broadcast<Scalar>(Scalar(0));
     });
   });
-  const auto add_token = [&](const Scalar* inputs) MEO_INLINE_LAMBDA {
+  const auto add_token = [&]() MEO_INLINE_LAMBDA {
     Packet<Scalar> gradients[packets];
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       gradients[p] = load<Scalar>(dy + p * size);
       keep_in_register<Scalar>(gradients[p]);
     });
     unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
-      const Packet<Scalar> input = broadcast<Scalar>(inputs[i]);
+      const Packet<Scalar> input = broadcast<Scalar>(x[i]);
       unroll<packets>([&](auto p)
                           MEO_INLINE_LAMBDA { sums[i][p] = multiply_add(input, gradients[p], sums[i][p]); });
     });
+    x += Tile<Scalar>::rows;
     dy += Tile<Scalar>::columns;
   };
-  if (x.gather == nullptr) {
-    const Scalar* inputs = x.data + first * x.stride + in;
-    MEO_UNROLL(4)
-    for (Index t = 0; t < tokens; ++t, inputs += x.stride) add_token(inputs);
-  } else {
-    for (Index t = 0; t < tokens; ++t) add_token(x.row(first + t) + in);
-  }
+  MEO_UNROLL(8)
+  for (Index t = 0; t < tokens; ++t) add_token();
   unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
     unroll<packets>([&](auto p)
                         MEO_INLINE_LAMBDA { store<Scalar>(out + (i * packets + p) * size, sums[i][p]); });
@@ -87,26 +102,27 @@ void outer_product_tile(const GatheredRows<Scalar>& x, Index first, Index in, co
 
 /// The last inputs of a panel, fewer than a whole tile.
 template <int Count, class Scalar>
-void outer_product_last(const GatheredRows<Scalar>& x, Index first, Index in, Index inputs, const Scalar* dy,
-                        Index tokens, bool add, Scalar* out) {
+void outer_product_last(const Scalar* x, Index inputs, const Scalar* dy, Index tokens, bool add,
+                        Scalar* out) {
   if constexpr (Count > 0) {
-    if (inputs == Count) outer_product_tile<Count>(x, first, in, dy, tokens, add, out);
-    else outer_product_last<Count - 1>(x, first, in, inputs, dy, tokens, add, out);
+    if (inputs == Count) outer_product_tile<Count>(x, dy, tokens, add, out);
+    else outer_product_last<Count - 1>(x, inputs, dy, tokens, add, out);
   }
 }
 
-/// out[d] (+)= Σ_t x_t[in + d] · dy_t for `inputs` inputs from `in` on and the tokens first … first + tokens
-/// − 1 of x. dy: tokens × NR, packed; out: inputs × NR.
+/// out[d] (+)= Σ_t x_t[d] · dy_t for `inputs` inputs. x: padded_inputs × tokens, packed; dy: tokens × NR,
+/// packed; out: inputs × NR. Asks for what is ahead, a burst a tile.
 template <class Scalar>
-void outer_product(const GatheredRows<Scalar>& x, Index first, Index in, Index inputs, const Scalar* dy,
-                   Index tokens, bool add, Scalar* out) {
+void outer_product(const Scalar* x, Index inputs, const Scalar* dy, Index tokens, bool add, Scalar* out,
+                   PrefetchQueue& ahead) {
   constexpr int rows = Tile<Scalar>::rows;
   constexpr Index columns = Tile<Scalar>::columns;
   Index d = 0;
   for (; d + rows <= inputs; d += rows) {
-    outer_product_tile<rows>(x, first, in + d, dy, tokens, add, out + d * columns);
+    ahead.burst();
+    outer_product_tile<rows>(x + d * tokens, dy, tokens, add, out + d * columns);
   }
-  outer_product_last<rows - 1>(x, first, in + d, inputs - d, dy, tokens, add, out + d * columns);
+  outer_product_last<rows - 1>(x + d * tokens, inputs - d, dy, tokens, add, out + d * columns);
 }
 
 /// The same for the panel's row of biases: out (+)= Σ_t dy_t.

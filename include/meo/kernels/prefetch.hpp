@@ -56,6 +56,17 @@ class PrefetchQueue {
   const char* at() const { return stretches_[static_cast<std::size_t>(current_)].at; }
   const char* end() const { return stretches_[static_cast<std::size_t>(current_)].end; }
 
+  /// Sets the size of bursts so that `bursts` of them suffice for all.
+  void spread_bursts(Index bursts) { burst_ = (bytes_ / line_bytes + bursts) / std::max<Index>(bursts, 1); }
+
+  /// Asks for the next lines, where tiles are too short for a rate of their own.
+  void burst() {
+    for (Index line = 0; line < burst_ && current_ < count_; ++line) {
+      prefetch(at());
+      advance(at() + line_bytes);
+    }
+  }
+
   /// A tile has asked up to `at`.
   void advance(const char* at) {
     stretches_[static_cast<std::size_t>(current_)].at = at;
@@ -72,6 +83,7 @@ class PrefetchQueue {
   Index current_ = 0;
   Index bytes_ = 0;
   Index lines_ = 0;
+  Index burst_ = 0;
 };
 
 }  // namespace meo::detail

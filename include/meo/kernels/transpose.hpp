@@ -1,10 +1,11 @@
 #pragma once
 
-/// Panels turned on their side: from NR outputs by inputs, as the bank has them, to NR inputs by outputs, as
-/// the gradient of x multiplies with them.
+/// Experts merged and turned on their side in one go: from panels of NR outputs by inputs, as the bank has
+/// them, to panels of NR inputs by outputs, as the gradient of x multiplies with them.
 
 #include <algorithm>
 
+#include <meo/kernels/merge.hpp>
 #include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/unroll.hpp>
@@ -12,34 +13,50 @@
 
 namespace meo::detail {
 
-/// turned[c][r] = rows[r][c] for r < count and all NR columns c. rows: count × NR; turned: NR rows at a
-/// distance of NR values, of which each gets `count`, at most NR.
+/// turned[c][r] = Σ_{i < top_k} g_i W_i[r][c] for r < count, at most NR, and all NR columns c. source: count
+/// × NR of each expert; turned: NR rows at a distance of NR values, of which each gets `count`.
 template <class Scalar>
-void transpose_tile(const Scalar* rows, Index count, Scalar* turned) {
+void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, Index top_k, Index count,
+                  Scalar* turned) {
   constexpr Index columns = Tile<Scalar>::columns;
   constexpr int size = PacketOf<Scalar>::size;
+  // Packets of a row that are merged together: enough chains, as far as there are registers.
+  constexpr int packets = size * Tile<Scalar>::packets < num_registers ? Tile<Scalar>::packets : 1;
+  const auto add_terms = [&]<int rows>(Index at, Packet<Scalar>(&sums)[packets][rows]) MEO_INLINE_LAMBDA {
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+      unroll<rows>([&](auto r) MEO_INLINE_LAMBDA { sums[p][r] = broadcast<Scalar>(Scalar(0)); });
+    });
+    for (Index i = 0; i < top_k; ++i) {
+      const Scalar* const from = source.rows + terms.experts[i] * source.expert_stride + at;
+      const Packet<Scalar> gate = broadcast<Scalar>(terms.weights[i]);
+      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+        unroll<rows>([&](auto r) MEO_INLINE_LAMBDA {
+          sums[p][r] = multiply_add(gate, load<Scalar>(from + r * columns + p * size), sums[p][r]);
+        });
+      });
+    }
+  };
   Index r = 0;
   for (; r + size <= count; r += size) {
-    for (Index c = 0; c < columns; c += size) {
-      Packet<Scalar> block[size];
-      unroll<size>([&](auto i) MEO_INLINE_LAMBDA { block[i] = load<Scalar>(rows + (r + i) * columns + c); });
-      transpose(block);
-      unroll<size>([&](auto i)
-                       MEO_INLINE_LAMBDA { store<Scalar>(turned + (c + i) * columns + r, block[i]); });
+    for (Index c = 0; c < columns; c += packets * size) {
+      Packet<Scalar> sums[packets][size];
+      add_terms(r * columns + c, sums);
+      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+        transpose(sums[p]);
+        unroll<size>([&](auto i) MEO_INLINE_LAMBDA {
+          store<Scalar>(turned + (c + p * size + i) * columns + r, sums[p][i]);
+        });
+      });
     }
   }
   for (; r < count; ++r) {
-    for (Index c = 0; c < columns; ++c) turned[c * columns + r] = rows[r * columns + c];
-  }
-}
-
-/// Turns `count` rows of one panel. rows: count × NR; turned: ⌈count / NR⌉ panels at panel_stride, of which
-/// the last has undefined columns where there are no rows.
-template <class Scalar>
-void transpose_rows(const Scalar* rows, Index count, Scalar* turned, Index panel_stride) {
-  constexpr Index columns = Tile<Scalar>::columns;
-  for (Index r = 0; r < count; r += columns, turned += panel_stride) {
-    transpose_tile(rows + r * columns, std::min(columns, count - r), turned);
+    for (Index c = 0; c < columns; c += packets * size) {
+      Packet<Scalar> sums[packets][1];
+      add_terms(r * columns + c, sums);
+      Scalar values[packets * size];
+      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { store<Scalar>(values + p * size, sums[p][0]); });
+      for (Index i = 0; i < packets * size; ++i) turned[(c + i) * columns + r] = values[i];
+    }
   }
 }
 

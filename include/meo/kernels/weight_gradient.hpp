@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/parallel.hpp>
@@ -11,10 +12,13 @@
 
 namespace meo::detail {
 
+/// Inputs of a stretch of tokens that are packed at a time; they stay in L2 while all panels go by.
+inline constexpr Index packed_inputs_at_once = 192;
+
 /// Scalars of scratch that weight_gradient needs for each thread.
 template <class Scalar>
 constexpr Index weight_gradient_scratch_size() {
-  return outer_product_tokens<Scalar>() * Tile<Scalar>::columns;
+  return outer_product_tokens<Scalar>() * (packed_inputs_at_once + Tile<Scalar>::columns);
 }
 
 /// Adds the gradient of `count` rows to an expert of the bank of gradients. x: rows of in_features; dy: rows
@@ -25,17 +29,23 @@ void weight_gradient(const PanelBank<Scalar>& gradients, Index expert, const Gat
   constexpr Index columns = Tile<Scalar>::columns;
   constexpr Index tokens = outer_product_tokens<Scalar>();
   parallel_ranges(gradients.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    Scalar* const packed = scratch + thread * weight_gradient_scratch_size<Scalar>();
-    for (Index p = begin; p < end; ++p) {
-      Scalar* panel = gradients.panel(p, expert);
-      GatheredRows<Scalar> dy_of_panel = dy;
-      dy_of_panel.data += p * columns;
+    Scalar* const packed_x = scratch + thread * weight_gradient_scratch_size<Scalar>();
+    Scalar* const packed_dy = packed_x + tokens * packed_inputs_at_once;
+    for (Index input = 0; input < gradients.in_features; input += packed_inputs_at_once) {
+      const Index inputs = std::min(packed_inputs_at_once, gradients.in_features - input);
       for (Index first = 0; first < count; first += tokens) {
-        const Index block = std::min(tokens, count - first);
-        pack_columns(dy_of_panel, first, block, gradients.valid_columns(p), packed);
-        if (gradients.has_bias) column_sums(packed, block, true, panel);
-        outer_product(x, first, 0, gradients.in_features, packed, block, true,
-                      panel + (gradients.has_bias ? columns : 0));
+        const Index stretch = std::min(tokens, count - first);
+        pack_inputs(x, first, stretch, input, inputs, packed_x);
+        for (Index p = begin; p < end; ++p) {
+          Scalar* const panel = gradients.panel(p, expert);
+          GatheredRows<Scalar> dy_of_panel = dy;
+          dy_of_panel.data += p * columns;
+          pack_columns(dy_of_panel, first, stretch, gradients.valid_columns(p), packed_dy);
+          if (gradients.has_bias && input == 0) column_sums(packed_dy, stretch, true, panel);
+          PrefetchQueue nothing_ahead;
+          outer_product(packed_x, inputs, packed_dy, stretch, true,
+                        panel + (input + (gradients.has_bias ? 1 : 0)) * columns, nothing_ahead);
+        }
       }
     }
   });

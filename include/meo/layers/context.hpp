@@ -54,6 +54,7 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar>
       expert_rows_gradient;           ///< MoE: tokens × D, of which one expert uses as many rows as it has
   std::vector<Scalar> slot_products;  ///< MoE: of each slot of the dispatch
+  detail::AlignedVector<Scalar> packed_inputs;     ///< MEO: tokens × D, as outer products read them
   detail::MergePlan<Scalar> weight_merges;         ///< MEO: merges whose gates have one gradient
   detail::AlignedVector<Scalar> merge_products;    ///< MEO: merges × K
   detail::AlignedVector<Scalar> partial_products;  ///< MEO: the same for each chunk of panels

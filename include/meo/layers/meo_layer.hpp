@@ -232,15 +232,16 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     Scalar* const scratch = detail::reserve(
         context.scratch,
         threads * std::max(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges()),
-                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges(),
-                                                                      routing.top_k)));
+                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
+    Scalar* const packed_x =
+        detail::reserve(context.packed_inputs, x.rows() * detail::padded_inputs<Scalar>(x.cols()));
     const Index pairs = merges.num_merges() * routing.top_k;
     Scalar* const products = detail::reserve(context.merge_products, pairs);
     Scalar* const partial =
         detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs);
     detail::merged_weight_gradient<Scalar>(bank, gradients.experts().mutable_panels(), merges, offsets,
                                            {x.data(), x.row_stride()}, {dy.data(), dy.outerStride()},
-                                           products, partial, scratch, threads);
+                                           products, partial, packed_x, scratch, threads);
     for (Index m = 0; m < merges.num_merges(); ++m) {
       // Sequences that share a merge here share what follows from the gradient as well: one takes it for all.
       const Index sequence = merges.sequence(merges.begin(m));

@@ -1,0 +1,120 @@
+// One layer or block serves several threads at once, each with a workspace of its own. ThreadSanitizer
+// watches this (preset tsan).
+
+#include <cstddef>
+#include <latch>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include <meo/layers/feed_forward.hpp>
+#include <meo/layers/meo_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
+
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+#include "support/kernels.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace meo;
+
+constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
+constexpr Index features = 9, task_features = 6;
+
+struct Batch {
+  Sequences sequences;
+  Matrix<float> x, task_embeddings;  // one description of all tasks
+
+  Inputs<float> inputs(Level level) const {
+    Inputs<float> inputs;
+    inputs.sequences = &sequences;
+    if (level == Level::task) inputs.task_embeddings = task_embeddings;
+    return inputs;
+  }
+};
+
+std::vector<Batch> random_batches() {
+  test::Generator rng(111);
+  std::vector<Batch> batches;
+  for (const auto& lengths : {std::vector<Index>{3, 0, 1, 25}, {40, 7}, {1}, {5, 5, 5, 5}}) {
+    const Sequences sequences = Sequences::from_lengths(lengths);
+    batches.push_back({sequences, test::random_matrix<float>(rng, sequences.offsets().back(), features),
+                       test::random_matrix<float>(rng, 3, task_features)});
+  }
+  return batches;
+}
+
+/// Threads that forward the batches at the same time, each beginning with another one, get the bits of a
+/// forward by itself.
+template <class Workspace, class Layer>
+void check_concurrent_forwards(const Layer& layer, Level level, Index out_features) {
+  const std::vector<Batch> batches = random_batches();
+  const auto forward = [&](const Batch& batch, Workspace& workspace) {
+    Matrix<float> y(batch.x.rows(), out_features);
+    layer.forward(batch.x, batch.inputs(level), y, workspace);
+    return y;
+  };
+  std::vector<Matrix<float>> expected;
+  Workspace workspace;
+  for (const Batch& batch : batches) expected.push_back(forward(batch, workspace));
+
+  constexpr std::size_t num_threads = 4;
+  std::vector<std::vector<Matrix<float>>> outputs(num_threads, std::vector<Matrix<float>>(batches.size()));
+  std::latch start(num_threads);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t thread = 0; thread < num_threads; ++thread) {
+      threads.emplace_back([&, thread] {
+        Workspace own;
+        start.arrive_and_wait();
+        for (std::size_t i = 0; i < batches.size(); ++i) {
+          const std::size_t batch = (thread + i) % batches.size();
+          outputs[thread][batch] = forward(batches[batch], own);
+        }
+      });
+    }
+  }
+  for (const auto& output : outputs) {
+    for (std::size_t batch = 0; batch < batches.size(); ++batch) {
+      CHECK(test::bit_difference(output[batch], expected[batch]) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("several threads may run one layer at once", "[concurrent]", MoeLayer<float>,
+                   MeoLayer<float>) {
+  for (const Level level : all_levels) {
+    INFO("level " << to_string(level));
+    LayerOptions options{.in_features = features, .out_features = 40, .num_experts = 4, .top_k = 2};
+    options.level = level;
+    options.reduce_factor = 4;
+    options.task_features = level == Level::task ? task_features : 0;
+    TestType layer(options);
+    std::mt19937_64 rng(112);
+    layer.initialize(rng);
+    check_concurrent_forwards<Workspace<float>>(layer, level, 40);
+  }
+}
+
+TEMPLATE_TEST_CASE("several threads may run one block at once", "[concurrent]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  for (const Level level : all_levels) {
+    for (const bool shared_gate : {false, true}) {
+      INFO("level " << to_string(level) << ", shared gate " << shared_gate);
+      FeedForwardOptions options{.features = features, .hidden_features = 40, .num_experts = 4, .top_k = 2};
+      options.level = level;
+      options.gated = true;
+      options.shared_gate = shared_gate;
+      options.reduce_factor = 4;
+      options.task_features = level == Level::task ? task_features : 0;
+      TestType block(options);
+      std::mt19937_64 rng(113);
+      block.initialize(rng);
+      check_concurrent_forwards<FeedForwardWorkspace<float>>(block, level, features);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,8 @@
+#include "support/kernels.hpp"
+
+namespace meo::detail {
+
+MEO_GRADIENT_KERNEL_INSTANCES(, float);
+MEO_GRADIENT_KERNEL_INSTANCES(, double);
+
+}  // namespace meo::detail
