@@ -11,7 +11,6 @@ if(NOT RECORD)
 endif()
 
 set(lines "")
-set(failed "")
 foreach(case IN LISTS cases)
   execute_process(COMMAND ${VALGRIND} --tool=callgrind --callgrind-out-file=/dev/null "--toggle-collect=*counted_forward*"
                           ${PROGRAM} ${case}

@@ -38,6 +38,11 @@ def new_axes():
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
     return figure, axes
 
 
@@ -50,11 +55,6 @@ def draw_times(times):
         if points:
             axes.plot(*zip(*points), color=colour, marker=marker, linewidth=1.8, label=label)
     axes.axhline(1, color=STYLES["dense"][0], linewidth=1, linestyle="--", label="dense, one expert")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_locator(NullLocator())
     axes.set_xlabel("number of selected experts K")
     axes.set_ylabel("time over the dense product's")
     axes.legend(frameon=False, loc="upper left")
@@ -84,12 +84,7 @@ def draw_roofline(rate_of):
         if points:
             axes.plot(*zip(*points), linestyle="none", color=colour, marker=marker, markersize=6, markerfacecolor="none",
                       label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
     axes.set_xlim(*limits)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_locator(NullLocator())
     axes.set_xlabel("operations for each byte of the experts")
     axes.set_ylabel("GFLOP/s, float")
     axes.legend(frameon=False, loc="lower right")
