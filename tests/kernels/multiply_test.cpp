@@ -119,12 +119,12 @@ TEMPLATE_TEST_CASE("what is ahead is asked for at the queue's rate, and no bit c
   constexpr Index half = 2 * Tile<S>::rows, count = 2 * half;
   const std::vector<char> memory(1 << 14);
   Generator rng(36);
-  for (const Index depth : {prefetch_interval, 3 * prefetch_interval + 1}) {
+  for (const Index depth : {prefetch_interval<S>, 3 * prefetch_interval<S> + 1}) {
     const RandomPanels<S> random(rng, depth, outputs);
     const Matrix<S> x = random_normal<S>(rng, count, depth);
     const Matrix<S> expected = chain_product(x, random.weight, bias_rows(random.bias, count, outputs));
     const Index steps = prefetch_steps(count, random.panels());
-    REQUIRE(steps == 4 * 2 * (depth / prefetch_interval));
+    REQUIRE(steps == 4 * 2 * (depth / prefetch_interval<S>));
     for (const Index lines : {1, 2, 4}) {
       INFO("depth " << depth << ", lines " << lines);
       PrefetchQueue ahead;

@@ -138,11 +138,12 @@ MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Panels<Sca
   const Index depth = panels.depth;
   Index k = 0;
   if constexpr (Lines > 0) {
-    for (; k + prefetch_interval <= depth; k += prefetch_interval) {
+    constexpr Index interval = prefetch_interval<Scalar>;
+    for (; k + interval <= depth; k += interval) {
       for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
       ahead = std::min(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
       MEO_UNROLL(8)
-      for (Index step = 0; step < prefetch_interval; ++step) add_products(k + step);
+      for (Index step = 0; step < interval; ++step) add_products(k + step);
     }
   }
   MEO_UNROLL(4)
@@ -230,7 +231,7 @@ void multiply_panels(const Rows& rows, Index count, const Panels<Scalar>& panels
 template <class Scalar>
 Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
   const Index tiles = rows / Tile<Scalar>::rows * (panels.outputs / Tile<Scalar>::columns);
-  return tiles * (panels.depth / prefetch_interval);
+  return tiles * (panels.depth / prefetch_interval<Scalar>);
 }
 
 }  // namespace meo::detail

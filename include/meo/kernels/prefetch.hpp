@@ -12,12 +12,16 @@
 #include <array>
 
 #include <meo/kernels/packet.hpp>
+#include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::detail {
 
-/// Steps of depth between two prefetches: 48 cycles of a tile of 4 × 3 packets.
-inline constexpr Index prefetch_interval = 8;
+/// Steps of depth between two prefetches: where a core multiplies and adds 64 bytes a cycle, 48 cycles of a
+/// tile of any size. Time is what memory delivers by, so a larger tile asks after fewer steps.
+template <class Scalar>
+inline constexpr Index prefetch_interval = std::max<Index>(
+    3072 / (Tile<Scalar>::rows * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar))), 1);
 
 /// What comes next, as stretches of memory that are asked for one after another.
 class PrefetchQueue {
