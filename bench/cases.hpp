@@ -3,8 +3,10 @@
 /// What meo_bench measures: the sizes, and the ways to compute each.
 
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <meo/layers/merge_order.hpp>
 #include <meo/types.hpp>
 
 namespace bench {
@@ -27,34 +29,53 @@ struct Case {
   bool backward = false;  ///< a layer's backward is timed, beside the two products of a dense layer's
   bool peak = false;      ///< no layer, but the most operations that this machine can do
   bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
+  bool orders = false;    ///< MEO alone, in the order that it chooses and in either that can be chosen
 
   Index all_tokens() const { return sequences * tokens; }
 };
 
+/// Cases around the number of tokens from which on merging pays.
+inline std::vector<Case> order_cases() {
+  std::vector<Case> cases;
+  for (const Index sequences : {1, 8}) {
+    for (const Index tokens : {1, 2, 3, 4, 6, 8, 12, 16, 24})
+      cases.push_back({.name = "orders_b" + std::to_string(sequences) + "_t" + std::to_string(tokens),
+                       .sequences = sequences,
+                       .tokens = tokens,
+                       .top_k = {2, 4, 8},
+                       .orders = true});
+  }
+  return cases;
+}
+
 inline const std::vector<Case>& all_cases() {
-  static const std::vector<Case> cases{
-      {.name = "peak",
-       .sequences = 1,
-       .tokens = 1,
-       .in_features = 1,
-       .out_features = 1,
-       .num_experts = 1,
-       .peak = true},
-      {.name = "b8_t128", .top_k = {1, 2, 4, 8}},
-      {.name = "b8_t128_3072_768", .in_features = 3072, .out_features = 768},
-      {.name = "b32_t128", .sequences = 32},
-      {.name = "b1_t128", .sequences = 1, .top_k = {1, 2, 4, 8}},
-      {.name = "b1_t512", .sequences = 1, .tokens = 512},
-      {.name = "b8_t32", .tokens = 32},
-      {.name = "b8_t128_n32", .num_experts = 32, .top_k = {32}},
-      {.name = "b1_t1", .sequences = 1, .tokens = 1, .top_k = {1, 2, 4, 8}, .reads = true},
-      {.name = "b1_t77_1000_1003", .sequences = 1, .tokens = 77, .in_features = 1000, .out_features = 1003},
-      {.name = "task_b8_t128", .level = Level::task},
-      {.name = "token_b8_t128", .top_k = {1, 8}, .level = Level::token},
-      {.name = "block_b8_t128", .block = true},
-      {.name = "double_b8_t128", .in_double = true},
-      {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
-  };
+  static const std::vector<Case> cases = [] {
+    std::vector<Case> all{
+        {.name = "peak",
+         .sequences = 1,
+         .tokens = 1,
+         .in_features = 1,
+         .out_features = 1,
+         .num_experts = 1,
+         .peak = true},
+        {.name = "b8_t128", .top_k = {1, 2, 4, 8}},
+        {.name = "b8_t128_3072_768", .in_features = 3072, .out_features = 768},
+        {.name = "b32_t128", .sequences = 32},
+        {.name = "b1_t128", .sequences = 1, .top_k = {1, 2, 4, 8}},
+        {.name = "b1_t512", .sequences = 1, .tokens = 512},
+        {.name = "b8_t32", .tokens = 32},
+        {.name = "b8_t128_n32", .num_experts = 32, .top_k = {32}},
+        {.name = "b1_t1", .sequences = 1, .tokens = 1, .top_k = {1, 2, 4, 8}, .reads = true},
+        {.name = "b1_t77_1000_1003", .sequences = 1, .tokens = 77, .in_features = 1000, .out_features = 1003},
+        {.name = "task_b8_t128", .level = Level::task},
+        {.name = "token_b8_t128", .top_k = {1, 8}, .level = Level::token},
+        {.name = "block_b8_t128", .block = true},
+        {.name = "double_b8_t128", .in_double = true},
+        {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
+    };
+    for (Case& c : order_cases()) all.push_back(std::move(c));
+    return all;
+  }();
   return cases;
 }
 
@@ -69,6 +90,7 @@ struct Method {
   Kind kind;
   std::size_t product = 0;  ///< dense: which of dense_products()
   Index top_k = 1;          ///< the others
+  meo::MergeOrder merge_order = meo::MergeOrder::automatic;
 };
 
 }  // namespace bench

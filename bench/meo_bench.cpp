@@ -49,6 +49,9 @@ by Eigen (naive). Benchmarks are named CASE/METHOD[/K], K experts selected:
   block_             768 -> 3072 -> 768 with GELU between
   double_            the same in double
   backward_          a layer's backward beside both products of a dense layer's
+  orders_            few tokens: MEO as it chooses itself (meo), with experts
+                     merged first (merge_first) or their outputs combined
+                     (combine_outputs)
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else
   b1_t1/read         the bytes of the experts are read, and nothing else
 

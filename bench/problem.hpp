@@ -27,6 +27,16 @@ template <class Scalar>
 std::vector<Method> methods(const Case& c) {
   if (c.peak) return {{.name = "multiply_add/float", .kind = Kind::peak}};
   std::vector<Method> all;
+  if (c.orders) {
+    using enum meo::MergeOrder;
+    for (const Index k : c.top_k) {
+      for (const auto& [name, order] :
+           {std::pair{"meo", automatic}, {"merge_first", merge_first}, {"combine_outputs", combine_outputs}})
+        all.push_back(
+            {.name = name + ("/k" + std::to_string(k)), .kind = Kind::meo, .top_k = k, .merge_order = order});
+    }
+    return all;
+  }
   const auto products = dense_products<Scalar>();
   for (std::size_t i = 0; i < products.size(); ++i)
     all.push_back({.name = "dense/" + products[i].name, .kind = Kind::dense, .product = i});
@@ -90,7 +100,7 @@ class Problem {
       case Kind::meo:
         if (case_.backward) return prepare_backward<meo::MeoLayer<Scalar>>(name, method.top_k);
         return case_.block ? prepare_block<meo::MeoLayer<Scalar>>(name, method.top_k)
-                           : prepare_layer<meo::MeoLayer<Scalar>>(name, method.top_k);
+                           : prepare_layer<meo::MeoLayer<Scalar>>(name, method.top_k, method.merge_order);
       case Kind::moe:
         if (case_.backward) return prepare_backward<meo::MoeLayer<Scalar>>(name, method.top_k);
         return case_.block ? prepare_block<meo::MoeLayer<Scalar>>(name, method.top_k)
@@ -131,14 +141,16 @@ class Problem {
   }
 
   /// Without biases, as the products that they are compared with.
-  meo::LayerOptions options(const Projection& projection, Index top_k) const {
+  meo::LayerOptions options(const Projection& projection, Index top_k,
+                            meo::MergeOrder merge_order = meo::MergeOrder::automatic) const {
     return {.in_features = projection.in_features,
             .out_features = projection.out_features,
             .num_experts = case_.num_experts,
             .top_k = top_k,
             .level = case_.level,
             .bias = false,
-            .task_features = task_features};
+            .task_features = task_features,
+            .merge_order = merge_order};
   }
 
   /// The same parameters for every layer that computes the projection.
@@ -165,8 +177,9 @@ class Problem {
   }
 
   template <class Layer>
-  Layer make_layer(const Projection& projection, Index top_k) const {
-    Layer layer(options(projection, top_k));
+  Layer make_layer(const Projection& projection, Index top_k,
+                   meo::MergeOrder merge_order = meo::MergeOrder::automatic) const {
+    Layer layer(options(projection, top_k, merge_order));
     fill(layer, projection);
     return layer;
   }
@@ -231,12 +244,14 @@ class Problem {
   }
 
   template <class Layer>
-  Prepared prepare_layer(const std::string& name, Index top_k) {
+  Prepared prepare_layer(const std::string& name, Index top_k,
+                         meo::MergeOrder merge_order = meo::MergeOrder::automatic) {
     struct State {
       Layer layer;
       meo::Workspace<Scalar> workspace;
     };
-    const auto state = std::make_shared<State>(State{make_layer<Layer>(projections_[0], top_k), {}});
+    const auto state =
+        std::make_shared<State>(State{make_layer<Layer>(projections_[0], top_k, merge_order), {}});
     const auto run = [this, state] { state->layer.forward(x_, inputs(), y_, state->workspace); };
     run();
     const Scalar* seen = x_.data();
@@ -248,7 +263,7 @@ class Problem {
       }
     }
     return verified(name, method_of<Layer>, top_k, run, map(seen, x_.cols()), hidden_,
-                    {gates_of_tokens(state->workspace.routing)});
+                    {gates_of_tokens(state->workspace.routing)}, merge_order);
   }
 
   Prepared prepare_dense_backward(const std::string& name, const DenseProduct<Scalar>& product) {
@@ -320,7 +335,8 @@ class Problem {
   /// given them, its y. seen: what the first experts saw; gates: tokens × N for each projection.
   Prepared verified(const std::string& name, meo::Method method, Index top_k, std::function<void()> run,
                     const ConstMatrixRef<Scalar>& seen, const ConstMatrixRef<Scalar>& hidden,
-                    const std::vector<Matrix<Scalar>>& gates) const {
+                    const std::vector<Matrix<Scalar>>& gates,
+                    meo::MergeOrder merge_order = meo::MergeOrder::automatic) const {
     const auto identity = [](Scalar value) { return value; };
     const auto activation = [](Scalar value) { return Activation{}(value); };
     if (case_.block) {
@@ -332,14 +348,16 @@ class Problem {
     Prepared prepared{.run = std::move(run)};
     for (std::size_t p = 0; p < projections_.size(); ++p) {
       const auto selected = static_cast<double>((gates[p].array() != 0).colwise().any().count());
-      prepared.flops += flops(method, projections_[p], top_k);
+      prepared.flops += flops(method, projections_[p], top_k, merge_order);
       prepared.expert_bytes += selected * expert_bytes(projections_[p]);
     }
     return prepared;
   }
 
-  double flops(meo::Method method, const Projection& projection, Index top_k) const {
-    const Index merges = top_k == 1 ? 0 : case_.level == Level::task ? 1 : case_.sequences;
+  double flops(meo::Method method, const Projection& projection, Index top_k,
+               meo::MergeOrder merge_order) const {
+    const bool merges = case_.tokens >= meo::fewest_tokens_to_merge<Scalar>(merge_order, case_.level, top_k);
+    const Index num_merges = top_k == 1 || !merges ? 0 : case_.level == Level::task ? 1 : case_.sequences;
     return static_cast<double>(meo::flops(method, {.in_features = projection.in_features,
                                                    .out_features = projection.out_features,
                                                    .num_experts = case_.num_experts,
@@ -347,7 +365,8 @@ class Problem {
                                                    .level = case_.level,
                                                    .tokens = case_.all_tokens(),
                                                    .sequences = case_.sequences,
-                                                   .merges = merges,
+                                                   .merges = num_merges,
+                                                   .combined_tokens = merges ? 0 : case_.all_tokens(),
                                                    .bias = false,
                                                    .task_features = task_features})
                                    .total());

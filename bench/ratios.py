@@ -4,7 +4,8 @@
     meo_bench --benchmark_out=times.json
     ratios.py times.json
 
-Times are medians over the repetitions of one run. "over" names what a time is divided by: the fastest dense product of
+Times are medians over the repetitions of one run. A second table has the orders_ cases: MEO's own choice between
+merging experts and combining their outputs beside both. In the first "over" names what a time is divided by: the fastest dense product of
 one expert on the same tokens, K times that for MoE, or, for one token, reading the experts' bytes. "naive" is the same
 ratio for experts merged in memory and then multiplied with, both by Eigen. Needs Python 3.
 """
@@ -65,7 +66,7 @@ def rows_of(case, times):
     """A row of cells for each layer of a case that has something to be compared with."""
     dense = [(seconds, library) for (method, library), seconds in times.items() if method == "dense"]
     for (method, top_k), seconds in times.items():
-        if method not in ("meo", "moe"):
+        if method not in ("meo", "moe") or ("merge_first", top_k) in times:
             continue
         products = top_k if method == "moe" else 1
         if ("read", top_k) in times:
@@ -83,9 +84,17 @@ def rows_of(case, times):
                  for i, ratio in enumerate(ratios))]
 
 
-def print_table(rows):
-    heading = ["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive"]
-    rules = ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:"]
+def order_rows_of(case, times):
+    """A row of cells for each K of a case that has MEO in both orders."""
+    for (method, top_k), automatic in times.items():
+        if method != "meo" or ("merge_first", top_k) not in times:
+            continue
+        merge, combine = times["merge_first", top_k], times["combine_outputs", top_k]
+        yield [case, str(top_k), *(f"{seconds * 1e3:.3f}" for seconds in (merge, combine, automatic)),
+               f"{combine / merge:.2f}", f"{automatic / min(merge, combine):.2f}"]
+
+
+def print_table(heading, rules, rows):
     for row in (heading, rules, *rows):
         print("| " + " | ".join(row) + " |")
 
@@ -100,7 +109,16 @@ def main():
     clock = clock_of(context)
     print(f"{context['threads']} thread(s), {clock.replace('_', ' ')}, {context['compiler']}, {context['instructions']}; "
           f"dense products: {context['dense_products']}; {context['date']}\n")
-    print_table([row for case, times in read_times(report["benchmarks"], clock).items() for row in rows_of(case, times)])
+    cases = read_times(report["benchmarks"], clock).items()
+    print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive"],
+                ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:"],
+                [row for case, times in cases for row in rows_of(case, times)])
+    orders = [row for case, times in cases for row in order_rows_of(case, times)]
+    if orders:
+        print()
+        print_table(["case", "K", "merge first, ms", "combine outputs, ms", "own choice, ms", "combine / merge",
+                     "own / better"],
+                    ["---", "--:", "--:", "--:", "--:", "--:", "--:"], orders)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ struct Batch {
 };
 
 meo::LayerShape shape_of(const meo::LayerOptions& options, const Batch& batch, bool noise) {
+  const Index fewest =
+      meo::fewest_tokens_to_merge<Counting>(options.merge_order, options.level, options.top_k);
+  Index merges = 0, combined_tokens = 0;
+  for (Index b = 0; b < batch.sequences.size(); ++b) {
+    if (batch.sequences.length(b) >= fewest) ++merges;
+    else combined_tokens += batch.sequences.length(b);
+  }
   return {.in_features = options.in_features,
           .out_features = options.out_features,
           .num_experts = options.num_experts,
@@ -73,7 +80,8 @@ meo::LayerShape shape_of(const meo::LayerOptions& options, const Batch& batch, b
           .level = options.level,
           .tokens = batch.sequences.tokens(),
           .sequences = batch.sequences.size(),
-          .merges = options.top_k == 1 ? 0 : batch.sequences.size(),
+          .merges = options.top_k == 1 ? 0 : merges,
+          .combined_tokens = combined_tokens,
           .bias = options.bias,
           .noise = noise,
           .reduce_factor = options.reduce_factor,
@@ -144,8 +152,12 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
 }
 
 TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flops]") {
-  for (const auto& [options, noise] : cases()) {
-    CAPTURE(to_string(options.level), options.top_k, options.bias, noise);
+  const auto order =
+      GENERATE(meo::MergeOrder::automatic, meo::MergeOrder::merge_first, meo::MergeOrder::combine_outputs);
+  for (const auto& [options_of_case, noise] : cases()) {
+    meo::LayerOptions options = options_of_case;
+    options.merge_order = order;
+    CAPTURE(static_cast<int>(order), to_string(options.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
     const Batch batch(options, layer.gated_rows(13, 3), noise);
     const meo::LayerFlops cost = meo::flops(Method::meo, shape_of(options, batch, noise));
@@ -162,18 +174,23 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
     }
     const meo::Inputs<Counting> sequences{.sequences = &batch.sequences};
     CHECK(count_flops([&] { layer.forward_routed(batch.x, sequences, workspace.routing, y, workspace); }) ==
-          cost.token_attention + cost.merge + cost.product);
+          cost.token_attention + cost.merge + cost.product + cost.combine);
 
-    // With one expert there is nothing to merge: what is left is the product.
+    // With one expert there is nothing to merge: what is left is the product, and combining if that is
+    // forced.
     meo::Routing<Counting> one_expert = workspace.routing;
     one_expert.top_k = 1;
     one_expert.experts.assign(static_cast<std::size_t>(one_expert.rows), 0);
     one_expert.weights.assign(static_cast<std::size_t>(one_expert.rows), Counting(1));
+    options.top_k = 1;
+    const meo::LayerFlops cost_of_one = meo::flops(Method::meo, shape_of(options, batch, noise));
+    CHECK(cost_of_one.merge == 0);
     CHECK(count_flops([&] { layer.forward_routed(batch.x, sequences, one_expert, y, workspace); }) ==
-          cost.token_attention + cost.product);
+          cost.token_attention + cost_of_one.product + cost_of_one.combine);
 
     CHECK(count_flops([&] { layer.forward(batch.x, batch.inputs, y, workspace); }) == cost.total());
-    CHECK(cost.combine == 0);
+    if (order == meo::MergeOrder::merge_first) CHECK(cost.combine == 0);
+    if (order == meo::MergeOrder::combine_outputs) CHECK(cost.merge == 0);
   }
 }
 

@@ -146,6 +146,19 @@ TEST_CASE("flops: sequences that share a task share a merge", "[flops]") {
   CHECK((flops(Method::moe, with_merges(shape(Level::task), 1)) == flops(Method::moe, shape(Level::task))));
 }
 
+TEST_CASE("flops: combined tokens cost what MoE's do", "[flops]") {
+  LayerShape layer = with_merges(shape(Level::sequence), 3);
+  layer.combined_tokens = 20;
+  LayerFlops expected = flops(Method::meo, shape(Level::sequence));
+  expected.merge = 2 * 3 * 3 * parameters;
+  expected.product = 2 * (30 + 3 * 20) * parameters;
+  expected.combine = 2 * 3 * 160 * 20;
+  CHECK((flops(Method::meo, layer) == expected));
+  layer.merges = 0;
+  layer.combined_tokens = 50;
+  CHECK((flops(Method::meo, layer) == flops(Method::moe, shape(Level::sequence))));
+}
+
 TEST_CASE("flops: token attention and task projection have at least one row", "[flops]") {
   CHECK(flops(Method::meo, with_reduce_factor(shape(Level::token), 97)).token_attention == 4 * 50 * 96);
   for (const Method method : {Method::moe, Method::meo}) {

@@ -38,7 +38,8 @@ struct LayerShape {
   Level level = Level::sequence;
   Index tokens = 1;  ///< of all sequences together
   Index sequences = 1;
-  Index merges = -1;  ///< MEO: merged experts that are formed; -1: one a sequence
+  Index merges = -1;          ///< MEO: merged experts that are formed; -1: one a sequence
+  Index combined_tokens = 0;  ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
   bool bias = true;
   bool noise = false;        ///< training: the gate has a second product, for the noise's scale
   Index reduce_factor = 64;  ///< at least 1
@@ -51,8 +52,10 @@ struct LayerFlops {
   std::int64_t token_attention = 0;  ///< MEO at token level: 4·D·max(1, ⌊D/r⌋) a token
   std::int64_t task_projection = 0;  ///< task level: 2·S·max(1, ⌊S/r⌋) a sequence
   std::int64_t merge = 0;  ///< MEO: 2·K·F·D a merge, and 2·K·F with a bias; half of both in Convention::paper
-  std::int64_t product = 0;  ///< 2·F·D a token, MoE K times that; a bias is the accumulator's start and free
-  std::int64_t combine = 0;  ///< MoE: 2·K·F a token
+  /// 2·F·D a token, K times that for MoE and MEO's combined tokens; a bias is the accumulator's start and
+  /// free
+  std::int64_t product = 0;
+  std::int64_t combine = 0;  ///< MoE and MEO's combined tokens: 2·K·F a token
 
   constexpr std::int64_t total() const {
     return gate + token_attention + task_projection + merge + product + combine;
@@ -73,8 +76,9 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
 ///
 /// A merge counts K multiply-adds a parameter, as MeoLayer executes them; 2K − 1 operations would be the
 /// minimum. Every sequence counts as a merge unless `merges` says otherwise. MeoLayer merges once for all
-/// sequences with the same selection and weights, never for a sequence without tokens, and never for K = 1:
-/// the one expert's weight is 1 and it is used where it lies.
+/// sequences with the same selection and weights, never for a sequence of fewer tokens than
+/// fewest_tokens_to_merge, which `merges` has to leave out and `combined_tokens` to count, never for one
+/// without tokens, and never for K = 1: the one expert's weight is 1 and it is used where it lies.
 ///
 ///     constexpr auto cost = meo::flops(meo::Method::meo, {.in_features = 768, .out_features = 3072,
 ///                                                         .num_experts = 8, .top_k = 2, .tokens = 128});
@@ -108,7 +112,8 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape,
   const std::int64_t merges = shape.merges < 0 ? shape.sequences : shape.merges;
   const std::int64_t merged_parameters = parameters + (shape.bias ? shape.out_features : 0);
   count.merge = detail::flops_per_merged_multiply_add(convention) * merges * shape.top_k * merged_parameters;
-  count.product = product;
+  count.product = product + 2 * parameters * (shape.top_k - 1) * shape.combined_tokens;
+  count.combine = std::int64_t{2} * shape.top_k * shape.out_features * shape.combined_tokens;
   return count;
 }
 

@@ -26,7 +26,11 @@ TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[bloc
         CHECK(blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * row_bytes <= max_scratch_bytes);
         CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
         const bool has_tiles = tokens >= Tile<S>::rows * std::max<Index>(merges, 1);
-        CHECK(blocks.panels == (has_tiles ? 1 : 4));
+        const Index panel_bytes = padded_rows<S>(blocks.depth) * row_bytes;
+        CHECK(blocks.merges == std::min(std::max<Index>(merges, 1),
+                                        std::min(max_merges_at_once, max_scratch_bytes / panel_bytes)));
+        CHECK(blocks.panels ==
+              (has_tiles ? 1 : std::min<Index>(4, max_scratch_bytes / (blocks.merges * panel_bytes))));
       }
     }
   }

@@ -15,7 +15,7 @@ using namespace meo::test;
 /// Holds a dispatch against a search through all tokens for every expert.
 template <class S>
 void check_dispatch(const Dispatch<S>& dispatch, const Selections<S>& selections, Index num_experts,
-                    const std::vector<Index>& offsets) {
+                    const std::vector<Index>& offsets, Index most_tokens) {
   std::vector<Index> begins, tokens;
   std::vector<S> weights;
   std::vector<unsigned char> is_first;
@@ -23,6 +23,7 @@ void check_dispatch(const Dispatch<S>& dispatch, const Selections<S>& selections
   for (Index expert = 0; expert < num_experts; ++expert) {
     begins.push_back(Index(tokens.size()));
     for (std::size_t r = 0; r + 1 < offsets.size(); ++r) {
+      if (offsets[r + 1] - offsets[r] > most_tokens) continue;
       for (const auto& [selected, weight] : selections.ascending(Index(r))) {
         if (selected != expert) continue;
         for (Index token = offsets[r]; token < offsets[r + 1]; ++token) {
@@ -53,9 +54,29 @@ TEMPLATE_TEST_CASE("every expert gets its tokens in ascending order with their w
       INFO(lengths.size() << " rows, K " << top_k);
       const auto selections = random_selections<S>(rng, Index(lengths.size()), num_experts, top_k);
       dispatch_tokens<S>(selections.experts, selections.weights, top_k, num_experts, offsets, dispatch);
-      check_dispatch(dispatch, selections, num_experts, offsets);
+      check_dispatch(dispatch, selections, num_experts, offsets, 6);
+      for (const Index most_tokens : {0, 1, 3, 5, 6}) {
+        dispatch_tokens<S>(selections.experts, selections.weights, top_k, num_experts, offsets, dispatch,
+                           most_tokens);
+        check_dispatch(dispatch, selections, num_experts, offsets, most_tokens);
+      }
     }
   }
+}
+
+TEST_CASE("a dispatch has room for as many tokens in rows of other lengths", "[dispatch]") {
+  Dispatch<double> dispatch;
+  const Selections<double> selections{2, {0, 1, 0, 1, 0, 1}, {.5, .5, .5, .5, .5, .5}};
+  dispatch_tokens<double>(selections.experts, selections.weights, 2, 2, offsets_of({9, 1, 0}), dispatch, 2);
+  CHECK(dispatch.tokens.size() == 2);
+  const auto* const tokens = dispatch.tokens.data();
+  const auto* const weights = dispatch.weights.data();
+  const auto* const is_first = dispatch.is_first.data();
+  dispatch_tokens<double>(selections.experts, selections.weights, 2, 2, offsets_of({2, 2, 2}), dispatch, 2);
+  CHECK(dispatch.tokens.size() == 12);
+  CHECK(dispatch.tokens.data() == tokens);
+  CHECK(dispatch.weights.data() == weights);
+  CHECK(dispatch.is_first.data() == is_first);
 }
 
 TEST_CASE("experts that nobody selects have no tokens", "[dispatch]") {

@@ -77,6 +77,16 @@ TEST_CASE("sequences without tokens need no merge", "[merge_plan]") {
   CHECK(groups(plan_of(selections, {0, 0, 0, 0})) == Groups{});
 }
 
+TEST_CASE("sequences with fewer tokens than asked for are left out", "[merge_plan]") {
+  const Selections<double> selections{1, {2, 0, 2, 1}, {1, 1, 1, 1}};
+  MergePlan<double> plan;
+  for (const auto& [fewest, expected] : std::vector<std::pair<Index, Groups>>{
+           {1, {{1}, {3}, {0, 2}}}, {2, {{3}, {0, 2}}}, {3, {{3}, {2}}}, {4, {{3}}}, {5, {}}}) {
+    plan_merges<double>(selections.experts, selections.weights, 1, offsets_of({2, 1, 3, 4}), plan, fewest);
+    CHECK(groups(plan) == expected);
+  }
+}
+
 TEST_CASE("a plan made in the memory of a larger one is the same", "[merge_plan]") {
   Generator rng(4);
   MergePlan<double> plan = plan_of(random_selections<double>(rng, 7, 9, 5), std::vector<Index>(7, 1));

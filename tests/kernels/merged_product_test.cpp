@@ -111,6 +111,27 @@ TEMPLATE_TEST_CASE("more merges than are formed at a time change no bit", "[merg
   }
 }
 
+TEMPLATE_TEST_CASE("a thread's scratch has room for every block, at most 2 MiB, and no less for more merges",
+                   "[merged_product]", float, double, long double) {
+  using S = TestType;
+  for (const Index in_features : {1, 100, 768, 5000}) {
+    const PanelBank<S> bank{nullptr, 4, in_features, 100, true};
+    Index smaller = 0;
+    for (Index merges = 0; merges <= 40; ++merges) {
+      INFO(in_features << " inputs, " << merges << " merges");
+      const Index size = merge_scratch_size(bank, merges);
+      CHECK(size >= smaller);
+      CHECK(size * Index(sizeof(S)) <= Index{2} << 20);
+      for (const Index tokens : {merges, 3 * merges, 100 * merges}) {
+        const MergeBlocks blocks = merge_blocks<S>(bank.depth(), merges, tokens);
+        if (merges > 0)
+          CHECK(size >= blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * Tile<S>::columns);
+      }
+      smaller = size;
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("no bit of a merged product depends on the number of threads", "[merged_product]", float,
                    double, long double) {
   using S = TestType;

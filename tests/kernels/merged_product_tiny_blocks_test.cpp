@@ -52,6 +52,7 @@ TEMPLATE_TEST_CASE("MeoLayer has the bits of the plain chains, block by block", 
       options.num_experts = 5;
       options.top_k = 3;
       options.bias = has_bias;
+      options.merge_order = MergeOrder::merge_first;
       MeoLayer<S> layer(options);
       layer.gate().set_weight(random_normal<S>(rng, in_features, 5));
       for (Index e = 0; e < 5; ++e) {

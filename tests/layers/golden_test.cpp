@@ -26,12 +26,14 @@ constexpr double loss_tolerance = 4e-7;
 constexpr double float_tolerance = 2 * 4e-7;
 
 template <class Library>
-void check_layer(const Golden<typename Library::Scalar>& golden) {
+void check_layer(const Golden<typename Library::Scalar>& golden, MergeOrder order) {
   using S = typename Library::Scalar;
-  INFO(golden.name());
+  INFO(golden.name() << ", order " << static_cast<int>(order));
   const bool single = std::is_same_v<S, float>;
   const reference::Layer<S> expected = golden.layer();
-  Library layer(reference::options_of(expected));
+  LayerOptions options = reference::options_of(expected);
+  options.merge_order = order;
+  Library layer(options);
   io::load(layer, golden.reader(), "param.");
   for (Index i = 0; i < layer.num_experts(); ++i) {
     CHECK(layer.weight(i) == expected.experts[std::size_t(i)].weight);
@@ -54,7 +56,13 @@ void check_layer(const Golden<typename Library::Scalar>& golden) {
         "");
 
   // The same data set by hand, against the reference's element-wise bounds.
-  reference::check_forward(reference::library_layer<Library>(expected), expected, golden.matrix("x"), batch);
+  reference::check_forward(reference::library_layer<Library>(expected, order), expected, golden.matrix("x"),
+                           batch);
+}
+
+template <class Library>
+void check_layer(const Golden<typename Library::Scalar>& golden) {
+  for (const MergeOrder order : reference::merge_orders<Library>()) check_layer<Library>(golden, order);
 }
 
 /// With the expert count at run time and, where the file has N experts, in the type.

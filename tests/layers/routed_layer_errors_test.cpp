@@ -88,6 +88,8 @@ TEMPLATE_TEST_CASE("options that make no layer are refused", "[routed_layer]", M
   CHECK(lacks([](auto& o) { o.loss_coefficient = -0.5; }, {"loss_coefficient", "got -0.5"}) == "");
   CHECK(lacks([](auto& o) { o.loss_coefficient = std::numeric_limits<double>::quiet_NaN(); },
               {"loss_coefficient", "nan"}) == "");
+  CHECK(lacks([](auto& o) { o.merge_order = static_cast<MergeOrder>(3); },
+              {"merge_order", "automatic, merge_first or combine_outputs", "got 3"}) == "");
   CHECK(lacks([](auto& o) { o.noise_epsilon = -1; }, {"noise_epsilon", "got -1"}) == "");
   CHECK(lacks([](auto& o) { o.in_features = o.out_features = Index(1) << 40; }, {"fits memory"}) == "");
 }

@@ -72,10 +72,19 @@ void set_parameters(Library& library, const Layer<S>& layer) {
   }
 }
 
+/// The orders that one and the same layer can compute in.
+template <class Library>
+std::vector<MergeOrder> merge_orders() {
+  if (KindOf<Library>::value == Kind::moe) return {MergeOrder::automatic};
+  return {MergeOrder::merge_first, MergeOrder::combine_outputs};
+}
+
 /// MoeLayer or MeoLayer with the reference's parameters.
 template <class Library, class S>
-Library library_layer(const Layer<S>& layer) {
-  Library library(options_of(layer));
+Library library_layer(const Layer<S>& layer, MergeOrder order = MergeOrder::automatic) {
+  LayerOptions options = options_of(layer);
+  options.merge_order = order;
+  Library library(options);
   set_parameters(library, layer);
   return library;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Sweeps of one library layer type over options and shapes, each forward pass held against the reference.
+/// Sweeps of one library layer type over options and shapes, each forward pass held against the reference,
+/// for MEO in either order of merging.
 
 #include <vector>
 
@@ -31,7 +32,8 @@ void check_random_case(const LayerOptions& options, const std::vector<Index>& le
                 << (mode == Mode::training) << ", " << lengths.size() << " sequences");
   const Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
   const RandomInput<S> input = random_input(layer, lengths, mode, rng);
-  check_forward(library_layer<Library>(layer), layer, input.x, input.batch);
+  for (const MergeOrder order : merge_orders<Library>())
+    check_forward(library_layer<Library>(layer, order), layer, input.x, input.batch);
 }
 
 /// Every level, top_k from 1 to N, with and without bias and noise, the gate before and after token
@@ -80,11 +82,13 @@ void check_all_small_shapes(Level level) {
       options.level = level;
       options.bias = (d + f) % 2 == 0;
       const Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
-      const Library library = library_layer<Library>(layer);
-      for (Index t = 1; t <= 13; ++t) {
-        INFO("T " << t << ", D " << d << ", F " << f);
-        const RandomInput<S> input = random_input(layer, {t}, Mode::inference, rng);
-        check_forward(library, layer, input.x, input.batch);
+      for (const MergeOrder order : merge_orders<Library>()) {
+        const Library library = library_layer<Library>(layer, order);
+        for (Index t = 1; t <= 13; ++t) {
+          INFO("T " << t << ", D " << d << ", F " << f << ", order " << static_cast<int>(order));
+          const RandomInput<S> input = random_input(layer, {t}, Mode::inference, rng);
+          check_forward(library, layer, input.x, input.batch);
+        }
       }
     }
   }
@@ -105,7 +109,8 @@ void check_large_batch(Level level) {
   Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
   layer.gate_weight.bottomRows(options.in_features - 8).setZero();
   const RandomInput<S> input = random_input(layer, {1, 40, 0, 17, 2}, Mode::inference, rng);
-  check_forward(library_layer<Library>(layer), layer, input.x, input.batch);
+  for (const MergeOrder order : merge_orders<Library>())
+    check_forward(library_layer<Library>(layer, order), layer, input.x, input.batch);
 }
 
 }  // namespace meo::reference

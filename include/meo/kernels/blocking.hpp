@@ -27,6 +27,9 @@ inline constexpr Index max_block_depth = 1024;
 /// shared L3.
 inline constexpr Index max_activation_bytes = Index{1} << 22;
 
+/// Merges formed together at most.
+inline constexpr Index max_merges_at_once = 16;
+
 struct MergeBlocks {
   Index panels;  ///< merged and multiplied with together
   Index merges;  ///< Q: merges formed together, so that an expert's panel is read once for all of them
@@ -47,7 +50,8 @@ Index block_tokens(Index depth) {
 }
 
 /// For `merges` merges of `tokens` tokens in all. Merged panels are written once and read by many tiles, so
-/// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read.
+/// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read,
+/// and comes before several panels at once.
 template <class Scalar>
 MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
   const Index panels = panels_at_once<Scalar>(tokens / std::max<Index>(merges, 1));
@@ -55,12 +59,12 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
   // For tests: every edge of every loop within a few rows.
   return {panels, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
 #else
-  constexpr Index max_merges = 16;
   const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
   const Index panel_bytes =
       padded_rows<Scalar>(block_depth) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index most = std::max<Index>(max_scratch_bytes / (panels * panel_bytes), 1);
-  return {panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), block_depth,
+  const Index space = std::max<Index>(max_scratch_bytes / panel_bytes, 1);  // of merged panels
+  const Index merges_at_once = std::clamp<Index>(merges, 1, std::min(max_merges_at_once, space));
+  return {std::min(panels, space / merges_at_once), merges_at_once, block_depth,
           even_part(std::max<Index>(tokens, 1), block_tokens<Scalar>(block_depth))};
 #endif
 }

@@ -20,7 +20,7 @@ struct MergePlan {
 
   std::vector<Index> experts;    ///< sequences × K, ascending within a sequence
   std::vector<Scalar> weights;   ///< sequences × K
-  std::vector<Index> sequences;  ///< all sequences that have tokens, grouped by merge
+  std::vector<Index> sequences;  ///< all that have tokens enough, grouped by merge
   /// Merge m serves sequences[merge_begins[m]] … sequences[merge_begins[m + 1] − 1].
   std::vector<Index> merge_begins;
 
@@ -37,10 +37,11 @@ struct MergePlan {
 };
 
 /// Plans the merges of a batch. experts, weights: one row of K pairs a sequence; offsets: sequence b has the
-/// tokens offsets[b] … offsets[b + 1] − 1. Allocates only where the plan has to grow.
+/// tokens offsets[b] … offsets[b + 1] − 1. Sequences of fewer than `fewest_tokens` tokens, at least 1, are
+/// left out. Allocates only where the plan has to grow.
 template <class Scalar>
 void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights, Index top_k,
-                 std::span<const Index> offsets, MergePlan<Scalar>& plan) {
+                 std::span<const Index> offsets, MergePlan<Scalar>& plan, Index fewest_tokens = 1) {
   const Index count = static_cast<Index>(offsets.size()) - 1;
   plan.top_k = top_k;
   plan.experts.assign(experts.begin(), experts.end());
@@ -50,7 +51,7 @@ void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights
   plan.sequences.clear();
   plan.merge_begins.clear();
   for (Index b = 0; b < count; ++b) {
-    if (offsets[static_cast<std::size_t>(b) + 1] > offsets[static_cast<std::size_t>(b)])
+    if (offsets[static_cast<std::size_t>(b) + 1] - offsets[static_cast<std::size_t>(b)] >= fewest_tokens)
       plan.sequences.push_back(b);
     // Insertion sort of the K pairs: K is small, and routing already gives them in nearly any order.
     Index* const e = plan.experts.data() + b * top_k;

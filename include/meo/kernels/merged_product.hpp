@@ -29,11 +29,13 @@ namespace meo::detail {
 /// for more merges, so that a smaller batch never needs more.
 template <class Scalar, class Storage>
 Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges) {
-  const auto size = [&](Index tokens) {
-    const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), merges, tokens);
-    return blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns;
-  };
-  return std::max(size(0), size(merges * Tile<Scalar>::rows));
+  Index size = 0;
+  for (Index q = 1; q <= std::min(merges, max_merges_at_once); ++q) {
+    const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), q, 0);  // without tokens the most panels
+    size = std::max(
+        size, blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns);
+  }
+  return size;
 }
 
 /// The product for the panels begin … end − 1 of all sequences. Belongs to one thread.

@@ -43,6 +43,7 @@ struct FeedForwardOptions {
   bool gate_before_attention = false;
   double loss_coefficient = 1e-2;
   double noise_epsilon = 1e-2;
+  MergeOrder merge_order = MergeOrder::automatic;
 
   bool operator==(const FeedForwardOptions&) const = default;
 };
@@ -224,7 +225,8 @@ class FeedForward {
             .task_features = options.task_features,
             .gate_before_attention = options.gate_before_attention,
             .loss_coefficient = options.loss_coefficient,
-            .noise_epsilon = options.noise_epsilon};
+            .noise_epsilon = options.noise_epsilon,
+            .merge_order = options.merge_order};
   }
 
   void require_gated() const {

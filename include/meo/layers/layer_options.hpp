@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <meo/errors.hpp>
+#include <meo/layers/merge_order.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -22,6 +23,7 @@ struct LayerOptions {
   bool gate_before_attention = false;  ///< the gate sees x as it was before token attention (GPT-2's form)
   double loss_coefficient = 1e-2;      ///< of the balance loss
   double noise_epsilon = 1e-2;         ///< least deviation of the gate's noise
+  MergeOrder merge_order = MergeOrder::automatic;  ///< MEO: whether experts are merged or outputs combined
 
   bool operator==(const LayerOptions&) const = default;
 };
@@ -55,6 +57,10 @@ LayerOptions checked_options(LayerOptions options) {
           "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
   require(options.noise_epsilon > 0 && options.noise_epsilon < std::numeric_limits<double>::infinity(),
           "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
+  require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
+              options.merge_order == MergeOrder::combine_outputs,
+          "merge_order: expected automatic, merge_first or combine_outputs, got ",
+          static_cast<int>(options.merge_order));
   return options;
 }
 

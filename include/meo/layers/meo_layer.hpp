@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 
+#include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/merged_input_gradient.hpp>
 #include <meo/kernels/merged_product.hpp>
 #include <meo/kernels/merged_weight_gradient.hpp>
@@ -20,7 +21,8 @@ namespace meo {
 
 /// At token level token attention comes first, x ← x + TokenAttention(x), and the gate sees the new x, or the
 /// old one with options.gate_before_attention. Sequences with the same selection and weights, as those of one
-/// task, share one merge.
+/// task, share one merge. A sequence so short that merging does not pay has its experts' outputs combined
+/// instead; see options.merge_order.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExperts> {
   using Base = RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExperts>;
@@ -126,7 +128,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, routing, dy, gradients, dx);
     detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
                     routing.weights.size(), " values, got ", d_weights.size());
-    plan_weight_merges(inputs, false, context);
+    plan_backward_merges(inputs, offsets, routing, false, context);
     if (!token_attention_) {
       backward_merge(x, offsets, routing, context, dy, gradients, dx, d_weights);
       return;
@@ -168,15 +170,23 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     Base::route_sequences(Base::options().gate_before_attention ? x : attended, offsets, inputs, workspace);
   }
 
+  /// y of every sequence, by its merged expert or from its experts' outputs.
   void merge(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Routing<Scalar>& routing,
              MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, workspace.merges);
+    const LayerOptions& options = Base::options();
+    const Index fewest_tokens =
+        fewest_tokens_to_merge<Scalar>(options.merge_order, options.level, routing.top_k);
+    detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, workspace.merges,
+                                fewest_tokens);
+    detail::dispatch_tokens<Scalar>(routing.experts, routing.weights, routing.top_k, Base::num_experts(),
+                                    offsets, workspace.dispatch, fewest_tokens - 1);
     const auto bank = Base::experts().panels();
     const Index threads = detail::max_threads();
-    Scalar* const scratch = detail::reserve(
-        workspace.scratch, threads * detail::merge_scratch_size(bank, workspace.merges.num_merges()));
+    Scalar* const scratch =
+        detail::reserve(workspace.scratch, threads * detail::merge_scratch_size(bank, routing.rows));
     detail::merged_product(bank, workspace.merges, offsets, x.data(), x.row_stride(), y.data(),
                            y.outerStride(), scratch, threads);
+    detail::dispatched_product(bank, workspace.dispatch, x.data(), x.row_stride(), y.data(), y.outerStride());
   }
 
   /// What attend left in the context.
@@ -197,7 +207,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
       Base::backward_sequence_gate(offsets, inputs, context, context.weights_gradient, d_loss, gradients,
                                    d_tokens.data(), d_tokens.outerStride());
     };
-    plan_weight_merges(inputs, context.routing.top_k == 1, context);
+    plan_backward_merges(inputs, offsets, context.routing, context.routing.top_k == 1, context);
     if (!token_attention_) {
       backward_merge(x, offsets, context.routing, context, dy, gradients, dx, context.weights_gradient);
       backward_gate(dx);
@@ -257,11 +267,14 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
                                           dx.data(), dx.outerStride(), scratch, threads);
   }
 
-  /// Equal weights of two sequences have gradients of their own, from which the gate's follow with what it
-  /// saw of each. Merges are shared only where that is the same, or where weights are constant, as a single
+  /// Backward merges the experts of all sequences, also where forward combined their outputs. Equal weights
+  /// of two sequences have gradients of their own, from which the gate's follow with what it saw of each. So
+  /// gradients of merges are shared only where that is the same, or where weights are constant, as a single
   /// one of this layer's gate always is 1.
-  void plan_weight_merges(const Inputs<Scalar>& inputs, bool constant_weights,
-                          Context<Scalar>& context) const {
+  void plan_backward_merges(const Inputs<Scalar>& inputs, std::span<const Index> offsets,
+                            const Routing<Scalar>& routing, bool constant_weights,
+                            Context<Scalar>& context) const {
+    detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, context.merges);
     detail::MergePlan<Scalar>& merges = context.weight_merges;
     merges = context.merges;
     if (constant_weights) return;

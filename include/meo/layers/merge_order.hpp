@@ -1,0 +1,44 @@
+#pragma once
+
+/// Whether MEO merges the experts of a sequence or combines their outputs: x (Σ g_i W_i)ᵀ and Σ g_i (x W_iᵀ)
+/// differ by rounding only.
+///
+/// The cost model, for each weight of an expert, K experts and a sequence of T tokens:
+///
+///                        experts merged first    outputs combined
+///     multiply-adds      K + T                   K T
+///     read from memory   K                       K
+///     through caches     1 written, 1 read       –
+///
+/// What is read from memory is the same. The merged weight is written, and read again, through caches that it
+/// does not fit into beside the experts' weights; meanwhile the K multiply-adds of the merge are done. That
+/// takes as long as 4 multiply-adds of a weight with packets of 16 bytes, and with packets p times as large,
+/// which multiply p times as fast, as 4 p. So merging is the faster where
+///
+///     4 p + T ≤ K T
+///
+/// meo_bench has cases around the T at which the two should be equal.
+
+#include <algorithm>
+#include <limits>
+
+#include <meo/kernels/packet.hpp>
+#include <meo/types.hpp>
+
+namespace meo {
+
+/// automatic: as the cost model says, and merged first at task level, where sequences share what is merged.
+enum class MergeOrder { automatic, merge_first, combine_outputs };
+
+/// Tokens from which on a sequence's experts are merged; a shorter one's outputs are combined. What happens
+/// to a sequence depends on no other of its batch, and so does no bit of its result.
+template <class Scalar>
+constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_k) {
+  if (order == MergeOrder::combine_outputs) return std::numeric_limits<Index>::max();
+  // One expert is used where it lies.
+  if (order == MergeOrder::merge_first || level == Level::task || top_k == 1) return 1;
+  constexpr Index cost_of_caches = detail::PacketOf<Scalar>::size * static_cast<Index>(sizeof(Scalar)) / 4;
+  return (cost_of_caches + top_k - 2) / (top_k - 1);
+}
+
+}  // namespace meo
