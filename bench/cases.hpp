@@ -69,6 +69,7 @@ inline const std::vector<Case>& all_cases() {
         {.name = "b1_t77_1000_1003", .sequences = 1, .tokens = 77, .in_features = 1000, .out_features = 1003},
         {.name = "task_b8_t128", .level = Level::task},
         {.name = "token_b8_t128", .top_k = {1, 8}, .level = Level::token},
+        {.name = "token_b1_t1", .sequences = 1, .tokens = 1, .level = Level::token, .reads = true},
         {.name = "block_b8_t128", .block = true},
         {.name = "double_b8_t128", .in_double = true},
         {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
@@ -80,9 +81,10 @@ inline const std::vector<Case>& all_cases() {
 }
 
 /// dense: one expert's product, by one of the libraries in baselines.hpp. naive: the experts merged in memory
-/// and then multiplied with, both by Eigen. read: the experts' bytes, and nothing else. peak: multiply-adds
-/// of registers, and nothing else.
-enum class Kind { dense, meo, moe, naive, read, peak };
+/// and then multiplied with, both by Eigen. meo_gate, moe_gate: what a layer does before its experts, the
+/// gate and token attention. read: the experts' bytes, and nothing else. peak: multiply-adds of registers,
+/// and nothing else.
+enum class Kind { dense, meo, moe, meo_gate, moe_gate, naive, read, peak };
 
 /// A way to compute a case; `name` follows the case's in the name of the benchmark.
 struct Method {

@@ -40,7 +40,8 @@ constexpr const char* help_text = R"(usage: meo_bench [options]
 Times mixtures of experts in this library (meo, moe) beside dense products of one
 expert on the same tokens (dense/eigen, dense/openblas, dense/onednn, as far as
 the build has them) and beside experts merged in memory and then multiplied with
-by Eigen (naive). Benchmarks are named CASE/METHOD[/K], K experts selected:
+by Eigen (naive). meo_gate and moe_gate are what a layer does before its experts.
+Benchmarks are named CASE/METHOD[/K], K experts selected:
 
   b8_t128            8 sequences of 128 tokens, 768 -> 3072 features, 8 experts,
                      float, gates by sequence; names of other sizes say them
@@ -208,7 +209,7 @@ class CaseRunner {
     using benchmark::Counter;
     const auto rate = [](double giga) { return Counter(giga, Counter::kIsIterationInvariantRate); };
     if (prepared.flops > 0) state.counters["GFLOP/s"] = rate(prepared.flops * 1e-9);
-    state.counters["experts_GB/s"] = rate(prepared.expert_bytes * 1e-9);
+    if (prepared.expert_bytes > 0) state.counters["experts_GB/s"] = rate(prepared.expert_bytes * 1e-9);
   }
 
   const std::vector<bench::Method>& methods() const { return methods_; }

@@ -46,6 +46,10 @@ std::vector<Method> methods(const Case& c) {
   for (const Index k : c.top_k) add("meo", Kind::meo, k);
   for (const Index k : c.top_k) add("moe", Kind::moe, k);
   if (c.backward) return all;
+  if (!c.block) {
+    add("meo_gate", Kind::meo_gate, c.top_k.back());
+    add("moe_gate", Kind::moe_gate, c.top_k.back());
+  }
   for (const Index k : c.top_k) add("naive", Kind::naive, k);
   if (c.reads) add("read", Kind::read, c.num_experts);
   return all;
@@ -105,6 +109,10 @@ class Problem {
         if (case_.backward) return prepare_backward<meo::MoeLayer<Scalar>>(name, method.top_k);
         return case_.block ? prepare_block<meo::MoeLayer<Scalar>>(name, method.top_k)
                            : prepare_layer<meo::MoeLayer<Scalar>>(name, method.top_k);
+      case Kind::meo_gate:
+        return prepare_gate<meo::MeoLayer<Scalar>>(name, method.top_k);
+      case Kind::moe_gate:
+        return prepare_gate<meo::MoeLayer<Scalar>>(name, method.top_k);
       case Kind::naive:
         return prepare_naive(name, method.top_k);
       case Kind::read:
@@ -264,6 +272,26 @@ class Problem {
     }
     return verified(name, method_of<Layer>, top_k, run, map(seen, x_.cols()), hidden_,
                     {gates_of_tokens(state->workspace.routing)}, merge_order);
+  }
+
+  /// Verified by what forward decides, whose results other methods verify.
+  template <class Layer>
+  Prepared prepare_gate(const std::string& name, Index top_k) {
+    struct State {
+      Layer layer;
+      meo::Workspace<Scalar> workspace;
+    };
+    const auto state = std::make_shared<State>(State{make_layer<Layer>(projections_[0], top_k), {}});
+    const meo::Routing<Scalar> expected = state->layer.forward(x_, inputs(), y_, state->workspace);
+    const auto run = [this, state] { state->layer.route(x_, inputs(), state->workspace); };
+    state->workspace.routing = {};
+    run();
+    if (state->workspace.routing.experts != expected.experts ||
+        state->workspace.routing.weights != expected.weights) {
+      std::cerr << "meo_bench: " << name << " decides otherwise than forward\n";
+      std::exit(1);
+    }
+    return {.run = run};
   }
 
   Prepared prepare_dense_backward(const std::string& name, const DenseProduct<Scalar>& product) {

@@ -4,10 +4,13 @@
     meo_bench --benchmark_out=times.json
     ratios.py times.json
 
-Times are medians over the repetitions of one run. A second table has the orders_ cases: MEO's own choice between
-merging experts and combining their outputs beside both. In the first "over" names what a time is divided by: the fastest dense product of
+Times are medians over the repetitions of one run. "over" names what a time is divided by: the fastest dense product of
 one expert on the same tokens, K times that for MoE, or, for one token, reading the experts' bytes. "naive" is the same
-ratio for experts merged in memory and then multiplied with, both by Eigen. Needs Python 3.
+ratio for experts merged in memory and then multiplied with, both by Eigen; "gate" is the share of the layer's time that
+passes before its experts, in the gate and in token attention.
+
+A second table has the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
+one that it chooses itself. Needs Python 3.
 """
 
 import argparse
@@ -77,11 +80,13 @@ def rows_of(case, times):
         else:
             continue
         naive = times.get(("naive", top_k)) if method == "meo" else None
+        gate = times.get((method + "_gate", top_k))
         target, stretch = TARGETS.get((case, method, top_k), (None, None))
         ratios = [seconds / baseline, target, stretch, naive and naive / baseline]
         yield [case, method, str(top_k), f"{seconds * 1e3:.3f}", over, f"{baseline * 1e3:.3f}",
                *("" if ratio is None else f"{ratio:.2f}" if i in (1, 2) else f"{ratio:.3f}"
-                 for i, ratio in enumerate(ratios))]
+                 for i, ratio in enumerate(ratios)),
+               f"{gate / seconds * 100:.1f} %" if gate else ""]
 
 
 def order_rows_of(case, times):
@@ -110,8 +115,8 @@ def main():
     print(f"{context['threads']} thread(s), {clock.replace('_', ' ')}, {context['compiler']}, {context['instructions']}; "
           f"dense products: {context['dense_products']}; {context['date']}\n")
     cases = read_times(report["benchmarks"], clock).items()
-    print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive"],
-                ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:"],
+    print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive", "gate"],
+                ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:"],
                 [row for case, times in cases for row in rows_of(case, times)])
     orders = [row for case, times in cases for row in order_rows_of(case, times)]
     if orders:
