@@ -59,7 +59,7 @@ TEMPLATE_TEST_CASE("strips fit the cache that they are for", "[blocking]", float
     CHECK((rows + 1) * row_bytes * top_k > 1 << 14);
   }
   for (const Index merges : {1, 2, 16}) {
-    const Index rows = growing_strip_rows<S>(8, merges);
+    const Index rows = group_strip_rows<S>(8, merges);
     CHECK(rows * row_bytes * (8 + merges) <= 3 << 16);
     CHECK((rows + 1) * row_bytes * (8 + merges) > 3 << 16);
   }

@@ -61,32 +61,20 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
 
           GuardedMatrix<S> merged(1, rows * columns);
           const MergeTerms<S> all{selected.data(), weights.data()};
-          merge_rows(source, all, top_k, false, rows * columns, merged.data());
-          CHECK(merged.guards_intact());
-          CHECK(bit_difference(merged.values(), expected_values) == "");
-
-          // Some experts and then the others.
-          const Index cut = 1 + (row + rows) % top_k;
-          merge_rows(source, all, cut, false, rows * columns, merged.data());
-          if (cut < top_k)
-            merge_rows(source, all.from(cut), top_k - cut, true, rows * columns, merged.data());
+          merge_rows(source, all, top_k, rows * columns, merged.data());
           CHECK(merged.guards_intact());
           CHECK(bit_difference(merged.values(), expected_values) == "");
 
           // As each merge of a group whose others have weights of their own.
           const std::vector<S> other_weights(weights.rbegin(), weights.rend());
-          for (std::size_t place = 0; place < merge_group; ++place) {
-            std::array<MergeTerms<S>, merge_group> group_terms;
+          for (std::size_t place = 0; place < merge_group<S>; ++place) {
+            MergeGroup<S> group_terms;
             group_terms.fill({selected.data(), other_weights.data()});
             group_terms[place].weights = weights.data();
-            GuardedMatrix<S> group(merge_group, rows * columns);
-            merge_rows_of_group(source, group_terms, cut, false, rows * columns, group.data(),
+            GuardedMatrix<S> group(merge_group<S>, rows * columns);
+            const bool is_first = (row + rows) % 2 == 0;
+            merge_rows_of_group(source, group_terms, top_k, is_first, rows * columns, group.data(),
                                 group.stride());
-            if (cut < top_k) {
-              for (MergeTerms<S>& each : group_terms) each = each.from(cut);
-              merge_rows_of_group(source, group_terms, top_k - cut, true, rows * columns, group.data(),
-                                  group.stride());
-            }
             CHECK(group.guards_intact());
             CHECK(bit_difference(Matrix<S>(group.values().row(Index(place))), expected_values) == "");
           }

@@ -77,10 +77,10 @@ Index merge_strip_rows(Index top_k) {
   return std::max<Index>((Index{1} << 14) / (row_bytes * top_k), 4);
 }
 
-/// The same where merges of many experts grow by a few experts at a time: the strips of these experts and of
-/// the Q merges stay in L2. Strips for L1 would be too short for the hardware to see what it could fetch.
+/// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2
+/// from one group of merges to the next.
 template <class Scalar>
-Index growing_strip_rows(Index experts, Index merges) {
+Index group_strip_rows(Index experts, Index merges) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   return std::max<Index>((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
 }

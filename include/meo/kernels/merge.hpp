@@ -17,8 +17,6 @@ template <class Scalar>
 struct MergeTerms {
   const Index* experts;
   const Scalar* weights;
-
-  MergeTerms from(Index first) const { return {experts + first, weights + first}; }
 };
 
 /// Experts that are added at a time: their weights are held in registers beside the accumulators, and more
@@ -69,19 +67,25 @@ struct MergeSource {
   Index expert_stride;
 };
 
-/// merged_m[at …] (+)= Σ_{i < count} g_mi · W_i[at …] for Merges merges of the same experts, NR values of
-/// each: a product of gate weights with experts, whose tile of sums stays in registers. Adds if Continue.
-template <int Merges, bool Continue, class Scalar, class Storage>
-MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTerms<Scalar>, Merges>& terms,
-                           Index count, Index at, Scalar* merged, Index merged_stride) {
+/// Merges that are formed at a time if they have the same experts: their sums fill registers as a tile does.
+template <class Scalar>
+inline constexpr int merge_group = Tile<Scalar>::rows;
+
+template <class Scalar>
+using MergeGroup = std::array<MergeTerms<Scalar>, merge_group<Scalar>>;
+
+/// merged_m[at …] = Σ_{i < count} g_mi · W_i[at …] for a group of merges of the same experts, NR values of
+/// each: a product of gate weights with experts. With FetchAhead asks for the values that are `ahead` further
+/// on.
+template <bool FetchAhead, class Scalar, class Storage>
+MEO_INLINE void merge_tile(MergeSource<Storage> source, const MergeGroup<Scalar>& terms, Index count,
+                           Index at, Index ahead, Scalar* merged, Index merged_stride) {
+  constexpr int merges = merge_group<Scalar>;
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
-  Packet<Scalar> sums[Merges][packets];
-  unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      sums[m][p] =
-          Continue ? load<Scalar>(merged + m * merged_stride + at + p * size) : broadcast<Scalar>(Scalar(0));
-    });
+  Packet<Scalar> sums[merges][packets];
+  unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
+    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
   });
   const auto add_term = [&](Index i) MEO_INLINE_LAMBDA {
     const Storage* const from = source.rows + terms[0].experts[i] * source.expert_stride + at;
@@ -89,8 +93,9 @@ MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTe
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       weights[p] = load_stored<Scalar>(from + p * size);
       keep_in_register<Scalar>(weights[p]);
+      if constexpr (FetchAhead) prefetch_to_l1(from + ahead + p * size);
     });
-    unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
+    unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
       const Packet<Scalar> gate = broadcast<Scalar>(terms[m].weights[i]);
       unroll<packets>([&](auto p)
                           MEO_INLINE_LAMBDA { sums[m][p] = multiply_add(gate, weights[p], sums[m][p]); });
@@ -98,35 +103,34 @@ MEO_INLINE void merge_tile(MergeSource<Storage> source, const std::array<MergeTe
   };
   MEO_UNROLL(4)
   for (Index i = 0; i < count; ++i) add_term(i);
-  unroll<Merges>([&](auto m) MEO_INLINE_LAMBDA {
+  unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
     unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
       store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
     });
   });
 }
 
-/// Merges that are formed at a time if they have the same experts.
-inline constexpr int merge_group = 4;
-
-/// merged_m (+)= Σ_{i < count} g_mi · rows of expert_i, `size` values each, a multiple of NR, for merge_group
-/// merges of the same experts; adds with `add`.
+/// merged_m = Σ_{i < count} g_mi · rows of expert_i, `size` values each, a multiple of NR, for a group of
+/// merges of the same experts. The first group to read rows has them fetched: too many experts are read at
+/// once for the hardware to see what it could fetch. 64 tiles' terms ahead are some thousand cycles, longer
+/// than memory takes, and all that is on the way then fits L1.
 template <class Scalar, class Storage>
-void merge_rows_of_group(MergeSource<Storage> source,
-                         const std::array<MergeTerms<Scalar>, merge_group>& terms, Index count, bool add,
-                         Index size, Scalar* merged, Index merged_stride) {
+void merge_rows_of_group(MergeSource<Storage> source, const MergeGroup<Scalar>& terms, Index count,
+                         bool is_first, Index size, Scalar* merged, Index merged_stride) {
   constexpr Index columns = Tile<Scalar>::columns;
-  if (add) {
+  const Index ahead = std::max<Index>(64 / count, 1) * columns;
+  if (is_first) {
     for (Index at = 0; at < size; at += columns)
-      merge_tile<merge_group, true>(source, terms, count, at, merged, merged_stride);
+      merge_tile<true>(source, terms, count, at, ahead, merged, merged_stride);
   } else {
     for (Index at = 0; at < size; at += columns)
-      merge_tile<merge_group, false>(source, terms, count, at, merged, merged_stride);
+      merge_tile<false>(source, terms, count, at, ahead, merged, merged_stride);
   }
 }
 
-/// merged (+)= Σ_{i < count} g_i · rows of expert_i, `size` values, a multiple of NR; adds with `add`.
+/// merged = Σ_{i < count} g_i · rows of expert_i, `size` values, a multiple of NR.
 template <class Scalar, class Storage>
-void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index count, bool add, Index size,
+void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index count, Index size,
                 Scalar* merged) {
   for (Index first = 0; first < count; first += merge_terms) {
     const Index some = std::min<Index>(merge_terms, count - first);
@@ -134,7 +138,7 @@ void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index cou
     for (Index t = 0; t < some; ++t)
       panels[t] = source.rows + terms.experts[first + t] * source.expert_stride;
     const Scalar* weights = terms.weights + first;
-    if (first > 0 || add) merge_at_most<merge_terms, true>(some, panels, weights, size, merged);
+    if (first > 0) merge_at_most<merge_terms, true>(some, panels, weights, size, merged);
     else merge_at_most<merge_terms, false>(some, panels, weights, size, merged);
   }
 }

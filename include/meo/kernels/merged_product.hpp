@@ -200,43 +200,40 @@ class MergedProduct {
   }
   static Index merged_stride(const Block& block) { return padded_rows<Scalar>(block.rows) * columns; }
 
-  /// Merges of the same experts are formed a few at a time from one pass over the experts; of many experts
-  /// they grow strip by strip, by a few experts at a time. Merges of different experts go strip by strip, so
-  /// that a strip of the experts stays in L1 for all of them.
+  /// Merges of the same experts are formed a few at a time from one pass over the experts, merges of
+  /// different experts one by one; strip by strip, so that what has been read stays in a cache for all of
+  /// them.
   void merge(const Block& block) const {
     const bool have_same_experts =
         plan_.have_same_experts(block.first_merge, block.first_merge + block.merges - 1);
     const Index strip_rows = !have_same_experts ? merge_strip_rows<Scalar>(plan_.top_k)
                              : plan_.top_k <= merge_terms
                                  ? block.rows
-                                 : growing_strip_rows<Scalar>(merge_terms, block.merges);
+                                 : group_strip_rows<Scalar>(plan_.top_k, block.merges);
     for (Index p = 0; p < block.panels; ++p) {
       for (Index strip = 0; strip < block.rows; strip += strip_rows) {
         const Index size = std::min(strip_rows, block.rows - strip) * columns;
         const MergeSource<Storage> source{bank_.panel(block.panel + p, 0) + (block.row + strip) * columns,
                                           bank_.panel_size()};
         Scalar* const scratch = merged(block, 0) + p * merged_stride(block) + strip * columns;
-        for (Index first = 0; first < plan_.top_k; first += merge_terms)
-          merge_terms_from(first, block, have_same_experts, source, size, scratch);
+        merge_strip(block, have_same_experts, source, size, scratch);
       }
     }
   }
 
-  /// Adds a few experts' rows to all merges of the block.
-  void merge_terms_from(Index first, const Block& block, bool have_same_experts, MergeSource<Storage> source,
-                        Index size, Scalar* scratch) const {
-    const Index count = std::min<Index>(merge_terms, plan_.top_k - first),
-                stride = block.panels * merged_stride(block);
+  void merge_strip(const Block& block, bool have_same_experts, MergeSource<Storage> source, Index size,
+                   Scalar* scratch) const {
+    constexpr Index group = merge_group<Scalar>;
+    const Index stride = block.panels * merged_stride(block);
     Index q = 0;
-    for (; have_same_experts && q + merge_group <= block.merges; q += merge_group) {
-      std::array<MergeTerms<Scalar>, merge_group> terms;
-      for (Index i = 0; i < merge_group; ++i)
-        terms[static_cast<std::size_t>(i)] = plan_.terms(block.first_merge + q + i).from(first);
-      merge_rows_of_group(source, terms, count, first > 0, size, scratch + q * stride, stride);
+    for (; have_same_experts && q + group <= block.merges; q += group) {
+      MergeGroup<Scalar> terms;
+      for (Index i = 0; i < group; ++i)
+        terms[static_cast<std::size_t>(i)] = plan_.terms(block.first_merge + q + i);
+      merge_rows_of_group(source, terms, plan_.top_k, q == 0, size, scratch + q * stride, stride);
     }
     for (; q < block.merges; ++q)
-      merge_rows(source, plan_.terms(block.first_merge + q).from(first), count, first > 0, size,
-                 scratch + q * stride);
+      merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, size, scratch + q * stride);
   }
 
   /// The panels of the q-th merge. The first row of a panel holds the biases, if any; they start the sums.
