@@ -133,18 +133,17 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
             3 * count_flops([&] { layer.task_projection().forward(batch.task_embeddings.row(0)); }));
     }
     std::int64_t product = 0;
-    const auto& dispatch = layer.dispatch(workspace.routing, batch.sequences.offsets(), workspace);
+    CHECK(count_flops([&] {
+            layer.forward_routed(batch.x, {.sequences = &batch.sequences}, workspace.routing, y, workspace);
+          }) == cost.product + cost.combine);
     meo::Matrix<Counting> outputs(batch.x.rows(), options.out_features);
     for (Index expert = 0; expert < options.num_experts; ++expert) {
       product += count_flops([&] {
-        meo::detail::gathered_product(layer.experts().panels(), expert, dispatch, batch.x.data(),
+        meo::detail::gathered_product(layer.experts().panels(), expert, workspace.dispatch, batch.x.data(),
                                       batch.x.outerStride(), outputs.data());
       });
     }
     CHECK(product == cost.product);
-    CHECK(count_flops([&] {
-            layer.forward_routed(batch.x, {.sequences = &batch.sequences}, workspace.routing, y, workspace);
-          }) == cost.product + cost.combine);
     CHECK(count_flops([&] { layer.forward(batch.x, batch.inputs, y, workspace); }) == cost.total());
     CHECK(cost.merge == 0);
     CHECK(cost.token_attention == 0);

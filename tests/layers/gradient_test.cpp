@@ -7,6 +7,7 @@
 
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/training/parameters.hpp>
 
 #include "kernels/threads.hpp"
 #include "reference/check_differences.hpp"
@@ -77,10 +78,27 @@ TEMPLATE_TEST_CASE("a layer's gradients are the differences of its loss", "[grad
   }
 }
 
+TEMPLATE_TEST_CASE("they are so without biases, and with biases where 2 K < N, which no golden file has",
+                   "[gradient]", MoeLayer<double>, MeoLayer<double>) {
+  Generator rng(39);
+  for (const Level level : {Level::token, Level::sequence}) {
+    for (const bool bias : {false, true}) {
+      LayerOptions options = small_options(level, 2);
+      options.num_experts = 6;
+      options.bias = bias;
+      INFO("level " << to_string(level) << ", bias " << bias);
+      const Case<TestType> c(options, {3, 0, 1, 4}, reference::Mode::training, rng);
+      reference::check_differences(c.library(), c.layer, c.input, c.dy);
+    }
+  }
+}
+
 /// All gradients under each other as one column.
 template <class Parameters, class S>
 Matrix<S> flat(reference::Gradients<Parameters, S> gradients) {
   std::vector<S> values(gradients.x.data(), gradients.x.data() + gradients.x.size());
+  values.insert(values.end(), gradients.task_embeddings.data(),
+                gradients.task_embeddings.data() + gradients.task_embeddings.size());
   for (const auto& tensor : reference::tensors(gradients.parameters))
     values.insert(values.end(), tensor.values.data(), tensor.values.data() + tensor.values.size());
   return Eigen::Map<const Matrix<S>>(values.data(), static_cast<Index>(values.size()), 1);
@@ -126,22 +144,140 @@ TEMPLATE_TEST_CASE("gradients are linear in those of y and of the loss, and accu
     const auto once = c.backward(c.dy);
     CHECK(bit_difference(dx, once.x) == "");
     const reference::Gradients<reference::Layer<double>, double> twice{
-        reference::parameters_of(gradients, c.layer), 2 * dx, {}};
+        reference::parameters_of(gradients, c.layer), 2 * dx, 2 * once.task_embeddings};
     CHECK(disagreement_in_max_norm(flat(twice), Matrix<double>(2 * flat(once)), 1e-13) == "");
   }
 }
 
 TEMPLATE_TEST_CASE("gradients have the same bits for any number of threads", "[gradient]", MoeLayer<float>,
-                   MeoLayer<float>) {
+                   MeoLayer<float>, MoeLayer<double>, MeoLayer<double>) {
   Generator rng(34);
-  for (const Level level : {Level::token, Level::sequence}) {
-    LayerOptions options = small_options(level, 2);
-    options.in_features = 83;
-    options.out_features = 301;
-    const Case<TestType> c(options, {3, 0, 1, 40}, reference::Mode::inference, rng);
-    const Matrix<float> expected = flat(c.backward(c.dy));
-    with_threads([&](Index) { CHECK(bit_difference(flat(c.backward(c.dy)), expected) == ""); });
+  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+    for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
+      LayerOptions options = small_options(level, 2);
+      options.in_features = 83;
+      options.out_features = 301;
+      INFO("level " << to_string(level) << ", training " << (mode == reference::Mode::training));
+      const Case<TestType> c(options, {3, 0, 1, 40}, mode, rng);
+      const auto expected = flat(c.backward(c.dy));
+      with_threads([&](Index threads) {
+        INFO(threads << " threads");
+        CHECK(bit_difference(flat(c.backward(c.dy)), expected) == "");
+      });
+    }
   }
+}
+
+/// Gradients of a forward whose routing came from elsewhere.
+template <class Library>
+struct RoutedGradients {
+  using S = typename Library::Scalar;
+  reference::Gradients<reference::Layer<S>, S> gradients;
+  std::vector<S> weights;  // R × K
+
+  RoutedGradients(const Case<Library>& c, const Routing<S>& routing) : weights(routing.weights.size(), S(0)) {
+    const Library library = c.library();
+    const reference::LibraryBatch<S> batch(c.input.batch);
+    Library sums(library.options());
+    Context<S> context;
+    Matrix<S> y(c.dy.rows(), c.dy.cols());
+    gradients.x.resize(c.input.x.rows(), c.input.x.cols());
+    library.forward_routed(c.input.x, batch.inputs(), routing, y, context);
+    library.backward_routed(c.input.x, batch.inputs(), routing, context, c.dy, sums, gradients.x, weights);
+    gradients.parameters = reference::parameters_of(sums, c.layer);
+  }
+};
+
+TEMPLATE_TEST_CASE("gradients are those with the routing given, and of the gate", "[gradient]",
+                   MoeLayer<double>, MeoLayer<double>) {
+  Generator rng(40);
+  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+    for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
+      INFO("level " << to_string(level) << ", training " << (mode == reference::Mode::training));
+      const Case<TestType> c(small_options(level, 2), {3, 0, 1, 4}, mode, rng);
+      const TestType library = c.library();
+      const reference::LibraryBatch<double> batch(c.input.batch);
+      Context<double> context;
+      Matrix<double> y(c.dy.rows(), c.dy.cols()), dx(c.input.x.rows(), c.input.x.cols());
+      const Routing<double> routing = library.forward(c.input.x, batch.inputs(), y, context);
+      const RoutedGradients<TestType> routed(c, routing);
+      TestType gradients(library.options());
+      library.backward(c.input.x, batch.inputs(), context, Matrix<double>::Zero(y.rows(), y.cols()),
+                       gradients, dx, 1, routed.weights);
+      const reference::Gradients<reference::Layer<double>, double> of_gate{
+          reference::parameters_of(gradients, c.layer), dx, {}};
+      auto expected = c.backward(c.dy);
+      CHECK(disagreement_in_max_norm(context.task_embeddings_gradient(), expected.task_embeddings, 1e-13) ==
+            "");
+      expected.task_embeddings.resize(0, 0);
+      CHECK(disagreement_in_max_norm(Matrix<double>(flat(routed.gradients) + flat(of_gate)), flat(expected),
+                                     1e-13) == "");
+    }
+  }
+}
+
+TEST_CASE("weights of a routing from elsewhere have a gradient a row, whether they are equal or not",
+          "[gradient]") {
+  Generator rng(41);
+  for (const Level level : {Level::sequence, Level::task}) {
+    for (const Index top_k : {1, 2}) {
+      INFO("level " << to_string(level) << ", K " << top_k);
+      Case<MeoLayer<double>> merged(small_options(level, top_k), {3, 2, 4, 1}, reference::Mode::inference,
+                                    rng);
+      if (level == Level::task) merged.input.batch.task_of_sequence = {1, 0, 1, 1};
+      Case<MoeLayer<double>> vanilla(small_options(level, top_k), {3, 2, 4, 1}, reference::Mode::inference,
+                                     rng);
+      vanilla.layer = merged.layer;
+      vanilla.layer.kind = reference::Kind::moe;
+      vanilla.input = merged.input;
+      vanilla.dy = merged.dy;
+      Routing<double> routing;
+      routing.rows = 4;
+      routing.num_experts = 4;
+      routing.top_k = top_k;
+      for (Index b = 0; b < 4; ++b) {
+        for (Index i = 0; i < top_k; ++i) {
+          routing.experts.push_back(3 - 2 * i);
+          routing.weights.push_back(b == 1 ? 0.25 : 1.5);
+        }
+      }
+      const RoutedGradients<MeoLayer<double>> actual(merged, routing);
+      const RoutedGradients<MoeLayer<double>> expected(vanilla, routing);
+      CHECK(disagreement_in_max_norm(reference::row_of(actual.weights), reference::row_of(expected.weights),
+                                     1e-13) == "");
+      CHECK(disagreement_in_max_norm(flat(actual.gradients), flat(expected.gradients), 1e-13) == "");
+    }
+  }
+}
+
+TEST_CASE("gradients of noise are of the forward's noise, whatever backward is given", "[gradient]") {
+  Generator rng(42);
+  // Zero gates and noise that is the same for all experts: tasks with equal weights, but not with equal
+  // noise.
+  LayerOptions options = small_options(Level::task, 2);
+  options.num_experts = 2;
+  Case<MeoLayer<double>> c(options, {3, 2}, reference::Mode::training, rng);
+  c.layer.gate_weight.setZero();
+  c.layer.noise_weight.setZero();
+  c.input.batch.task_of_sequence = {1, 1};
+  c.input.batch.noise << 0.5, 0.5, -2, -2;
+  reference::Layer<double> vanilla = c.layer;
+  vanilla.kind = reference::Kind::moe;
+  const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
+                                            c.input.x, c.input.batch, c.dy);
+
+  const MeoLayer<double> library = c.library();
+  const reference::LibraryBatch<double> batch(c.input.batch);
+  Inputs<double> inputs = batch.inputs();
+  Context<double> context;
+  Matrix<double> y(c.dy.rows(), c.dy.cols()), dx(c.input.x.rows(), c.input.x.cols());
+  library.forward(c.input.x, inputs, y, context);
+  inputs.noise = {};
+  MeoLayer<double> gradients(options);
+  library.backward(c.input.x, inputs, context, c.dy, gradients, dx);
+  REQUIRE(expected.parameters.noise_weight.cwiseAbs().maxCoeff() > 0.1);
+  CHECK(disagreement_in_max_norm(gradients.gate().noise_weight(), expected.parameters.noise_weight, 1e-13) ==
+        "");
 }
 
 TEST_CASE("sequences that share a merge by chance have gate gradients of their own", "[gradient]") {
@@ -215,6 +351,109 @@ TEMPLATE_TEST_CASE("backward checks shapes and then changes nothing", "[gradient
               {"dx", "4 x 5", "got 4 x 6"}) == "");
   CHECK(lacks([](auto&, auto&, auto&, auto& options, auto&) { options.top_k = 3; },
               {"gradients", "same options"}) == "");
+}
+
+TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes nothing", "[gradient]",
+                   MoeLayer<float>, MeoLayer<float>) {
+  Generator rng(43);
+  const auto lacks = [&](Level level, auto change, std::initializer_list<std::string> parts) {
+    const Case<TestType> c(small_options(level, 2), {3, 1}, reference::Mode::training, rng);
+    const TestType library = c.library();
+    const reference::LibraryBatch<float> batch(c.input.batch);
+    Inputs<float> inputs = batch.inputs();
+    Context<float> context;
+    Matrix<float> y(4, 7), dx = Matrix<float>::Constant(4, 5, 7.f);
+    library.forward(c.input.x, inputs, y, context);
+    change(context, inputs);
+    TestType gradients(library.options());
+    const std::string error = error_lacks<std::invalid_argument>(
+        [&] { library.backward(c.input.x, inputs, context, c.dy, gradients, dx); }, parts);
+    if (error != "") return error;
+    for (const auto& range : parameters(gradients)) {
+      for (const float value : range.values)
+        if (value != 0) return std::string("gradients have changed");
+    }
+    return std::string((dx.array() == 7.f).all() ? "" : "dx has changed");
+  };
+  CHECK(lacks(Level::task, [](auto&&...) {}, {}) == "no exception");
+  const Sequences one = Sequences::from_lengths({1}), three = Sequences::from_lengths({1, 1, 1});
+  const std::vector<Index> too_many{0, 1, 0}, beyond{0, 2};
+  const Matrix<float> embeddings = Matrix<float>::Ones(3, 6), narrow = Matrix<float>::Ones(3, 5);
+  const auto task_lacks = [&](auto change, std::initializer_list<std::string> parts) {
+    return lacks(
+        Level::task, [&](auto&, auto& inputs) { change(inputs); }, parts);
+  };
+  CHECK(task_lacks([&](auto& inputs) { inputs.task_embeddings = {}; }, {"task_embeddings", "got none"}) ==
+        "");
+  CHECK(task_lacks([&](auto& inputs) { inputs.task_embeddings = narrow; }, {"task_features = 6", "got 5"}) ==
+        "");
+  CHECK(task_lacks([&](auto& inputs) { inputs.descriptions = &one; }, {"descriptions", "got 1"}) == "");
+  CHECK(task_lacks([&](auto& inputs) { inputs.task_of_sequence = too_many; },
+                   {"task_of_sequence", "expected 2", "got 3"}) == "");
+  CHECK(task_lacks([&](auto& inputs) { inputs.task_of_sequence = beyond; },
+                   {"task_of_sequence", "0 to 1", "got 2"}) == "");
+  // More descriptions than forward had.
+  CHECK(task_lacks(
+            [&](auto& inputs) {
+              inputs.task_embeddings = embeddings;
+              inputs.descriptions = &three;
+            },
+            {"context", "18 values of descriptions' means", "got 12"}) == "");
+
+  for (const Level level : {Level::token, Level::sequence}) {
+    INFO("level " << to_string(level));
+    CHECK(lacks(level, [](auto& context, auto&) { context.routing.top_k = 1; }, {"routing", "pairs"}) == "");
+    CHECK(lacks(level, [](auto& context, auto&) { context.routing.load.clear(); },
+                {"context", "a gate's decision"}) == "");
+    CHECK(lacks(level, [](auto& context, auto&) { context.gate.logits.pop_back(); },
+                {"context", "a gate's decision"}) == "");
+    CHECK(lacks(level, [](auto& context, auto&) { context.gate.noise.pop_back(); },
+                {"context", "a gate's decision"}) == "");
+    if (TestType::gates_tokens && level == Level::token) continue;
+    CHECK(lacks(level, [](auto& context, auto&) { context.gate_input.clear(); },
+                {"context", "10 values of the gate's input", "got 0"}) == "");
+  }
+  if (!TestType::merges_experts) return;
+  CHECK(lacks(Level::token, [](auto& context, auto&) { context.attended.pop_back(); },
+              {"context", "20 values of tokens after token attention", "got 19"}) == "");
+  CHECK(lacks(Level::token, [](auto& context, auto&) { context.attention_rows.clear(); },
+              {"context", "8 values of token attention's rows", "got 0"}) == "");
+}
+
+TEMPLATE_TEST_CASE("backward with a routing given checks it and what else is given", "[gradient]",
+                   MoeLayer<float>, MeoLayer<float>) {
+  Generator rng(44);
+  const auto lacks = [&](auto change, std::initializer_list<std::string> parts) {
+    const Case<TestType> c(small_options(Level::token, 2), {3, 1}, reference::Mode::inference, rng);
+    const TestType library = c.library();
+    const reference::LibraryBatch<float> batch(c.input.batch);
+    Context<float> context;
+    Matrix<float> y(4, 7), dy = c.dy, dx = Matrix<float>::Constant(4, 5, 7.f);
+    Routing<float> routing = library.forward(c.input.x, batch.inputs(), y, context);
+    std::vector<float> d_weights(routing.weights.size(), 7.f);
+    change(routing, context, dy, d_weights);
+    TestType gradients(library.options());
+    const std::string error = error_lacks<std::invalid_argument>(
+        [&] {
+          library.backward_routed(c.input.x, batch.inputs(), routing, context, dy, gradients, dx, d_weights);
+        },
+        parts);
+    if (error != "") return error;
+    for (const float value : gradients.experts().values())
+      if (value != 0) return std::string("gradients have changed");
+    for (const float value : d_weights)
+      if (value != 7.f) return std::string("d_weights have changed");
+    return std::string((dx.array() == 7.f).all() ? "" : "dx has changed");
+  };
+  CHECK(lacks([](auto&&...) {}, {}) == "no exception");
+  CHECK(lacks([](auto& routing, auto&, auto&, auto&) { routing.experts[1] = 4; }, {"expert", "got 4"}) == "");
+  CHECK(lacks([](auto&, auto&, auto& dy, auto&) { dy = Matrix<float>::Zero(4, 6); },
+              {"dy", "4 x 7", "got 4 x 6"}) == "");
+  CHECK(lacks([](auto&, auto&, auto&, auto& d_weights) { d_weights.pop_back(); },
+              {"d_weights", "values, got"}) == "");
+  if (!TestType::merges_experts) return;
+  CHECK(lacks([](auto&, auto& context, auto&, auto&) { context.attended.clear(); },
+              {"context", "token attention", "got 0"}) == "");
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ inline constexpr Index max_gradient_merges = 32;
 /// Tokens that are packed and multiplied at a time: a panel's columns of their dy fill half of a small L1.
 template <class Scalar>
 constexpr Index outer_product_tokens() {
-  return (Index{1} << 14) / (Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar)));
+  return std::max<Index>((Index{1} << 14) / (Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar))), 1);
 }
 
 /// Inputs whose gradients of merged experts are formed, and spread, at a time: with those of Q merges, the
@@ -47,11 +47,15 @@ constexpr Index gradient_tokens() {
 // ---------------------------------------------------------------------------------------------------------------
 // The gradient of x
 
+/// Scalars of a cache line.
+template <class Scalar>
+inline constexpr Index line_size = std::max<Index>(64 / static_cast<Index>(sizeof(Scalar)), 1);
+
 /// From a packed row of dy to the next: an odd number of cache lines. Where dy lies, rows are often a
 /// multiple of 4 KiB apart, and would compete for few sets of an L1.
 template <class Scalar>
 constexpr Index packed_gradient_stride(Index panels) {
-  constexpr Index line = std::max<Index>(64 / static_cast<Index>(sizeof(Scalar)), 1);
+  constexpr Index line = line_size<Scalar>;
   const Index lines = (panels * Tile<Scalar>::columns + line - 1) / line;
   return (lines / 2 * 2 + 1) * line;
 }
@@ -74,7 +78,8 @@ struct TurnedBlocks {
 
 /// dy of these outputs is packed once if it fills no more than half of a thread's scratch; turned panels of Q
 /// merges have the other half. Every sum goes through memory once for each block of outputs, so that 192 of
-/// them cost little beside their multiply-adds, and a panel of so many stays in L1.
+/// them cost little beside their multiply-adds, and a panel of so many stays in L1. Of large scalars, as
+/// those of automatic differentiation, there are as many outputs as still have packed_gradient_rows fit.
 template <class Scalar>
 TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
   constexpr Index columns = Tile<Scalar>::columns;
@@ -82,13 +87,16 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
   constexpr Index outputs = 2 * columns, inputs = 2 * columns, max_merges = 2;
   constexpr Index scratch_size = 2 * packed_gradient_rows * (outputs + 32);
 #else
-  constexpr Index outputs = 192, inputs = 48, max_merges = max_gradient_merges;
   constexpr Index scratch_size = max_scratch_bytes / static_cast<Index>(sizeof(Scalar));
+  constexpr Index longest_row = scratch_size / 2 / packed_gradient_rows;
+  constexpr Index outputs = std::min<Index>(192, longest_row - 2 * line_size<Scalar>);
+  constexpr Index inputs = 48, max_merges = max_gradient_merges;
 #endif
   const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());
   const Index input_panels = std::min(std::max<Index>(inputs / columns, 1), num_input_panels(bank));
   const Index most = std::max<Index>(scratch_size / 2 / (panels * input_panels * columns * columns), 1);
-  const Index tokens = scratch_size / 2 / packed_gradient_stride<Scalar>(panels);
+  const Index tokens =
+      std::max(scratch_size / 2 / packed_gradient_stride<Scalar>(panels), packed_gradient_rows);
   return {panels, input_panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), tokens};
 }
 

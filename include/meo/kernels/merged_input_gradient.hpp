@@ -15,6 +15,7 @@
 #include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/merge_plan.hpp>
+#include <meo/kernels/merge_tokens.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/prefetch.hpp>
 #include <meo/parallel.hpp>
@@ -35,7 +36,7 @@ class MergedInputGradient {
       : bank_(bank),
         plan_(plan),
         blocks_(turned_blocks(bank, plan.num_merges())),
-        offsets_(offsets),
+        tokens_(plan, offsets),
         dy_(dy),
         dy_stride_(dy_stride),
         dx_(dx),
@@ -63,34 +64,12 @@ class MergedInputGradient {
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  /// Q merges.
-  struct Merges {
-    Index first_merge;
-    Index merges;  ///< 0: there is nothing left
-    bool dy_fits;  ///< whether scratch has room for the block's outputs of all their dy
-  };
+  struct Block : TurnedBlock, MergeRange {};
 
-  struct Block : TurnedBlock, Merges {};
+  /// Merges of whose dy the block's outputs fit into scratch.
+  MergeRange choose(Index first) const { return tokens_.choose(first, blocks_.merges, blocks_.tokens); }
 
-  /// The most merges whose dy fits into scratch; one at least, if any is left.
-  Merges choose(Index first) const {
-    const Index most = std::min(plan_.num_merges() - first, blocks_.merges);
-    Index count = 0, tokens = 0;
-    for (; count < most; ++count) {
-      const Index more = tokens_of(first + count);
-      if (count > 0 && tokens + more > blocks_.tokens) break;
-      tokens += more;
-    }
-    return {first, count, tokens <= blocks_.tokens};
-  }
-
-  Index tokens_of(Index merge) const {
-    Index sum = 0;
-    for_stretches(merge, [&](Index, Index tokens) { sum += tokens; });
-    return sum;
-  }
-
-  Block block_at(const Merges& merges, Index panel, Index input_panel) const {
+  Block block_at(const MergeRange& merges, Index panel, Index input_panel) const {
     return {{panel, std::min(blocks_.panels, bank_.num_panels() - panel), input_panel,
              std::min(blocks_.input_panels, end_ - input_panel)},
             merges};
@@ -154,29 +133,24 @@ class MergedInputGradient {
     Scalar* packed = scratch_;
     for (Index q = 0; q < block.merges; ++q) {
       for_stretches(block.first_merge + q, [&](Index first, Index tokens) {
-        if (block.first_input_panel == begin_ || !block.dy_fits)
+        if (block.first_input_panel == begin_ || !block.tokens_fit)
           turned(block, q).pack({dy_, dy_stride_}, first, tokens, packed);
         turned(block, q).multiply(packed, tokens, false, dx_ + first * dx_stride_, dx_stride_, ahead);
-        if (block.dy_fits) packed += tokens * packed_gradient_stride<Scalar>(block.panels);
+        if (block.tokens_fit) packed += tokens * packed_gradient_stride<Scalar>(block.panels);
       });
     }
   }
 
-  /// Calls f(first token, tokens) for the tokens of a merge, few enough to be packed at a time.
+  /// Tokens of a merge, few enough to be packed at a time.
   template <class Function>
   void for_stretches(Index merge, const Function& f) const {
-    for (Index i = plan_.begin(merge); i < plan_.begin(merge + 1); ++i) {
-      const auto b = static_cast<std::size_t>(plan_.sequence(i));
-      const Index most = even_part(offsets_[b + 1] - offsets_[b], packed_gradient_rows);
-      for (Index first = offsets_[b]; first < offsets_[b + 1]; first += most)
-        f(first, std::min(most, offsets_[b + 1] - first));
-    }
+    tokens_.for_stretches(merge, packed_gradient_rows, f);
   }
 
   const Bank& bank_;
   const MergePlan<Scalar>& plan_;
   TurnedBlocks blocks_;
-  std::span<const Index> offsets_;
+  MergeTokens<Scalar> tokens_;
   const Scalar* dy_;
   Index dy_stride_;
   Scalar* dx_;

@@ -21,6 +21,7 @@
 
 #include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/merge_plan.hpp>
+#include <meo/kernels/merge_tokens.hpp>
 #include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/prefetch.hpp>
@@ -44,7 +45,12 @@ class MergedWeightGradient {
   /// packed_x: tokens × padded_inputs, filled by pack.
   MergedWeightGradient(const Bank& bank, const PanelBank<Scalar>& gradients, const MergePlan<Scalar>& plan,
                        std::span<const Index> offsets, const GatheredRows<Scalar>& dy, Scalar* packed_x)
-      : bank_(bank), gradients_(gradients), plan_(plan), offsets_(offsets), dy_(dy), packed_x_(packed_x) {}
+      : bank_(bank),
+        gradients_(gradients),
+        plan_(plan),
+        tokens_(plan, offsets),
+        dy_(dy),
+        packed_x_(packed_x) {}
 
   static Index scratch_size(const Bank& bank, Index merges) {
     const Index rows = std::min(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
@@ -66,8 +72,7 @@ class MergedWeightGradient {
 
   /// Panel p of all experts. products: merges × K, added to; scratch: scratch_size scalars.
   void run(Index p, Scalar* products, Scalar* scratch) const {
-    for (Block block{.panel = p}; block.first_merge < plan_.num_merges(); block.first_merge += block.merges) {
-      choose_merges(block);
+    for (Block block{choose(0), p}; block.merges > 0; block = {choose(block.first_merge + block.merges), p}) {
       for (block.input = 0; block.input < bank_.in_features; block.input += block.inputs) {
         block.inputs = std::min(gradient_inputs<Scalar>(), bank_.in_features - block.input);
         block.has_bias_row = bank_.has_bias && block.input == 0;
@@ -82,12 +87,8 @@ class MergedWeightGradient {
   static constexpr Index columns = Tile<Scalar>::columns;
 
   /// Rows of one panel, for Q merges.
-  struct Block {
+  struct Block : MergeRange {
     Index panel;
-    Index first_merge = 0;
-    Index merges = 0;
-    bool dy_fits = false;  ///< whether scratch has room for dy of all these merges at once
-    Index tiles = 0;       ///< of MR inputs and one stretch of tokens
     Index input = 0;
     Index inputs = 0;
     bool has_bias_row = false;  ///< the first row is that of the biases
@@ -95,33 +96,15 @@ class MergedWeightGradient {
     Index rows() const { return inputs + (has_bias_row ? 1 : 0); }
   };
 
-  /// The most merges whose dy fits into scratch; one at least.
-  void choose_merges(Block& block) const {
-    const Index most = std::min(plan_.num_merges() - block.first_merge, max_gradient_merges);
-    Index tokens = tokens_of(block.first_merge);
-    for (block.merges = 1; block.merges < most; ++block.merges) {
-      const Index more = tokens_of(block.first_merge + block.merges);
-      if (tokens + more > gradient_tokens<Scalar>()) break;
-      tokens += more;
-    }
-    block.dy_fits = tokens <= gradient_tokens<Scalar>();
+  /// Merges whose dy fits into scratch.
+  MergeRange choose(Index first) const {
+    return tokens_.choose(first, max_gradient_merges, gradient_tokens<Scalar>());
   }
 
-  Index tokens_of(Index merge) const {
-    Index tokens = 0;
-    for_stretches(merge, [&](Index, Index count) { tokens += count; });
-    return tokens;
-  }
-
-  /// Calls f(first, count) for the tokens of a merge, few enough to be multiplied at a time.
+  /// Tokens of a merge, few enough to be multiplied at a time.
   template <class Function>
   void for_stretches(Index merge, const Function& f) const {
-    for (Index i = plan_.begin(merge); i < plan_.begin(merge + 1); ++i) {
-      const auto b = static_cast<std::size_t>(plan_.sequence(i));
-      const Index most = even_part(offsets_[b + 1] - offsets_[b], outer_product_tokens<Scalar>());
-      for (Index first = offsets_[b]; first < offsets_[b + 1]; first += most)
-        f(first, std::min(most, offsets_[b + 1] - first));
-    }
+    tokens_.for_stretches(merge, outer_product_tokens<Scalar>(), f);
   }
 
   Scalar* packed_inputs(Index first_token, Index tokens, Index input) const {
@@ -136,12 +119,12 @@ class MergedWeightGradient {
     for (Index q = 0; q < block.merges; ++q, merged += block.rows() * columns) {
       bool add = false;
       for_stretches(block.first_merge + q, [&](Index first, Index count) {
-        if (block.input == 0 || !block.dy_fits)
+        if (block.input == 0 || !block.tokens_fit)
           pack_columns(dy, first, count, bank_.valid_columns(block.panel), packed_dy);
         if (block.has_bias_row) column_sums(packed_dy, count, add, merged);
         outer_product(packed_inputs(first, count, block.input), block.inputs, packed_dy, count, add,
                       merged + (block.has_bias_row ? columns : 0), ahead);
-        if (block.dy_fits) packed_dy += count * columns;
+        if (block.tokens_fit) packed_dy += count * columns;
         add = true;
       });
     }
@@ -208,7 +191,7 @@ class MergedWeightGradient {
   const Bank& bank_;
   const PanelBank<Scalar>& gradients_;
   const MergePlan<Scalar>& plan_;
-  std::span<const Index> offsets_;
+  MergeTokens<Scalar> tokens_;
   GatheredRows<Scalar> dy_;
   Scalar* packed_x_;
 };

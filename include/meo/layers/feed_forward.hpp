@@ -6,7 +6,6 @@
 /// Letters: T tokens, D features, H hidden features.
 
 #include <algorithm>
-#include <array>
 #include <concepts>
 #include <optional>
 #include <span>
@@ -22,6 +21,7 @@
 #include <meo/layers/context.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
+#include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
@@ -180,8 +180,9 @@ class FeedForward {
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// D), and d_loss, that of the loss. Adds those of the parameters to `gradients`, a block of the same
   /// options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task embeddings
-  /// in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not fit.
-  /// Allocates only where the context has to grow. Activation needs a member `derivative`.
+  /// in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a context that
+  /// do not fit, and then changes nothing. Allocates only where the context has to grow. Activation needs a
+  /// member `derivative`.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
                 MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
@@ -195,6 +196,8 @@ class FeedForward {
     detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
     detail::require_shape(dx, x.rows(), options_.features, "dx (rows of x by features)");
     detail::require(gradients.options() == options_, "gradients: expected a block of the same options");
+    const detail::Offsets offsets = up_.check(x, inputs);
+    check_context(x.rows(), offsets.num_sequences(), inputs, context);
     const Index size = x.rows() * options_.hidden_features;
     detail::reserve(context.hidden_gradient, size);
     if (gate_up_) {
@@ -202,8 +205,9 @@ class FeedForward {
       detail::reserve(context.gate_up_gradient, x.rows() * options_.features);
     }
     if (!options_.shared_gate) backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
-    else if constexpr (Layer::merges_experts) backward_merged(x, inputs, context, dy, gradients, dx, d_loss);
-    else backward_by_expert(x, inputs, context, dy, gradients, dx, d_loss);
+    else if constexpr (Layer::merges_experts)
+      backward_merged(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+    else backward_by_expert(x, offsets, inputs, context, dy, gradients, dx, d_loss);
     if (options_.level != Level::task) return;
     Eigen::Map<Matrix<Scalar>> embeddings =
         context.task_embeddings.resize(inputs.task_embeddings.rows(), options_.task_features);
@@ -227,6 +231,24 @@ class FeedForward {
             .loss_coefficient = options.loss_coefficient,
             .noise_epsilon = options.noise_epsilon,
             .merge_order = options.merge_order};
+  }
+
+  /// Throws unless `context` has what forward leaves of so many tokens and sequences.
+  void check_context(Index tokens, Index sequences, const Inputs<Scalar>& inputs,
+                     const FeedForwardContext<Scalar>& context) const {
+    up_.check_context(tokens, sequences, inputs, context.up);
+    if (!options_.shared_gate) {
+      if (gate_up_) gate_up_->check_context(tokens, sequences, inputs, context.gate_up);
+      down_.check_context(tokens, sequences, inputs, context.down);
+    } else if constexpr (Layer::merges_experts) {
+      if (gate_up_) gate_up_->check_routed_context(tokens, context.gate_up);
+      down_.check_routed_context(tokens, context.down);
+    }
+    if (recomputes_hidden()) return;
+    const Index size = tokens * options_.hidden_features;
+    Layer::check_left(context.pre_activation, size, "of pre-activations");
+    Layer::check_left(context.hidden, size, "of hidden activations");
+    if (gate_up_) Layer::check_left(context.gate_hidden, size, "of gate_up");
   }
 
   void require_gated() const {
@@ -337,21 +359,23 @@ class FeedForward {
     down_.forward_routed(matrix(h.hidden, x.rows()), sequences, routing, y, memory.down);
   }
 
-  void backward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                       FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
-                       FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const
-      requires(Layer::merges_experts) {
+  void backward_merged(const ConstMatrixRef<Scalar>& x, std::span<const Index> offsets,
+                       const Inputs<Scalar>& inputs, FeedForwardContext<Scalar>& context,
+                       const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
+                       const Scalar& d_loss) const requires(Layer::merges_experts) {
     const Routing<Scalar>& routing = context.up.routing;
     std::vector<Scalar>& d_weights = context.down.weights_gradient;
     d_weights.assign(routing.weights.size(), Scalar(0));
-    down_.backward_routed(matrix(context.hidden.data(), x.rows()), inputs, routing, context.down, dy,
-                          gradients.down_, matrix(context.hidden_gradient.data(), x.rows()), d_weights);
+    const auto shares = up_.shares_gradient(inputs, context.up);
+    down_.backward_experts(matrix(context.hidden.data(), x.rows()), offsets, routing, context.down, dy,
+                           gradients.down_, matrix(context.hidden_gradient.data(), x.rows()), d_weights,
+                           shares);
     activate_backward(x.rows(), context);
     Eigen::Map<Matrix<Scalar>> through_gate_up(context.gate_up_gradient.data(), x.rows(), x.cols());
     if (gate_up_) {
-      gate_up_->backward_routed(x, inputs, routing, context.gate_up,
-                                matrix(context.gate_hidden_gradient.data(), x.rows()), *gradients.gate_up_,
-                                through_gate_up, d_weights);
+      gate_up_->backward_experts(x, offsets, routing, context.gate_up,
+                                 matrix(context.gate_hidden_gradient.data(), x.rows()), *gradients.gate_up_,
+                                 through_gate_up, d_weights, shares);
     }
     up_.backward(x, inputs, context.up, matrix(context.hidden_gradient.data(), x.rows()), gradients.up_, dx,
                  d_loss, d_weights);
@@ -364,8 +388,7 @@ class FeedForward {
                          const Inputs<Scalar>& inputs, MatrixRef<Scalar> y, const Hidden& h,
                          Memory& memory) const {
     const Routing<Scalar>& routing = up.route(x, inputs, memory.up);
-    const std::array<Index, 2> single{0, x.rows()};
-    const std::span<const Index> offsets = inputs.sequences != nullptr ? inputs.sequences->offsets() : single;
+    const detail::Offsets offsets(inputs.sequences, x.rows());
     const detail::Dispatch<Scalar>& dispatch = up.dispatch(routing, offsets, memory.up);
     for (Index expert = 0; expert < up.num_experts(); ++expert) {
       const Index rows = dispatch.begin(expert + 1) - dispatch.begin(expert);
@@ -389,13 +412,12 @@ class FeedForward {
 
   /// Expert by expert: with q_t = dy_t D_i, D_i the expert's down, dg_ti = ⟨q_t, hidden_t⟩ + ⟨dy_t, bias⟩,
   /// and g_ti q_t is the gradient of hidden_t.
-  void backward_by_expert(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                          FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
-                          FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const
-      requires(!Layer::merges_experts) {
-    const std::array<Index, 2> single{0, x.rows()};
-    const std::span<const Index> offsets = inputs.sequences != nullptr ? inputs.sequences->offsets() : single;
-    const detail::Dispatch<Scalar>& dispatch = context.up.dispatch;
+  void backward_by_expert(const ConstMatrixRef<Scalar>& x, std::span<const Index> offsets,
+                          const Inputs<Scalar>& inputs, FeedForwardContext<Scalar>& context,
+                          const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
+                          const Scalar& d_loss) const requires(!Layer::merges_experts) {
+    const Routing<Scalar>& routing = context.up.routing;
+    const detail::Dispatch<Scalar>& dispatch = up_.dispatch(routing, offsets, context.up);
     const Index threads = detail::max_threads(), cols = options_.hidden_features;
     Hidden h = reserve_hidden(x.rows(), context);
     h.pre_activation = detail::reserve(context.pre_activation, x.rows() * cols);
@@ -443,7 +465,8 @@ class FeedForward {
         else dx.row(tokens[r]) += row.transpose();
       }
     }
-    up_.collect_weights_gradient(offsets, context.up);
+    context.up.weights_gradient.assign(routing.weights.size(), Scalar(0));
+    up_.collect_weights_gradient(routing, offsets, context.up, context.up.weights_gradient);
     up_.backward_gate(x, offsets, inputs, context.up, d_loss, gradients.up_, dx);
   }
 

@@ -4,7 +4,6 @@
 /// tokens t of sequence b; pays for one expert (He et al. 2023, arXiv 2310.09832, section 3).
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <span>
 
@@ -56,8 +55,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   /// Allocates only where the workspace has to grow. If it throws, y is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    const detail::Offsets offsets = Base::check(x, inputs);
     Base::check_output(x, y);
     const MatrixView<Scalar> attended = attend(x, workspace);
     route_attended(x, attended, offsets, inputs, workspace);
@@ -68,8 +66,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   /// The gate alone, with the token attention that it sees. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    const detail::Offsets offsets = Base::check(x, inputs);
     const bool sees_attention = !Base::options().gate_before_attention;
     route_attended(x, sees_attention ? attend(x, workspace) : MatrixView<Scalar>(x), offsets, inputs,
                    workspace);
@@ -81,65 +78,16 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Routing<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    const detail::Offsets offsets = Base::check(x, inputs);
     Base::check_output(x, y);
-    Base::check_routing(routing, x.rows(), static_cast<Index>(offsets.size()) - 1);
+    Base::check_routing(routing, x.rows(), offsets.num_sequences());
     merge(attend(x, workspace), offsets, routing, y, workspace);
-  }
-
-  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
-  /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
-  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
-  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
-  /// fit, and then changes nothing. Allocates only where the context has to grow.
-  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
-                const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss = Scalar(1)) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
-    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
-    context.weights_gradient.assign(context.routing.weights.size(), Scalar(0));
-    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-  }
-
-  /// The same where other layers have used the gate's decision as well: d_weights is what they make of the
-  /// gradient of its weights, R × K in the order of context.routing.
-  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
-                const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss, std::span<const Scalar> d_weights) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
-    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
-    detail::require(d_weights.size() == context.routing.weights.size(), "d_weights: expected ",
-                    context.routing.weights.size(), " values, got ", d_weights.size());
-    context.weights_gradient.assign(d_weights.begin(), d_weights.end());
-    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-  }
-
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through
-  /// the gate it adds the gradient of the routing's weights to d_weights, R × K.
-  void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                       const Routing<Scalar>& routing, Context<Scalar>& context,
-                       const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
-                       std::span<Scalar> d_weights) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
-    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, routing, dy, gradients, dx);
-    detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
-                    routing.weights.size(), " values, got ", d_weights.size());
-    plan_backward_merges(inputs, offsets, routing, false, context);
-    if (!token_attention_) {
-      backward_merge(x, offsets, routing, context, dy, gradients, dx, d_weights);
-      return;
-    }
-    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
-    backward_merge(attended(x, context), offsets, routing, context, dy, gradients, d_attended, d_weights);
-    backward_attention(x, context, d_attended, gradients, dx);
   }
 
  private:
   friend Base;
+  template <class Layer, class Activation>
+  friend class FeedForward;
 
   void require_token_level() const {
     detail::require(token_attention_.has_value(), "token_attention: expected a layer at token level, got ",
@@ -189,6 +137,14 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     detail::dispatched_product(bank, workspace.dispatch, x.data(), x.row_stride(), y.data(), y.outerStride());
   }
 
+  /// Throws unless attend has left what it makes of so many tokens.
+  void check_attention(Index tokens, const Context<Scalar>& context) const {
+    if (!token_attention_) return;
+    Base::check_left(context.attended, tokens * Base::in_features(), "of tokens after token attention");
+    Base::check_left(context.attention_rows, tokens * token_attention_->reduced_features(),
+                     "of token attention's rows");
+  }
+
   /// What attend left in the context.
   MatrixView<Scalar> attended(const MatrixView<Scalar>& x, const Context<Scalar>& context) const {
     if (!token_attention_) return x;
@@ -207,7 +163,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
       Base::backward_sequence_gate(offsets, inputs, context, context.weights_gradient, d_loss, gradients,
                                    d_tokens.data(), d_tokens.outerStride());
     };
-    plan_backward_merges(inputs, offsets, context.routing, context.routing.top_k == 1, context);
+    plan_backward_merges(offsets, context.routing, context, shares_gradient(inputs, context));
     if (!token_attention_) {
       backward_merge(x, offsets, context.routing, context, dy, gradients, dx, context.weights_gradient);
       backward_gate(dx);
@@ -219,6 +175,31 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     if (!Base::options().gate_before_attention) backward_gate(d_attended);
     backward_attention(x, context, d_attended, gradients, dx);
     if (Base::options().gate_before_attention) backward_gate(dx);
+  }
+
+  /// Experts and token attention alone, with a gradient of its own for each row of the routing.
+  void backward_experts(const MatrixView<Scalar>& x, std::span<const Index> offsets,
+                        const Routing<Scalar>& routing, Context<Scalar>& context,
+                        const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                        std::span<Scalar> d_weights) const {
+    backward_experts(x, offsets, routing, context, dy, gradients, dx, d_weights,
+                     [](Index, Index) { return false; });
+  }
+
+  /// shares: as in plan_backward_merges.
+  template <class Shares>
+  void backward_experts(const MatrixView<Scalar>& x, std::span<const Index> offsets,
+                        const Routing<Scalar>& routing, Context<Scalar>& context,
+                        const ConstMatrixRef<Scalar>& dy, MeoLayer& gradients, MatrixRef<Scalar> dx,
+                        std::span<Scalar> d_weights, const Shares& shares) const {
+    plan_backward_merges(offsets, routing, context, shares);
+    if (!token_attention_) {
+      backward_merge(x, offsets, routing, context, dy, gradients, dx, d_weights);
+      return;
+    }
+    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
+    backward_merge(attended(x, context), offsets, routing, context, dy, gradients, d_attended, d_weights);
+    backward_attention(x, context, d_attended, gradients, dx);
   }
 
   void backward_attention(const MatrixView<Scalar>& x, Context<Scalar>& context,
@@ -267,23 +248,30 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
                                           dx.data(), dx.outerStride(), scratch, threads);
   }
 
-  /// Backward merges the experts of all sequences, also where forward combined their outputs. Equal weights
-  /// of two sequences have gradients of their own, from which the gate's follow with what it saw of each. So
-  /// gradients of merges are shared only where that is the same, or where weights are constant, as a single
-  /// one of this layer's gate always is 1.
-  void plan_backward_merges(const Inputs<Scalar>& inputs, std::span<const Index> offsets,
-                            const Routing<Scalar>& routing, bool constant_weights,
-                            Context<Scalar>& context) const {
+  /// Equal weights of two sequences have gradients of their own, from which the gate's follow with what it
+  /// saw of each. So one may take those of both only where that is the same, or where weights are constant,
+  /// as a single one of this layer's gate always is 1. `inputs` and `context` must outlive the answer.
+  auto shares_gradient(const Inputs<Scalar>& inputs, const Context<Scalar>& context) const {
+    return [&](Index a, Index b) {
+      if (context.routing.top_k == 1) return true;
+      return !context.gate.is_noisy && Base::share_gate_input(inputs, a, b);
+    };
+  }
+
+  /// Backward merges the experts of all sequences, also where forward combined their outputs. Sequences that
+  /// share a merge share its gradient as well if shares(a, b) says so of sequences a and b.
+  template <class Shares>
+  void plan_backward_merges(std::span<const Index> offsets, const Routing<Scalar>& routing,
+                            Context<Scalar>& context, const Shares& shares) const {
     detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, context.merges);
     detail::MergePlan<Scalar>& merges = context.weight_merges;
     merges = context.merges;
-    if (constant_weights) return;
     merges.merge_begins.clear();
     for (Index m = 0; m < context.merges.num_merges(); ++m) {
-      for (Index i = context.merges.begin(m); i < context.merges.begin(m + 1); ++i) {
-        const bool shares = i > context.merges.begin(m) && !inputs.noise &&
-                            Base::share_gate_input(inputs, merges.sequence(i - 1), merges.sequence(i));
-        if (!shares) merges.merge_begins.push_back(i);
+      const Index begin = context.merges.begin(m);
+      for (Index i = begin; i < context.merges.begin(m + 1); ++i) {
+        if (i == begin || !shares(merges.sequence(i - 1), merges.sequence(i)))
+          merges.merge_begins.push_back(i);
       }
     }
     merges.merge_begins.push_back(static_cast<Index>(merges.sequences.size()));

@@ -4,7 +4,6 @@
 /// al. 2017, arXiv 1701.06538, equation 1).
 
 #include <algorithm>
-#include <array>
 #include <span>
 
 #include <meo/kernels/dispatched_product.hpp>
@@ -35,8 +34,7 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   /// Allocates only where the workspace has to grow. If it throws, y is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    const detail::Offsets offsets = Base::check(x, inputs);
     Base::check_output(x, y);
     route_tokens(x, offsets, inputs, workspace);
     combine(x, offsets, workspace.routing, y, workspace);
@@ -46,8 +44,8 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   /// The gate alone. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    route_tokens(x, Base::check(x, inputs, single), inputs, workspace);
+    const detail::Offsets offsets = Base::check(x, inputs);
+    route_tokens(x, offsets, inputs, workspace);
     return workspace.routing;
   }
 
@@ -56,35 +54,43 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Routing<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
+    const detail::Offsets offsets = Base::check(x, inputs);
     Base::check_output(x, y);
-    Base::check_routing(routing, x.rows(), static_cast<Index>(offsets.size()) - 1);
+    Base::check_routing(routing, x.rows(), offsets.num_sequences());
     combine(x, offsets, routing, y, workspace);
   }
 
-  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
-  /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
-  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
-  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes that do not
-  /// fit, and then changes nothing. Allocates only where the context has to grow.
-  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
-                const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss = Scalar(1)) const {
-    std::array<Index, 2> single;
-    const std::span<const Index> offsets = Base::check(x, inputs, single);
-    Base::check_backward(x, static_cast<Index>(offsets.size()) - 1, context.routing, dy, gradients, dx);
-    backward_experts(x, context, dy, gradients, dx);
-    collect_weights_gradient(offsets, context);
+ private:
+  friend Base;
+  template <class Layer, class Activation>
+  friend class FeedForward;
+
+  /// The tokens that each expert works on, as `routing` says; left in workspace.dispatch.
+  const detail::Dispatch<Scalar>& dispatch(const Routing<Scalar>& routing, std::span<const Index> offsets,
+                                           Workspace<Scalar>& workspace) const {
+    detail::dispatch_tokens<Scalar>(routing.experts, routing.weights, routing.top_k, Base::num_experts(),
+                                    gated_offsets(offsets, workspace), workspace.dispatch);
+    return workspace.dispatch;
+  }
+
+  /// Of the rows of the gate: tokens or sequences.
+  std::span<const Index> gated_offsets(std::span<const Index> offsets, Workspace<Scalar>& workspace) const {
+    return Base::gates_by_token() ? Base::token_offsets(offsets.back(), workspace) : offsets;
+  }
+
+  /// Experts and gate, with what context.weights_gradient holds already.
+  void backward_all(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
+                    Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients,
+                    MatrixRef<Scalar> dx, const Scalar& d_loss) const {
+    backward_experts(x, offsets, context.routing, context, dy, gradients, dx, context.weights_gradient);
     backward_gate(x, offsets, inputs, context, d_loss, gradients, dx);
   }
 
-  /// The gate's part: from context.weights_gradient, R × K in the routing's order, and d_loss. Adds to dx and
-  /// `gradients`; nothing is checked.
+  /// The gate's part: from context.weights_gradient and d_loss. Adds to dx and `gradients`.
   void backward_gate(const MatrixView<Scalar>& x, std::span<const Index> offsets,
                      const Inputs<Scalar>& inputs, Context<Scalar>& context, const Scalar& d_loss,
                      MoeLayer& gradients, MatrixRef<Scalar> dx) const {
-    if (Base::options().level == Level::token) {
+    if (Base::gates_by_token()) {
       Base::gate().backward(x, context.routing, context.gate, context.weights_gradient, d_loss,
                             gradients.gate(), true, dx.data(), dx.outerStride(), context.gate_gradients,
                             context.scratch);
@@ -94,44 +100,32 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
     }
   }
 
-  /// Sums up what context.slot_products has for every slot of context.dispatch into context.weights_gradient.
-  void collect_weights_gradient(std::span<const Index> offsets, Context<Scalar>& context) const {
-    const Routing<Scalar>& routing = context.routing;
-    const bool by_token = Base::options().level == Level::token;
-    context.weights_gradient.assign(routing.weights.size(), Scalar(0));
+  /// Adds up what context.slot_products has for every slot of context.dispatch in d_weights.
+  void collect_weights_gradient(const Routing<Scalar>& routing, std::span<const Index> offsets,
+                                Context<Scalar>& context, std::span<Scalar> d_weights) const {
+    const std::span<const Index> row_offsets = gated_offsets(offsets, context);
     for (Index expert = 0; expert < Base::num_experts(); ++expert) {
       std::size_t row = 0;
       for (Index slot = context.dispatch.begin(expert); slot < context.dispatch.begin(expert + 1); ++slot) {
         const auto s = static_cast<std::size_t>(slot);
-        const Index token = context.dispatch.tokens[s];
-        if (by_token) row = static_cast<std::size_t>(token);
-        else
-          while (offsets[row + 1] <= token) ++row;
+        while (row_offsets[row + 1] <= context.dispatch.tokens[s]) ++row;
         const std::span<const Index> selected = routing.row_experts(static_cast<Index>(row));
         const auto place =
             static_cast<std::size_t>(std::find(selected.begin(), selected.end(), expert) - selected.begin());
-        context.weights_gradient[row * selected.size() + place] += context.slot_products[s];
+        d_weights[row * selected.size() + place] += context.slot_products[s];
       }
     }
   }
 
-  /// The tokens that each expert works on, as `routing` says; left in workspace.dispatch.
-  const detail::Dispatch<Scalar>& dispatch(const Routing<Scalar>& routing, std::span<const Index> offsets,
-                                           Workspace<Scalar>& workspace) const {
-    if (Base::options().level == Level::token) offsets = Base::token_offsets(offsets.back(), workspace);
-    detail::dispatch_tokens<Scalar>(routing.experts, routing.weights, routing.top_k, Base::num_experts(),
-                                    offsets, workspace.dispatch);
-    return workspace.dispatch;
-  }
-
- private:
   /// Expert by expert: with q_t = dy_t W_i, dx_t += g_ti q_t and dg_ti = ⟨dy_t, x_t W_iᵀ + b_i⟩ = ⟨q_t, x_t⟩
-  /// + ⟨dy_t, b_i⟩, which needs no output of the expert.
-  void backward_experts(const MatrixView<Scalar>& x, Context<Scalar>& context,
-                        const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx) const {
+  /// + ⟨dy_t, b_i⟩, which needs no output of the expert. Writes dx, adds to d_weights.
+  void backward_experts(const MatrixView<Scalar>& x, std::span<const Index> offsets,
+                        const Routing<Scalar>& routing, Context<Scalar>& context,
+                        const ConstMatrixRef<Scalar>& dy, MoeLayer& gradients, MatrixRef<Scalar> dx,
+                        std::span<Scalar> d_weights) const {
     const auto bank = Base::experts().panels();
     const auto bank_gradients = gradients.experts().mutable_panels();
-    const detail::Dispatch<Scalar>& dispatch = context.dispatch;
+    const detail::Dispatch<Scalar>& dispatch = this->dispatch(routing, offsets, context);
     const Index threads = detail::max_threads();
     Scalar* const scratch =
         detail::reserve(context.scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
@@ -160,11 +154,12 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
         }
       });
     }
+    collect_weights_gradient(routing, offsets, context, d_weights);
   }
 
   void route_tokens(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                     Workspace<Scalar>& workspace) const {
-    if (Base::options().level == Level::token) {
+    if (Base::gates_by_token()) {
       Base::gate().route(x, inputs.noise, workspace.routing, workspace.gate);
     } else {
       Base::route_sequences(x, offsets, inputs, workspace);

@@ -5,11 +5,11 @@
 /// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R gated rows, S
 /// task_features, r reduce_factor.
 
-#include <array>
 #include <concepts>
 #include <numeric>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -20,13 +20,18 @@
 #include <meo/layers/context.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
+#include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
 
-/// Derived is MoeLayer or MeoLayer and has forward(x, inputs, y, workspace).
+template <class Layer, class Activation>
+class FeedForward;
+
+/// Derived is MoeLayer or MeoLayer and has forward(x, inputs, y, workspace), and for backward, which comes
+/// to both with what has been checked, backward_all and backward_experts.
 template <class Derived, class ScalarType, int NumExperts>
 class RoutedLayer {
   static_assert(std::is_same_v<ScalarType, std::remove_cvref_t<ScalarType>>,
@@ -103,9 +108,7 @@ class RoutedLayer {
   }
 
   /// Rows that the gate decides on for a batch of `tokens` tokens in `sequences` sequences.
-  Index gated_rows(Index tokens, Index sequences) const {
-    return Derived::gates_tokens && options_.level == Level::token ? tokens : sequences;
-  }
+  Index gated_rows(Index tokens, Index sequences) const { return gates_by_token() ? tokens : sequences; }
 
   /// x: T × D, one sequence. Returns y, T × F, and the routing. All forwards throw std::invalid_argument for
   /// shapes that do not fit, std::domain_error for a gate whose logits are not finite.
@@ -134,7 +137,48 @@ class RoutedLayer {
     return {};
   }
 
+  /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
+  /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
+  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
+  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a
+  /// context that do not fit, and then changes nothing. Allocates only where the context has to grow.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+                const ConstMatrixRef<Scalar>& dy, Derived& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss = Scalar(1)) const {
+    const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
+    context.weights_gradient.assign(context.routing.weights.size(), Scalar(0));
+    derived().backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+  }
+
+  /// The same where other layers have used the gate's decision as well: d_weights is what they make of the
+  /// gradient of its weights, R × K in the order of context.routing.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+                const ConstMatrixRef<Scalar>& dy, Derived& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss, std::span<const Scalar> d_weights) const {
+    const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
+    check_weights_gradient(context.routing, d_weights);
+    context.weights_gradient.assign(d_weights.begin(), d_weights.end());
+    derived().backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+  }
+
+  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through
+  /// the gate it adds the gradient of the routing's weights to d_weights, R × K in the routing's order.
+  void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       const Routing<Scalar>& routing, Context<Scalar>& context,
+                       const ConstMatrixRef<Scalar>& dy, Derived& gradients, MatrixRef<Scalar> dx,
+                       std::span<Scalar> d_weights) const {
+    const detail::Offsets offsets = check(x, inputs);
+    check_routing(routing, x.rows(), offsets.num_sequences());
+    check_routed_context(x.rows(), context);
+    check_gradients(x, dy, gradients, dx);
+    check_weights_gradient(routing, d_weights);
+    derived().backward_experts(x, offsets, routing, context, dy, gradients, dx, d_weights);
+  }
+
  protected:
+  template <class Layer, class Activation>
+  friend class FeedForward;
+
   explicit RoutedLayer(const LayerOptions& options)
       : options_(detail::checked_options<NumExperts>(options)),
         experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias),
@@ -144,9 +188,8 @@ class RoutedLayer {
       task_projection_.emplace(options_.task_features, gate_features(options_));
   }
 
-  /// The batch's offsets; those of a single sequence are put into `single`.
-  std::span<const Index> check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                               std::array<Index, 2>& single) const {
+  /// The batch's offsets.
+  detail::Offsets check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
     detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
                     x.cols());
     if (options_.level != Level::task) {
@@ -154,13 +197,11 @@ class RoutedLayer {
           !inputs.task_embeddings && inputs.descriptions == nullptr && inputs.task_of_sequence.empty(),
           "task_embeddings: expected none at ", to_string(options_.level), " level, got some");
     }
-    if (inputs.sequences == nullptr) {
-      single = {0, x.rows()};
-      return single;
+    if (inputs.sequences != nullptr) {
+      detail::require(inputs.sequences->tokens() == x.rows(), "sequences: expected ", x.rows(),
+                      " tokens in all, as x has rows, got ", inputs.sequences->tokens());
     }
-    detail::require(inputs.sequences->tokens() == x.rows(), "sequences: expected ", x.rows(),
-                    " tokens in all, as x has rows, got ", inputs.sequences->tokens());
-    return inputs.sequences->offsets();
+    return {inputs.sequences, x.rows()};
   }
 
   void check_output(const ConstMatrixRef<Scalar>& x, const MatrixRef<Scalar>& y) const {
@@ -191,11 +232,58 @@ class RoutedLayer {
     for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
   }
 
-  /// Throws unless dy, dx and gradients fit a forward of x whose routing is given.
-  void check_backward(const ConstMatrixRef<Scalar>& x, Index sequences, const Routing<Scalar>& routing,
-                      const ConstMatrixRef<Scalar>& dy, const Derived& gradients,
-                      const MatrixRef<Scalar>& dx) const {
-    check_routing(routing, x.rows(), sequences);
+  /// All that a backward through the gate needs; the batch's offsets.
+  detail::Offsets check_backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                                 const Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                                 const Derived& gradients, const MatrixRef<Scalar>& dx) const {
+    const detail::Offsets offsets = check(x, inputs);
+    check_context(x.rows(), offsets.num_sequences(), inputs, context);
+    check_gradients(x, dy, gradients, dx);
+    return offsets;
+  }
+
+  /// Throws unless `context` has what forward leaves of so many tokens and sequences.
+  void check_context(Index tokens, Index sequences, const Inputs<Scalar>& inputs,
+                     const Context<Scalar>& context) const {
+    const Routing<Scalar>& routing = context.routing;
+    check_routing(routing, tokens, sequences);
+    detail::require(routing.top_k == top_k(), "routing: expected top_k = ", top_k(), ", got ", routing.top_k);
+    const auto experts = static_cast<std::size_t>(num_experts());
+    const std::size_t logits = static_cast<std::size_t>(routing.rows) * experts;
+    detail::require(routing.importance.size() == experts && routing.load.size() == experts &&
+                        context.gate.logits.size() == logits &&
+                        (!context.gate.is_noisy || context.gate.noise.size() == logits),
+                    "context: expected a gate's decision on ", routing.rows, " rows, got another");
+    if (!gates_by_token()) {
+      check_left(context.gate_input, routing.rows * gate_.gate_features(), "of the gate's input");
+    }
+    if (options_.level == Level::task) {
+      const detail::Offsets descriptions = check_tasks(sequences, inputs);
+      check_left(context.task_means, descriptions.num_sequences() * options_.task_features,
+                 "of descriptions' means");
+    }
+    check_routed_context(tokens, context);
+  }
+
+  /// The same for what forward_routed leaves.
+  void check_routed_context(Index tokens, const Context<Scalar>& context) const {
+    if constexpr (has_token_attention()) derived().check_attention(tokens, context);
+  }
+
+  /// Throws unless a buffer of the context has `count` values at least.
+  static void check_left(const detail::AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
+    detail::require(static_cast<Index>(buffer.size()) >= count, "context: expected a forward's that left ",
+                    count, " values ", what, ", got ", buffer.size());
+  }
+
+  void check_weights_gradient(const Routing<Scalar>& routing, std::span<const Scalar> d_weights) const {
+    detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
+                    routing.weights.size(), " values, got ", d_weights.size());
+  }
+
+  /// Throws unless dy, dx and gradients fit x.
+  void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
+                       const Derived& gradients, const MatrixRef<Scalar>& dx) const {
     detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
     detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
     detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
@@ -220,6 +308,9 @@ class RoutedLayer {
       add_to_group_members(offsets, dz, features, d_tokens, stride);
     }
   }
+
+  /// Whether every token is a row of the gate.
+  bool gates_by_token() const { return Derived::gates_tokens && options_.level == Level::token; }
 
   /// Whether the gate sees the same features for sequences a and b.
   bool share_gate_input(const Inputs<Scalar>& inputs, Index a, Index b) const {
@@ -300,10 +391,8 @@ class RoutedLayer {
   /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
   void backward_task_inputs(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
                             Context<Scalar>& context, Derived& gradients) const {
-    const std::array<Index, 2> single{0, inputs.task_embeddings.rows()};
-    const std::span<const Index> offsets =
-        inputs.descriptions != nullptr ? inputs.descriptions->offsets() : single;
-    const Index descriptions = static_cast<Index>(offsets.size()) - 1;
+    const detail::Offsets offsets(inputs.descriptions, inputs.task_embeddings.rows());
+    const Index descriptions = offsets.num_sequences();
     const Index features = dz.cols(), task_features = options_.task_features;
     Scalar* const projected = detail::reserve(context.task_inputs_gradient, descriptions * features);
     std::fill_n(projected, descriptions * features, Scalar(0));
@@ -321,24 +410,20 @@ class RoutedLayer {
     add_to_group_members(offsets, means, task_features, embeddings.data(), task_features);
   }
 
-  /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
-  /// projection is linear, so the mean comes first and each description is projected once.
-  MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
-                                 Workspace<Scalar>& workspace) const {
+  /// Throws unless the inputs describe the tasks of so many sequences. Returns the descriptions' offsets.
+  detail::Offsets check_tasks(Index sequences, const Inputs<Scalar>& inputs) const {
     const MatrixView<Scalar>& embeddings = inputs.task_embeddings;
     detail::require(static_cast<bool>(embeddings), "task_embeddings: expected some at task level, got none");
     detail::require(embeddings.cols() == options_.task_features,
                     "task_embeddings: expected task_features = ", options_.task_features, " columns, got ",
                     embeddings.cols());
-    const std::array<Index, 2> single{0, embeddings.rows()};
-    std::span<const Index> offsets = single;
+    const detail::Offsets offsets(inputs.descriptions, embeddings.rows());
     if (inputs.descriptions != nullptr) {
       detail::require(inputs.descriptions->tokens() == embeddings.rows(), "descriptions: expected ",
                       embeddings.rows(), " tokens in all, as task_embeddings has rows, got ",
                       inputs.descriptions->tokens());
-      offsets = inputs.descriptions->offsets();
     }
-    const Index descriptions = static_cast<Index>(offsets.size()) - 1;
+    const Index descriptions = offsets.num_sequences();
     const std::span<const Index> task_of = inputs.task_of_sequence;
     if (task_of.empty()) {
       detail::require(descriptions == 1 || descriptions == sequences,
@@ -352,8 +437,15 @@ class RoutedLayer {
                         descriptions - 1, ", got ", task);
       }
     }
+    return offsets;
+  }
 
-    const MatrixView<Scalar> description_means = means(embeddings, offsets, workspace.task_means);
+  /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
+  /// projection is linear, so the mean comes first and each description is projected once.
+  MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
+                                 Workspace<Scalar>& workspace) const {
+    const detail::Offsets offsets = check_tasks(sequences, inputs);
+    const MatrixView<Scalar> description_means = means(inputs.task_embeddings, offsets, workspace.task_means);
     const Index features = gate_.gate_features();
     Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
     for (Index b = 0; b < sequences; ++b) {
