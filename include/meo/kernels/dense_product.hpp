@@ -21,7 +21,7 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
   constexpr Index columns = Tile<Scalar>::columns;
   const Index group = panels_at_once<Scalar>(rows);
   const Index block_depth = even_part(bank.in_features, max_block_depth);
-  const Index block_rows = even_part(rows, block_tokens<Scalar>(block_depth));
+  const Index block_rows = chunk_tokens<Scalar>(block_depth, rows);
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
     for (Index row = 0; row < rows; row += block_rows) {
       for (Index input = 0; input < bank.in_features; input += block_depth) {
