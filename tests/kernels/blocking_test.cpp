@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <vector>
 
 #include <meo/kernels/blocking.hpp>
@@ -34,6 +35,22 @@ TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[bloc
         CHECK(blocks.panels ==
               (has_tiles ? 1 : std::min<Index>(4, max_scratch_bytes / (blocks.merges * panel_bytes))));
       }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a dense product's activations fit the cache that they are for", "[blocking]", float,
+                   double) {
+  using S = TestType;
+  for (const Index depth : {0, 1, 768, 1024, 1025, 100'000}) {
+    for (const Index rows : {0, 1, 128, 1'000'000}) {
+      INFO("depth " << depth << ", rows " << rows);
+      const DenseBlocks blocks = dense_blocks<S>(depth, rows);
+      CHECK(blocks.depth >= 1);
+      CHECK(blocks.depth <= std::min(std::max<Index>(depth, 1), max_block_depth));
+      CHECK(blocks.rows >= 1);
+      CHECK(blocks.rows <= std::max<Index>(rows, 1));
+      CHECK(blocks.rows * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
     }
   }
 }

@@ -90,4 +90,20 @@ Index group_strip_rows(Index experts, Index merges) {
   return std::max<Index>((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
 }
 
+/// Of a product with one expert of `depth` inputs.
+struct DenseBlocks {
+  Index depth;  ///< inputs whose partial sums are formed at a time
+  Index rows;   ///< that are passed over by all panels before the next
+};
+
+template <class Scalar>
+DenseBlocks dense_blocks(Index depth, Index rows) {
+#if defined(MEO_TINY_BLOCKS)
+  return {std::clamp<Index>(depth, 1, 5), std::clamp<Index>(rows, 1, 7)};
+#else
+  const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
+  return {block_depth, chunk_tokens<Scalar>(block_depth, rows)};
+#endif
+}
+
 }  // namespace meo::detail
