@@ -16,7 +16,6 @@
 
 #include <cstdint>
 
-#include <meo/layers/layer_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
