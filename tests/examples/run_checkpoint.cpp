@@ -194,6 +194,43 @@ TEST_CASE("run_checkpoint says when training lacks its noise", "[run_checkpoint]
   CHECK(run(folder, {changed(folder, golden("086_"), {{"training", "True"}}).string()}).says(note));
 }
 
+TEST_CASE("run_checkpoint heeds the metadata, of layers and of blocks", "[run_checkpoint]") {
+  const Folder folder;
+  // A layer and a block of token-level MEO, both with noise.
+  const SafetensorsReader block(golden("095_"));
+  const Index rows = block.info("x").shape[0], experts = std::stol(block.metadata("num_experts"));
+  const Path noisy_block = folder / "block.safetensors";
+  std::filesystem::rename(
+      changed(
+          folder, block.file(), {{"training", "True"}}, [](const std::string& name) { return name; },
+          [&](SafetensorsWriter& writer) {
+            std::vector<double> noise;
+            for (Index i = 0; i < rows * experts; ++i) noise.push_back(static_cast<double>(i % 7) / 4 - 0.75);
+            writer.add("noise", {rows, experts}, noise);
+          }),
+      noisy_block);
+  for (const Path& path : {golden("042_"), noisy_block}) {
+    CAPTURE(path.filename().string());
+    const Bytes as_it_is = written(folder, path);
+    for (const auto& [key, value] : Metadata{{"kind", "Conv1D_MEO"},
+                                             {"top_k", "1"},
+                                             {"training", "False"},
+                                             {"noise_epsilon", "0.5"},
+                                             {"loss_coef", "0.02"}}) {
+      CAPTURE(key);
+      CHECK(written(folder, changed(folder, path, {{key, value}})) != as_it_is);
+    }
+    for (const std::string key : {"noise_epsilon", "loss_coef"}) {  // the defaults are the authors'
+      CHECK(written(folder, changed(folder, path, {{key, ""}})) == as_it_is);
+    }
+    const Bytes doubled = written(folder, changed(folder, path, {{"loss_coef", "0.02"}}));
+    CHECK(SafetensorsReader(doubled, "written").read<double>("loss")[0] ==
+          2 * SafetensorsReader(as_it_is, "written").read<double>("loss")[0]);
+  }
+  CHECK(written(folder, changed(folder, noisy_block, {{"activation", "relu"}})) !=
+        written(folder, noisy_block));
+}
+
 TEST_CASE("run_checkpoint prints shapes, the selected experts and the time", "[run_checkpoint]") {
   const Folder folder;
   const Path path = golden("053_");
