@@ -241,9 +241,7 @@ Scalar read(std::span<const Scalar> values) {
     });
   }
   Scalar total(0);
-  unroll<streams>([&](auto s) MEO_INLINE_LAMBDA {
-    total += meo::detail::sum<Scalar>(sums[s]);
-  });
+  unroll<streams>([&](auto s) MEO_INLINE_LAMBDA { total += meo::detail::sum<Scalar>(sums[s]); });
   return total;
 }
 

@@ -393,20 +393,9 @@ class Problem {
 
   double flops(meo::Method method, const Projection& projection, Index top_k,
                meo::MergeOrder merge_order) const {
-    const bool merges = case_.tokens >= meo::fewest_tokens_to_merge<Scalar>(merge_order, case_.level, top_k);
-    const Index num_merges = top_k == 1 || !merges ? 0 : case_.level == Level::task ? 1 : case_.sequences;
-    return static_cast<double>(meo::flops(method, {.in_features = projection.in_features,
-                                                   .out_features = projection.out_features,
-                                                   .num_experts = case_.num_experts,
-                                                   .top_k = top_k,
-                                                   .level = case_.level,
-                                                   .tokens = case_.all_tokens(),
-                                                   .sequences = case_.sequences,
-                                                   .merges = num_merges,
-                                                   .combined_tokens = merges ? 0 : case_.all_tokens(),
-                                                   .bias = false,
-                                                   .task_features = task_features})
-                                   .total());
+    meo::LayerShape shape = meo::layer_shape<Scalar>(options(projection, top_k, merge_order), sequences_);
+    if (case_.level == Level::task) shape.merges = std::min<Index>(shape.merges, 1);  // all are of one task
+    return static_cast<double>(meo::flops(method, shape).total());
   }
 
   static double expert_bytes(const Projection& projection) {
