@@ -5,8 +5,10 @@
 /// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R gated rows, S
 /// task_features, r reduce_factor.
 
+#include <algorithm>
 #include <array>
 #include <concepts>
+#include <cstddef>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -188,7 +190,22 @@ class RoutedLayer {
     detail::require(routing.experts.size() == pairs && routing.weights.size() == pairs, "routing: expected ",
                     pairs, " pairs, got ", routing.experts.size(), " experts and ", routing.weights.size(),
                     " weights");
-    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
+    for (Index row = 0; row < rows; ++row) {
+      const std::span<const Index> experts = routing.row_experts(row);
+      const std::span<const Scalar> weights = routing.row_weights(row);
+      for (std::size_t i = 0; i < experts.size(); ++i) {
+        detail::require_expert(experts[i], num_experts());
+        const auto place = experts.begin() + static_cast<std::ptrdiff_t>(i);
+        detail::require(std::find(experts.begin(), place, experts[i]) == place,
+                        "routing: expected distinct experts in row ", row, ", got expert ", experts[i],
+                        " twice");
+        // Comparisons only: neither NaN nor an infinity passes, and no arithmetic is added to the experts'.
+        const bool is_finite = weights[i] >= Eigen::NumTraits<Scalar>::lowest() &&
+                               weights[i] <= Eigen::NumTraits<Scalar>::highest();
+        detail::require(is_finite, "routing: expected finite weights, got one that is not in row ", row,
+                        " for expert ", experts[i]);
+      }
+    }
   }
 
   /// Throws unless dy, dx and gradients fit a forward of x whose routing is given.
