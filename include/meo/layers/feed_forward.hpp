@@ -87,6 +87,13 @@ struct FeedForwardOutput {
 /// Layer is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw.
 template <class Layer, class Activation = Gelu>
 class FeedForward {
+  template <class Y>
+  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<typename Layer::Scalar>>;
+  template <class Memory>
+  static constexpr bool is_memory =
+      std::convertible_to<Memory&, FeedForwardWorkspace<typename Layer::Scalar>&> ||
+      std::convertible_to<Memory&, FeedForwardContext<typename Layer::Scalar>&>;
+
  public:
   using Scalar = typename Layer::Scalar;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
@@ -158,6 +165,17 @@ class FeedForward {
     static_assert(std::same_as<typename Other::Scalar, Scalar>,
                   "meo: x has another scalar than the block; convert it with x.cast<Scalar>()");
     return {};
+  }
+
+  template <class X, class Y, class Memory>
+  requires(std::same_as<typename X::Scalar, Scalar> &&
+           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
+                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
+    static_assert(is_output<Y>,
+                  "meo: y must be a meo::Matrix of the block's scalar, or a block or map of one");
+    static_assert(is_memory<Memory>,
+                  "meo: the workspace must be a FeedForwardWorkspace or FeedForwardContext of the block's "
+                  "scalar");
   }
 
   /// y: T × D, not overlapping x; what it holds is overwritten. Returns the loss; routings and hidden

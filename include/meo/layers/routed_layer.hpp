@@ -38,6 +38,11 @@ class RoutedLayer {
   static_assert(NumExperts == Eigen::Dynamic || NumExperts >= 1,
                 "meo: NumExperts must be at least 1, or Eigen::Dynamic");
 
+  template <class Y>
+  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<ScalarType>>;
+  template <class Memory>
+  static constexpr bool is_memory = std::convertible_to<Memory&, Workspace<ScalarType>&>;
+
  public:
   using Scalar = ScalarType;
   static constexpr int num_experts_at_compile_time = NumExperts;
@@ -134,6 +139,16 @@ class RoutedLayer {
     static_assert(std::same_as<typename Other::Scalar, Scalar>,
                   "meo: x has another scalar than the layer; convert it with x.cast<Scalar>()");
     return {};
+  }
+
+  template <class X, class Y, class Memory>
+  requires(std::same_as<typename X::Scalar, Scalar> &&
+           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
+                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
+    static_assert(is_output<Y>,
+                  "meo: y must be a meo::Matrix of the layer's scalar, or a block or map of one");
+    static_assert(is_memory<Memory>,
+                  "meo: the workspace must be a Workspace or Context of the layer's scalar");
   }
 
  protected:
