@@ -101,7 +101,7 @@ class FeedForward {
 
   /// All parameters zero. Throws std::invalid_argument for options that make no block.
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {})
-      : options_(options),
+      : options_(checked(options)),
         activation_(std::move(activation)),
         up_(projection(options, options.features, options.hidden_features)),
         down_(projection(options, options.hidden_features, options.features)) {
@@ -232,6 +232,14 @@ class FeedForward {
   }
 
  private:
+  /// The layers check the rest, and would give these sizes other names.
+  static const FeedForwardOptions& checked(const FeedForwardOptions& options) {
+    detail::require(options.features >= 1, "features: expected at least 1, got ", options.features);
+    detail::require(options.hidden_features >= 1, "hidden_features: expected at least 1, got ",
+                    options.hidden_features);
+    return options;
+  }
+
   static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features) {
     return {.in_features = in_features,
             .out_features = out_features,
