@@ -354,7 +354,7 @@ class RoutedLayer {
   }
 
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
-  /// projection is linear, so the mean comes first and each description is projected once.
+  /// projection is linear, so the mean comes first, and a description without tokens gives p.
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                  Workspace<Scalar>& workspace) const {
     const MatrixView<Scalar>& embeddings = inputs.task_embeddings;
