@@ -5,8 +5,10 @@
 /// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R gated rows, S
 /// task_features, r reduce_factor.
 
+#include <algorithm>
 #include <array>
 #include <concepts>
+#include <cstddef>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -35,6 +37,11 @@ class RoutedLayer {
                 "meo: Scalar must be a floating-point type or behave like one, not an integer");
   static_assert(NumExperts == Eigen::Dynamic || NumExperts >= 1,
                 "meo: NumExperts must be at least 1, or Eigen::Dynamic");
+
+  template <class Y>
+  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<ScalarType>>;
+  template <class Memory>
+  static constexpr bool is_memory = std::convertible_to<Memory&, Workspace<ScalarType>&>;
 
  public:
   using Scalar = ScalarType;
@@ -134,6 +141,16 @@ class RoutedLayer {
     return {};
   }
 
+  template <class X, class Y, class Memory>
+  requires(std::same_as<typename X::Scalar, Scalar> &&
+           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
+                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
+    static_assert(is_output<Y>,
+                  "meo: y must be a meo::Matrix of the layer's scalar, or a block or map of one");
+    static_assert(is_memory<Memory>,
+                  "meo: the workspace must be a Workspace or Context of the layer's scalar");
+  }
+
  protected:
   explicit RoutedLayer(const LayerOptions& options)
       : options_(detail::checked_options<NumExperts>(options)),
@@ -188,7 +205,22 @@ class RoutedLayer {
     detail::require(routing.experts.size() == pairs && routing.weights.size() == pairs, "routing: expected ",
                     pairs, " pairs, got ", routing.experts.size(), " experts and ", routing.weights.size(),
                     " weights");
-    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
+    for (Index row = 0; row < rows; ++row) {
+      const std::span<const Index> experts = routing.row_experts(row);
+      const std::span<const Scalar> weights = routing.row_weights(row);
+      for (std::size_t i = 0; i < experts.size(); ++i) {
+        detail::require_expert(experts[i], num_experts());
+        const auto place = experts.begin() + static_cast<std::ptrdiff_t>(i);
+        detail::require(std::find(experts.begin(), place, experts[i]) == place,
+                        "routing: expected distinct experts in row ", row, ", got expert ", experts[i],
+                        " twice");
+        // Comparisons only: neither NaN nor an infinity passes, and no arithmetic is added to the experts'.
+        const bool is_finite = weights[i] >= Eigen::NumTraits<Scalar>::lowest() &&
+                               weights[i] <= Eigen::NumTraits<Scalar>::highest();
+        detail::require(is_finite, "routing: expected finite weights, got one that is not in row ", row,
+                        " for expert ", experts[i]);
+      }
+    }
   }
 
   /// Throws unless dy, dx and gradients fit a forward of x whose routing is given.
@@ -322,7 +354,7 @@ class RoutedLayer {
   }
 
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
-  /// projection is linear, so the mean comes first and each description is projected once.
+  /// projection is linear, so the mean comes first, and a description without tokens gives p.
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                  Workspace<Scalar>& workspace) const {
     const MatrixView<Scalar>& embeddings = inputs.task_embeddings;
