@@ -84,10 +84,10 @@ def draw_roofline(rate_of):
         if points:
             axes.plot(*zip(*points), linestyle="none", color=colour, marker=marker, markersize=6, markerfacecolor="none",
                       label=label)
-    # Both ends of the cloud by name: where experts are read for one token, and where most operations follow.
+    # Some of the cloud by name: from reading experts for one token to operations alone.
     meo = {case: (flops / read, flops) for (case, name, variant), (flops, read) in rate_of.items()
            if name == "meo" and variant == "k8" and flops and read}
-    for case in ("b1_t1", "b8_t32", "b1_t128", "b32_t128"):
+    for case in ("b1_t1", "b1_t128", "b32_t128"):
         if case in meo:
             axes.annotate(f"{case}, K = 8", meo[case], textcoords="offset points", xytext=(6, -14), fontsize=9)
     axes.set_xlim(*limits)
