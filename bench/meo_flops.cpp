@@ -27,8 +27,11 @@
 #include <Eigen/Core>
 
 #include <meo/flops.hpp>
+#include <meo/layers/layer_options.hpp>
+#include <meo/layers/layer_shape.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
 namespace {
@@ -36,6 +39,7 @@ namespace {
 using meo::Convention;
 using meo::Index;
 using meo::LayerFlops;
+using meo::LayerOptions;
 using meo::LayerShape;
 using meo::Level;
 using meo::Method;
@@ -90,7 +94,8 @@ give Eigen's output, to rounding, is checked before anything is timed. Times are
 medians, in milliseconds, of runs in turn: dense, MoE, MEO, dense, ... "x dense"
 is the ratio to dense: one product y = x W^T of the same sizes by Eigen, or in
 the table of models the (exact) count with ordinary feed-forward layers.
-With one selected expert MEO has nothing to merge; the figure counts it anyway.
+With one selected expert MEO has nothing to merge, and for a few tokens it
+combines outputs instead; the figure counts merges anyway.
 
 Exit code: 0 fine; 1 a point of the figure is more than 1 % off, or the outputs
 of the run disagree; 2 wrong options, or a file that cannot be written.
@@ -375,17 +380,21 @@ void print_points(const Arguments& arguments, const std::vector<Point>& points) 
 // ---------------------------------------------------------------------------------------------------------------
 // One layer, counted by item
 
+using Scalar = float;
+
 /// The up projection of the model's feed-forward block.
-LayerShape up_projection(const Arguments& arguments, Index top_k, Level level) {
+LayerOptions up_projection(const Arguments& arguments, Index top_k, Level level) {
   return {.in_features = arguments.model.features,
           .out_features = arguments.model.hidden_features,
           .num_experts = arguments.experts,
           .top_k = top_k,
           .level = level,
-          .tokens = arguments.model.tokens,
-          .merges = top_k == 1 ? 0 : 1,  // one selected expert has weight 1: MeoLayer takes it as it is
           .bias = false,
           .task_features = arguments.model.features};
+}
+
+LayerShape shape_of(const LayerOptions& options, const Arguments& arguments) {
+  return meo::layer_shape<Scalar>(options, meo::Sequences::uniform(1, arguments.model.tokens));
 }
 
 double mflops(std::int64_t count) { return static_cast<double>(count) * 1e-6; }
@@ -399,7 +408,7 @@ void print_items(const Arguments& arguments) {
                "total", "x dense"},
               1);
   const auto add = [&](Method method, Index top_k) {
-    const LayerShape shape = up_projection(arguments, top_k, arguments.level);
+    const LayerShape shape = shape_of(up_projection(arguments, top_k, arguments.level), arguments);
     const LayerFlops count = meo::flops(method, shape);
     const auto cell = [](std::int64_t item) { return item == 0 ? std::string("-") : fixed(mflops(item), 3); };
     table.add({std::string(name(method)), method == Method::dense ? "-" : std::to_string(top_k),
@@ -416,7 +425,6 @@ void print_items(const Arguments& arguments) {
 // ---------------------------------------------------------------------------------------------------------------
 // The same layer, run
 
-using Scalar = float;
 using Matrix = meo::Matrix<Scalar>;
 using MoeLayer = meo::MoeLayer<Scalar>;
 using MeoLayer = meo::MeoLayer<Scalar>;
@@ -441,12 +449,7 @@ double error_of_bound(const Matrix& y, const Matrix& expected, const Matrix& mag
 class LayerPair {
  public:
   LayerPair(const Arguments& arguments, Index top_k)
-      : moe_({.in_features = arguments.model.features,
-              .out_features = arguments.model.hidden_features,
-              .num_experts = arguments.experts,
-              .top_k = top_k,
-              .level = Level::sequence,
-              .bias = false}),
+      : moe_(up_projection(arguments, top_k, Level::sequence)),
         meo_(moe_.options()),
         x_(arguments.model.tokens, arguments.model.features),
         y_(arguments.model.tokens, arguments.model.hidden_features) {
@@ -541,7 +544,7 @@ bool run_layer(const Arguments& arguments) {
       return false;
     }
     const Times times = measure(pair);
-    const LayerShape shape = up_projection(arguments, top_k, Level::sequence);
+    const LayerShape shape = shape_of(up_projection(arguments, top_k, Level::sequence), arguments);
     const double dense = mflops(meo::flops(Method::dense, shape).total());
     const auto add = [&](Method method, double milliseconds) {
       const double count = mflops(meo::flops(method, shape).total());

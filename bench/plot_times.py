@@ -77,13 +77,19 @@ def draw_roofline(rate_of):
     bandwidth = max(read for (_, method, _), (_, read) in rate_of.items() if method == "read")
     limits = (0.25, 1024)
     axes.plot([limits[0], peak / bandwidth, limits[1]], [limits[0] * bandwidth, peak, peak], color="0.3", linewidth=1.2,
-              label="most operations, fastest reading")
+              label=f"most operations, {peak:.0f} GFLOP/s; fastest reading, {bandwidth:.0f} GB/s")
     for method, (colour, marker, label) in STYLES.items():
         points = [(flops / read, flops) for (case, name, _), (flops, read) in rate_of.items()
                   if name == method and flops and read and not case.startswith(("double", "backward"))]
         if points:
             axes.plot(*zip(*points), linestyle="none", color=colour, marker=marker, markersize=6, markerfacecolor="none",
                       label=label)
+    # Some of the cloud by name: from reading experts for one token to operations alone.
+    meo = {case: (flops / read, flops) for (case, name, variant), (flops, read) in rate_of.items()
+           if name == "meo" and variant == "k8" and flops and read}
+    for case in ("b1_t1", "b1_t128", "b32_t128"):
+        if case in meo:
+            axes.annotate(f"{case}, K = 8", meo[case], textcoords="offset points", xytext=(6, -14), fontsize=9)
     axes.set_xlim(*limits)
     axes.set_xlabel("operations for each byte of the experts")
     axes.set_ylabel("GFLOP/s, float")

@@ -116,8 +116,7 @@ class Problem {
       case Kind::naive:
         return prepare_naive(name, method.top_k);
       case Kind::read:
-        return {.run = [this] { sum_ = read(projections_[0].experts); },
-                .expert_bytes = static_cast<double>(case_.num_experts) * expert_bytes(projections_[0])};
+        return prepare_read(name);
       case Kind::peak:
         if (multiply_adds<Scalar>() != multiply_adds_sum<Scalar>())
           throw std::runtime_error(name + " is wrong");
@@ -294,6 +293,16 @@ class Problem {
     return {.run = run};
   }
 
+  /// Verified on values whose sum is exact: all of them 1.
+  Prepared prepare_read(const std::string& name) const {
+    const auto layer =
+        std::make_shared<meo::MeoLayer<Scalar>>(make_layer<meo::MeoLayer<Scalar>>(projections_[0], 1));
+    const std::vector<Scalar> ones(std::size_t{1} << 20, Scalar(1));
+    if (read<Scalar>(ones) != static_cast<Scalar>(ones.size())) throw std::runtime_error(name + " is wrong");
+    return {.run = [this, layer] { sum_ = read<Scalar>(std::as_const(*layer).experts().values()); },
+            .expert_bytes = static_cast<double>(layer->experts().values().size()) * sizeof(Scalar)};
+  }
+
   Prepared prepare_dense_backward(const std::string& name, const DenseProduct<Scalar>& product) {
     const auto d_weight =
         std::make_shared<Matrix<Scalar>>(projections_[0].out_features, projections_[0].in_features);
@@ -384,20 +393,9 @@ class Problem {
 
   double flops(meo::Method method, const Projection& projection, Index top_k,
                meo::MergeOrder merge_order) const {
-    const bool merges = case_.tokens >= meo::fewest_tokens_to_merge<Scalar>(merge_order, case_.level, top_k);
-    const Index num_merges = top_k == 1 || !merges ? 0 : case_.level == Level::task ? 1 : case_.sequences;
-    return static_cast<double>(meo::flops(method, {.in_features = projection.in_features,
-                                                   .out_features = projection.out_features,
-                                                   .num_experts = case_.num_experts,
-                                                   .top_k = top_k,
-                                                   .level = case_.level,
-                                                   .tokens = case_.all_tokens(),
-                                                   .sequences = case_.sequences,
-                                                   .merges = num_merges,
-                                                   .combined_tokens = merges ? 0 : case_.all_tokens(),
-                                                   .bias = false,
-                                                   .task_features = task_features})
-                                   .total());
+    meo::LayerShape shape = meo::layer_shape<Scalar>(options(projection, top_k, merge_order), sequences_);
+    if (case_.level == Level::task) shape.merges = std::min<Index>(shape.merges, 1);  // all are of one task
+    return static_cast<double>(meo::flops(method, shape).total());
   }
 
   static double expert_bytes(const Projection& projection) {
@@ -421,7 +419,7 @@ class Problem {
   Matrix<Scalar> dx_;
   std::vector<Projection> projections_;
   Matrix<Scalar> task_embeddings_;
-  Scalar sum_ = 0;  // of what was read, or multiplied and added
+  mutable Scalar sum_ = 0;  // of what was read, or multiplied and added
 };
 
 }  // namespace bench

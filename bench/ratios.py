@@ -4,13 +4,18 @@
     meo_bench --benchmark_out=times.json
     ratios.py times.json
 
+    meo_bench --threads=2 --benchmark_out=times2.json
+    ratios.py times.json times2.json
+
 Times are medians over the repetitions of one run. "over" names what a time is divided by: the fastest dense product of
 one expert on the same tokens, K times that for MoE, or, for one token, reading the experts' bytes. "naive" is the same
 ratio for experts merged in memory and then multiplied with, both by Eigen; "gate" is the share of the layer's time that
 passes before its experts, in the gate and in token attention.
 
 A second table has the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
-one that it chooses itself. Needs Python 3.
+one that it chooses itself; a third, from how many tokens on merging first was the faster, beside what the cost model in
+layers/merge_order.hpp says. A second file of more threads adds a table of how much faster they were, by the clock.
+Needs Python 3.
 """
 
 import argparse
@@ -99,6 +104,33 @@ def order_rows_of(case, times):
                f"{combine / merge:.2f}", f"{automatic / min(merge, combine):.2f}"]
 
 
+def crossover_rows(cases, instructions):
+    """A row of cells for each number of sequences and K: the fewest tokens measured from which on merging first is the
+    faster, and those that the cost model says, 4 p / (K - 1) for packets of 16 p bytes."""
+    packet = 64 if "AVX512" in instructions else 32 if "AVX" in instructions else 16
+    faster = defaultdict(dict)
+    for case, times in cases:
+        if size := re.fullmatch(r"orders_b(\d+)_t(\d+)", case):
+            for (method, top_k), merge in times.items():
+                if method == "merge_first":
+                    faster[int(size[1]), top_k][int(size[2])] = merge < times["combine_outputs", top_k]
+    for (sequences, top_k), by_tokens in sorted(faster.items()):
+        slower = [tokens for tokens, is_faster in by_tokens.items() if not is_faster]
+        after = [tokens for tokens in by_tokens if tokens > max(slower, default=0)]
+        yield [str(sequences), str(top_k), str(min(after)) if after else "none",
+               str(-(-(packet // 4) // (top_k - 1)))]
+
+
+def speedup_rows(cases, more_cases):
+    """A row of cells for each of this library's times that stands in both files."""
+    of_more = dict(more_cases)
+    for case, times in cases:
+        for key, seconds in times.items():
+            if key[0] in ("meo", "moe") and key in of_more.get(case, {}):
+                yield [case, key[0], str(key[1]), f"{seconds * 1e3:.3f}", f"{of_more[case][key] * 1e3:.3f}",
+                       f"{seconds / of_more[case][key]:.2f}"]
+
+
 def print_table(heading, rules, rows):
     for row in (heading, rules, *rows):
         print("| " + " | ".join(row) + " |")
@@ -107,6 +139,7 @@ def print_table(heading, rules, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=Path, help="what meo_bench --benchmark_out=… wrote")
+    parser.add_argument("more", type=Path, nargs="?", help="the same by more threads")
     arguments = parser.parse_args()
 
     report = json.loads(arguments.times.read_text(encoding="utf-8"))
@@ -124,6 +157,15 @@ def main():
         print_table(["case", "K", "merge first, ms", "combine outputs, ms", "own choice, ms", "combine / merge",
                      "own / better"],
                     ["---", "--:", "--:", "--:", "--:", "--:", "--:"], orders)
+        print()
+        print_table(["sequences", "K", "tokens from which on merging was the faster", "by the cost model"],
+                    ["--:", "--:", "--:", "--:"], crossover_rows(cases, context["instructions"]))
+    if arguments.more:
+        more = json.loads(arguments.more.read_text(encoding="utf-8"))
+        print()
+        print_table(["case", "method", "K", f"{context['threads']} thread, ms", f"{more['context']['threads']} threads, ms",
+                     "times as fast"], ["---", "---", "--:", "--:", "--:", "--:"],
+                    speedup_rows(*(read_times(r["benchmarks"], "real_time").items() for r in (report, more))))
 
 
 if __name__ == "__main__":

@@ -65,29 +65,6 @@ struct Batch {
   }
 };
 
-meo::LayerShape shape_of(const meo::LayerOptions& options, const Batch& batch, bool noise) {
-  const Index fewest =
-      meo::fewest_tokens_to_merge<Counting>(options.merge_order, options.level, options.top_k);
-  Index merges = 0, combined_tokens = 0;
-  for (Index b = 0; b < batch.sequences.size(); ++b) {
-    if (batch.sequences.length(b) >= fewest) ++merges;
-    else combined_tokens += batch.sequences.length(b);
-  }
-  return {.in_features = options.in_features,
-          .out_features = options.out_features,
-          .num_experts = options.num_experts,
-          .top_k = options.top_k,
-          .level = options.level,
-          .tokens = batch.sequences.tokens(),
-          .sequences = batch.sequences.size(),
-          .merges = options.top_k == 1 ? 0 : merges,
-          .combined_tokens = combined_tokens,
-          .bias = options.bias,
-          .noise = noise,
-          .reduce_factor = options.reduce_factor,
-          .task_features = options.task_features};
-}
-
 struct Case {
   meo::LayerOptions options;
   bool noise;
@@ -122,7 +99,8 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
     CAPTURE(to_string(options.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MoeLayer<Counting>>(options);
     const Batch batch(options, layer.gated_rows(13, 3), noise);
-    const meo::LayerFlops cost = meo::flops(Method::moe, shape_of(options, batch, noise));
+    const meo::LayerFlops cost =
+        meo::flops(Method::moe, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;
     meo::Matrix<Counting> y(batch.x.rows(), options.out_features);
 
@@ -159,7 +137,8 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
     CAPTURE(static_cast<int>(order), to_string(options.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
     const Batch batch(options, layer.gated_rows(13, 3), noise);
-    const meo::LayerFlops cost = meo::flops(Method::meo, shape_of(options, batch, noise));
+    const meo::LayerFlops cost =
+        meo::flops(Method::meo, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;
     meo::Matrix<Counting> y(batch.x.rows(), options.out_features);
 
@@ -182,7 +161,8 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
     one_expert.experts.assign(static_cast<std::size_t>(one_expert.rows), 0);
     one_expert.weights.assign(static_cast<std::size_t>(one_expert.rows), Counting(1));
     options.top_k = 1;
-    const meo::LayerFlops cost_of_one = meo::flops(Method::meo, shape_of(options, batch, noise));
+    const meo::LayerFlops cost_of_one =
+        meo::flops(Method::meo, meo::layer_shape<Counting>(options, batch.sequences, noise));
     CHECK(cost_of_one.merge == 0);
     CHECK(count_flops([&] { layer.forward_routed(batch.x, sequences, one_expert, y, workspace); }) ==
           cost.token_attention + cost_of_one.product + cost_of_one.combine);
@@ -207,16 +187,9 @@ TEST_CASE("Sequences of one task share a merge, and empty sequences need none", 
   const meo::Matrix<Counting> tasks = random_matrix(2, options.task_features);
   const auto descriptions = meo::Sequences::from_lengths({1, 1});
   const std::vector<Index> task_of_sequence{0, 1, 1, 0, 0};
-  meo::LayerShape shape{.in_features = 8,
-                        .out_features = options.out_features,
-                        .num_experts = 6,
-                        .top_k = 3,
-                        .level = Level::task,
-                        .tokens = batch.tokens(),
-                        .sequences = batch.size(),
-                        .merges = 2,
-                        .reduce_factor = 4,
-                        .task_features = options.task_features};
+  meo::LayerShape shape = meo::layer_shape<Counting>(options, batch);
+  CHECK(shape.merges == 4);
+  shape.merges = 2;
   CHECK(count_flops([&] {
           layer.forward(x, {.sequences = &batch,
                             .task_embeddings = tasks,

@@ -136,6 +136,21 @@ TEST_CASE("flops: a bias is merged, and free in every product", "[flops]") {
   }
 }
 
+TEST_CASE("flops: one expert is not merged, but in the paper's figure", "[flops]") {
+  for (const Level level : levels) {
+    LayerShape layer = with_bias(shape(level));
+    layer.top_k = 1;
+    const LayerFlops used_in_place = flops(Method::meo, with_merges(layer, 0));
+    CHECK(used_in_place.merge == 0);
+    CHECK((flops(Method::meo, layer) == used_in_place));
+    LayerFlops in_figure = used_in_place;
+    in_figure.merge = 4 * (parameters + 160);
+    CHECK((flops(Method::meo, layer, Convention::paper) == in_figure));
+    CHECK((flops(Method::meo, with_merges(layer, 0), Convention::paper) == used_in_place));
+    CHECK(flops(Method::meo, with_merges(layer, 1)).merge == 2 * (parameters + 160));
+  }
+}
+
 TEST_CASE("flops: sequences that share a task share a merge", "[flops]") {
   const LayerFlops alone = flops(Method::meo, shape(Level::task));
   LayerFlops shared = alone;

@@ -63,13 +63,7 @@ int main() {
       meo_times.push_back(milliseconds([&] { merged.forward(x, inputs, meo_y, workspace); }));
     }
 
-    const meo::LayerShape shape{.in_features = 768,
-                                .out_features = 3072,
-                                .num_experts = 8,
-                                .top_k = top_k,
-                                .tokens = batch.tokens(),
-                                .sequences = sequences,
-                                .merges = top_k == 1 ? 0 : sequences};
+    const meo::LayerShape shape = meo::layer_shape<float>(merged.options(), batch);
     const auto gflop = [&](meo::Method method) {
       return static_cast<double>(meo::flops(method, shape).total()) * 1e-9;
     };

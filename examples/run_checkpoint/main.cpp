@@ -102,7 +102,12 @@ class Metadata {
     if (value != "True" && value != "False") fail(key, "True or False", value);
     return value == "True";
   }
-  Index count(const std::string& key) const { return number<Index>(key, reader_.metadata(key)); }
+  Index count(const std::string& key) const {
+    const std::string& value = reader_.metadata(key);
+    const Index count = number<Index>(key, value);
+    if (count < 1) fail(key, "a number of at least 1", value);
+    return count;
+  }
   Index count(const std::string& key, Index otherwise) const {
     return reader_.metadata().contains(key) ? count(key) : otherwise;
   }
@@ -149,10 +154,10 @@ struct Batch {
           reader.file(), name,
           "expected a shape of two or three dimensions, got " + std::to_string(shape.size()));
     }
-    Batch batch{meo::Matrix<Scalar>(shape[0] * shape[1], shape[2]),
-                meo::Sequences::uniform(shape[0], shape[1])};
-    reader.read<Scalar>(name, {batch.tokens.data(), static_cast<std::size_t>(batch.tokens.size())});
-    return batch;
+    const std::vector<Scalar> values = reader.read<Scalar>(name);
+    if (values.empty()) throw meo::io::Error(reader.file(), name, "expected elements, got none");
+    return {Eigen::Map<const meo::Matrix<Scalar>>(values.data(), shape[0] * shape[1], shape[2]),
+            meo::Sequences::uniform(shape[0], shape[1])};
   }
 };
 
@@ -162,17 +167,22 @@ struct Run {
   Batch<Scalar> x;
   std::optional<Batch<Scalar>> task_embeddings;
   std::optional<meo::Matrix<Scalar>> noise;
+  bool lacks_noise = false;  // training says that there should be some
 
   Run(const meo::io::SafetensorsReader& reader, const std::string& input, const Metadata& metadata)
       : x(Batch<Scalar>::read(reader, input)) {
     if (metadata.level() == Level::task) task_embeddings = Batch<Scalar>::read(reader, "task_embeddings");
-    if (metadata.flag("training") && reader.contains("noise")) {
+    const bool training = metadata.flag("training");
+    lacks_noise = training && !reader.contains("noise");
+    if (training && !lacks_noise) {
       const std::vector<Index> shape = reader.info("noise").shape;
       if (shape.size() != 2)
         throw meo::io::Error(reader.file(), "noise", "expected a shape of two dimensions");
       noise = reader.read_matrix<Scalar>("noise", shape[0], shape[1]);
     }
   }
+
+  Index task_features() const { return task_embeddings ? task_embeddings->tokens.cols() : 0; }
 
   meo::Inputs<Scalar> inputs() const {
     meo::Inputs<Scalar> inputs{.sequences = &x.sequences};
@@ -199,15 +209,59 @@ std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, c
   return {shape[dimensions - 2], shape[dimensions - 1]};
 }
 
+/// What the metadata and the tensors under a prefix say of a layer.
 template <class Layer>
-bool has_bias(const meo::io::SafetensorsReader& reader, const std::string& prefix) {
-  return reader.contains(prefix + (Layer::merges_experts ? "bias" : "experts.0.dense.bias"));
+meo::LayerOptions layer_options(const meo::io::SafetensorsReader& reader, const std::string& prefix,
+                                Index task_features) {
+  const Metadata metadata(reader);
+  const auto [out_features, in_features] = weight_shape<Layer>(reader, prefix);
+  return {.in_features = in_features,
+          .out_features = out_features,
+          .num_experts = metadata.count("num_experts"),
+          .top_k = metadata.count("top_k"),
+          .level = metadata.level(),
+          .bias = reader.contains(prefix + (Layer::merges_experts ? "bias" : "experts.0.dense.bias")),
+          .reduce_factor = metadata.count("reduce_factor", 64),
+          .task_features = task_features,
+          .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
+          .loss_coefficient = metadata.real("loss_coef", 0.01),
+          .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+}
+
+/// Throws unless the weights under a prefix are as large as the options say. Comes before a layer takes
+/// memory for them, so that metadata cannot ask for more than the file has.
+template <class Layer>
+void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& prefix,
+                 const meo::LayerOptions& options) {
+  const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
+    reader.check_shape(prefix + name, shape);
+  };
+  const auto reduced = [&](Index features) { return std::max<Index>(features / options.reduce_factor, 1); };
+  const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
+  if constexpr (Layer::merges_experts) {
+    check("weight", {experts, rows, cols});
+    if (options.level == Level::token) check("tokenatt.down_proj.weight", {reduced(cols), cols});
+  } else {
+    for (Index expert = 0; expert < experts; ++expert) {
+      check("experts." + std::to_string(expert) + ".dense.weight", {rows, cols});
+    }
+  }
+  const bool has_tasks = options.level == Level::task;
+  const Index task_rows = reduced(options.task_features);
+  if (has_tasks) check("task_proj.weight", {task_rows, options.task_features});
+  check("w_gate", {has_tasks ? task_rows : cols, experts});
 }
 
 void print_shape(std::string_view name, const std::vector<Index>& shape) {
   std::cout << name << ':';
   for (std::size_t i = 0; i < shape.size(); ++i) std::cout << (i > 0 ? " x " : " ") << shape[i];
   std::cout << '\n';
+}
+
+template <class Scalar>
+void print_input(std::string_view name, const std::vector<Index>& shape, const Run<Scalar>& run) {
+  print_shape(name, shape);
+  if (run.lacks_noise) std::cout << "training is True, but there is no noise: run as inference\n";
 }
 
 template <class Scalar>
@@ -268,27 +322,18 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const auto [out_features, in_features] = weight_shape<Layer>(reader, arguments.prefix);
-  Layer layer({.in_features = in_features,
-               .out_features = out_features,
-               .num_experts = metadata.count("num_experts"),
-               .top_k = metadata.count("top_k"),
-               .level = metadata.level(),
-               .bias = has_bias<Layer>(reader, arguments.prefix),
-               .reduce_factor = metadata.count("reduce_factor", 64),
-               .task_features = run.task_embeddings ? run.task_embeddings->tokens.cols() : 0,
-               .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-               .loss_coefficient = metadata.real("loss_coef", 0.01),
-               .noise_epsilon = metadata.real("noise_epsilon", 0.01)});
+  const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
+  check_sizes<Layer>(reader, arguments.prefix, options);
+  Layer layer(options);
   meo::io::load(layer, reader, arguments.prefix);
 
-  meo::Matrix<Scalar> y(run.x.tokens.rows(), out_features);
+  meo::Matrix<Scalar> y(run.x.tokens.rows(), options.out_features);
   meo::Workspace<Scalar> workspace;
   const meo::Routing<Scalar>& routing = layer.forward(run.x.tokens, run.inputs(), y, workspace);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
-  const std::vector<Index> y_shape = output_shape(x_shape, out_features);
-  print_shape(arguments.input, x_shape);
+  const std::vector<Index> y_shape = output_shape(x_shape, options.out_features);
+  print_input(arguments.input, x_shape, run);
   print_shape("y", y_shape);
   print_selection("gate", routing);
   std::cout << "loss: " << routing.loss << '\n';
@@ -308,21 +353,26 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const auto [hidden_features, features] = weight_shape<Layer>(reader, arguments.prefix + "up.");
   const bool gated = metadata.flag("gated");
-  meo::FeedForward<Layer, Activation> block(
-      {.features = features,
-       .hidden_features = hidden_features,
-       .num_experts = metadata.count("num_experts"),
-       .top_k = metadata.count("top_k"),
-       .level = metadata.level(),
-       .bias = has_bias<Layer>(reader, arguments.prefix + "up."),
-       .gated = gated,
-       .reduce_factor = metadata.count("reduce_factor", 64),
-       .task_features = run.task_embeddings ? run.task_embeddings->tokens.cols() : 0,
-       .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-       .loss_coefficient = metadata.real("loss_coef", 0.01),
-       .noise_epsilon = metadata.real("noise_epsilon", 0.01)});
+  const meo::LayerOptions up = layer_options<Layer>(reader, arguments.prefix + "up.", run.task_features());
+  meo::LayerOptions down = up;
+  std::swap(down.in_features, down.out_features);
+  check_sizes<Layer>(reader, arguments.prefix + "up.", up);
+  if (gated) check_sizes<Layer>(reader, arguments.prefix + "gate_up.", up);
+  check_sizes<Layer>(reader, arguments.prefix + "down.", down);
+  const Index features = up.in_features;
+  meo::FeedForward<Layer, Activation> block({.features = features,
+                                             .hidden_features = up.out_features,
+                                             .num_experts = up.num_experts,
+                                             .top_k = up.top_k,
+                                             .level = up.level,
+                                             .bias = up.bias,
+                                             .gated = gated,
+                                             .reduce_factor = up.reduce_factor,
+                                             .task_features = up.task_features,
+                                             .gate_before_attention = up.gate_before_attention,
+                                             .loss_coefficient = up.loss_coefficient,
+                                             .noise_epsilon = up.noise_epsilon});
   meo::io::load(block, reader, arguments.prefix);
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
@@ -330,7 +380,7 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const Scalar loss = block.forward(run.x.tokens, run.inputs(), y, workspace);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
-  print_shape(arguments.input, x_shape);
+  print_input(arguments.input, x_shape, run);
   print_shape("y", output_shape(x_shape, features));
   print_selection("gate of up", workspace.up.routing);
   if (gated) print_selection("gate of gate_up", workspace.gate_up.routing);

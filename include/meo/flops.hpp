@@ -16,7 +16,6 @@
 
 #include <cstdint>
 
-#include <meo/layers/layer_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -29,7 +28,8 @@ enum class Method { dense, moe, meo };
 /// selected expert; everything else as in exact.
 enum class Convention { exact, paper };
 
-/// One layer and the batch it sees. Fields that LayerOptions has too mean the same here; none is checked.
+/// One layer and the batch it sees; layers/layer_shape.hpp makes one from a layer's options and a batch.
+/// Fields that LayerOptions has too mean the same here; none is checked.
 struct LayerShape {
   Index in_features = 0;
   Index out_features = 0;
@@ -38,7 +38,7 @@ struct LayerShape {
   Level level = Level::sequence;
   Index tokens = 1;  ///< of all sequences together
   Index sequences = 1;
-  Index merges = -1;          ///< MEO: merged experts that are formed; -1: one a sequence
+  Index merges = -1;          ///< MEO: merged experts that are formed; -1: see flops
   Index combined_tokens = 0;  ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
   bool bias = true;
   bool noise = false;        ///< training: the gate has a second product, for the noise's scale
@@ -75,10 +75,11 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
 /// level, else the sequences.
 ///
 /// A merge counts K multiply-adds a parameter, as MeoLayer executes them; 2K − 1 operations would be the
-/// minimum. Every sequence counts as a merge unless `merges` says otherwise. MeoLayer merges once for all
-/// sequences with the same selection and weights, never for a sequence of fewer tokens than
-/// fewest_tokens_to_merge, which `merges` has to leave out and `combined_tokens` to count, never for one
-/// without tokens, and never for K = 1: the one expert's weight is 1 and it is used where it lies.
+/// minimum. Where `merges` is −1, every sequence counts as a merge; for K = 1 none does, since MeoLayer uses
+/// the one expert where it lies, except in Convention::paper, whose figure counts it. MeoLayer also merges
+/// once for all sequences with the same selection and weights, and never for a sequence of fewer tokens than
+/// fewest_tokens_to_merge, which `merges` has to leave out and `combined_tokens` to count, nor for one
+/// without tokens.
 ///
 ///     constexpr auto cost = meo::flops(meo::Method::meo, {.in_features = 768, .out_features = 3072,
 ///                                                         .num_experts = 8, .top_k = 2, .tokens = 128});
@@ -109,7 +110,8 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape,
     const std::int64_t hidden_features = detail::reduced_features(shape.in_features, shape.reduce_factor);
     count.token_attention = 4 * shape.in_features * hidden_features * shape.tokens;
   }
-  const std::int64_t merges = shape.merges < 0 ? shape.sequences : shape.merges;
+  const bool merges_by_default = shape.top_k > 1 || convention == Convention::paper;
+  const std::int64_t merges = shape.merges >= 0 ? shape.merges : merges_by_default ? shape.sequences : 0;
   const std::int64_t merged_parameters = parameters + (shape.bias ? shape.out_features : 0);
   count.merge = detail::flops_per_merged_multiply_add(convention) * merges * shape.top_k * merged_parameters;
   count.product = product + 2 * parameters * (shape.top_k - 1) * shape.combined_tokens;
@@ -133,7 +135,8 @@ inline constexpr ModelShape bert_base{.layers = 12, .features = 768, .hidden_fea
 inline constexpr ModelShape bert_large{.layers = 24, .features = 1024, .hidden_features = 4096};
 
 /// FLOPs of one forward pass of a model over one sequence, by item. As in the paper's figure, gates, token
-/// attention, MoE's combine and everything with biases are left out: `flops` of the layers gives them.
+/// attention, MoE's combine and everything with biases are left out: `flops` of the layers gives them. MEO
+/// merges for K = 1 as well, in both conventions.
 ///
 /// Letters: l layers, d features, h hidden_features, V vocabulary, s tokens.
 struct ModelFlops {

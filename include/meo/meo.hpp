@@ -10,6 +10,7 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
+#include <meo/layers/layer_shape.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/layers/token_attention.hpp>

@@ -4,6 +4,7 @@
 ///
 /// Letters: T tokens, D in_features, F out_features, N num_experts, K top_k.
 
+#include <algorithm>
 #include <concepts>
 #include <string_view>
 #include <type_traits>
@@ -78,4 +79,12 @@ constexpr std::string_view to_string(Level level) {
   return "unknown";
 }
 
+namespace detail {
+
+/// ⌊features / reduce_factor⌋, at least one.
+constexpr Index reduced_features(Index features, Index reduce_factor) {
+  return std::max<Index>(features / reduce_factor, 1);
+}
+
+}  // namespace detail
 }  // namespace meo

@@ -326,6 +326,59 @@ TEST_CASE("parameters that have no place in the layer", "[io][checkpoint]") {
   CHECK(parameters_of_block(block) == before);
 }
 
+TEST_CASE("tensors of other names may stand beside parameters", "[io][checkpoint]") {
+  const std::vector<std::string> others{"x",
+                                        "noise",
+                                        "task_embeddings",
+                                        "weights",
+                                        "grad.x",
+                                        "weight_norm",
+                                        "param.weight",
+                                        "biased.weight",
+                                        "mean",
+                                        "std",
+                                        "",
+                                        ".weight",
+                                        "decoder",
+                                        "downstream"};
+  const std::vector<std::string> authors{
+      "weight",           "bias",      "experts.7.dense.weight", "experts",  "tokenatt.up_proj.bias",
+      "task_proj.weight", "up.w_gate", "gate_up.weight",         "down.bias"};
+  const auto saved = small_layer<MoeLayer<double>>(1, Level::sequence);
+  for (const std::string prefix : {"", "layer."}) {
+    const auto load_beside = [&](const std::vector<std::string>& names) {
+      SafetensorsWriter writer;
+      meo::io::save(saved, writer, prefix);
+      for (const std::string& name : names) writer.add(prefix + name, {1}, std::vector{1.0});
+      const Bytes bytes = writer.bytes();
+      auto layer = small_layer<MoeLayer<double>>(2, Level::sequence);
+      const Parameters before = parameters_of(layer);
+      const std::string error =
+          error_of([&] { meo::io::load(layer, SafetensorsReader(bytes, "f"), prefix); });
+      CHECK(parameters_of(layer) == (error == "no error" ? parameters_of(saved) : before));
+      return error;
+    };
+    CHECK(load_beside(others) == "no error");
+    for (const std::string& name : authors) {
+      CHECK(load_beside({name}) ==
+            "meo: f: tensor \"" + prefix + name + "\": is no parameter of what is loaded");
+    }
+  }
+
+  // A block, with all that a golden file has.
+  const Golden<double> golden(meo::test::golden_files("099_").at(0));
+  SafetensorsWriter writer;
+  for (const std::string& name : golden.reader().names()) {
+    const auto& info = golden.reader().info(name);
+    writer.add(name.starts_with("param.") ? name.substr(6) : name, info.shape,
+               golden.reader().read<double>(name), info.dtype);
+  }
+  const Bytes bytes = writer.bytes();
+  meo::FeedForward<MeoLayer<double>> block(block_options_of(golden));
+  meo::io::load(block, SafetensorsReader(bytes, "f"), "");
+  CHECK(equal(parameters_of_block(block), golden.reader()));
+}
+
 TEST_CASE("MoE parameters are not taken for MEO's, nor the reverse", "[io][checkpoint]") {
   CHECK(fault(small_layer<MeoLayer<double>>(2, Level::sequence),
               file_of_layer(small_layer<MoeLayer<double>>(1, Level::sequence))) ==

@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <latch>
 #include <limits>
 #include <span>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -21,6 +23,10 @@
 
 #include "io/files.hpp"
 #include "support/catch.hpp"
+
+#if __has_include(<sys/resource.h>)
+#include <sys/resource.h>
+#endif
 
 namespace {
 
@@ -175,6 +181,25 @@ TEST_CASE("what a scalar cannot hold is not read", "[io][reader]") {
   CHECK(fault<int>(file_of("BF16", "[0]", {})) == "meo: f: tensor \"t\": expected integers, got BF16");
   CHECK(fault<float>(file_of("F8_E4M3", "[1]", little_endian(0, 1))) ==
         "meo: f: tensor \"t\": elements of type \"F8_E4M3\" cannot be read");
+}
+
+// The header of an unknown type may promise any number of elements, and the file is as small as before.
+TEST_CASE("no memory is taken for elements of an unknown type", "[io][reader]") {
+  for (const Index count : {Index{20'000'000'000}, Index{1} << 62}) {
+    CAPTURE(count);
+    const Bytes bytes = file_of("F4", "[" + std::to_string(count) + "]", {});
+    const SafetensorsReader file(bytes, "f");
+    CHECK(file.info("t").size == count);
+    const std::string reason = "meo: f: tensor \"t\": elements of type \"F4\" cannot be read";
+    CHECK(error_of([&] { file.read<float>("t"); }) == reason);
+    CHECK(error_of([&] { file.read<std::uint8_t>("t"); }) == reason);
+    CHECK(error_of([&] { file.read<float>("t", 1, count - 1); }) == reason);
+    CHECK(error_of([&] { file.read_vector<float>("t", count); }) == reason);
+    CHECK(error_of([&] { file.check_shape("t", {count}); }) == reason);
+  }
+  const Bytes bytes = file_of("F4", "[200000,100000]", {});
+  CHECK(error_of([&] { SafetensorsReader(bytes, "f").read_matrix<float>("t", 200000, 100000); }) ==
+        "meo: f: tensor \"t\": elements of type \"F4\" cannot be read");
 }
 
 TEST_CASE("tensors that are not there or have another shape", "[io][reader]") {
@@ -341,6 +366,58 @@ TEST_CASE("files that cannot be opened", "[io][reader]") {
   std::filesystem::create_directory(directory);
   CHECK(error_of([&] { SafetensorsReader{directory}; }) ==
         "meo: " + directory.string() + ": cannot be read: Is a directory");
+}
+
+#if __has_include(<sys/resource.h>)
+TEST_CASE("a file that the system does not open", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  meo::test::save(path, small_file());
+  // As if as many files were open as may be.
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const rlimit none{0, limit.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &none);
+  const std::string error = error_of([&] { SafetensorsReader{path}; });
+  setrlimit(RLIMIT_NOFILE, &limit);
+  CHECK(error == "meo: " + path.string() + ": cannot be opened");
+}
+#endif
+
+#if defined(__linux__)
+TEST_CASE("a file that has fewer bytes than the system says", "[io][reader]") {
+  // Linux gives its attributes the size of a page; this one is a digit and a line's end.
+  const std::filesystem::path path = "/sys/kernel/fscaps";
+  std::error_code error;
+  if (const auto size = std::filesystem::file_size(path, error); error || size < 8) {
+    WARN("there is no " + path.string() + " to read from");
+    return;
+  }
+  CHECK(error_of([&] { SafetensorsReader{path}; }) == "meo: " + path.string() + ": cannot be read");
+}
+#endif
+
+TEST_CASE("only what is asked for is read", "[io][reader]") {
+  // A sparse file, whose first tensor fits into no memory.
+  const Folder folder;
+  const auto path = folder / "huge.safetensors";
+  const std::string huge = "1099511627776", end = "1099511627784";
+  const Bytes head =
+      file_of(R"({"huge":{"dtype":"U8","shape":[)" + huge + R"(],"data_offsets":[0,)" + huge +
+              R"(]},"small":{"dtype":"F32","shape":[2],"data_offsets":[)" + huge + ',' + end + "]}}");
+  meo::test::save(path, head);
+  std::error_code error;
+  std::filesystem::resize_file(path, head.size() + std::stoull(huge), error);
+  if (error) {
+    WARN("there is no room for a sparse file of 1 TiB: " + error.message());
+    return;
+  }
+  const Bytes small = bytes_of({0x3f800000, 0xc0000000}, 4);
+  std::ofstream(path, std::ios::binary | std::ios::app)
+      .write(reinterpret_cast<const char*>(small.data()), static_cast<std::streamsize>(small.size()));
+  const SafetensorsReader file(path);
+  CHECK(file.read<float>("small") == std::vector<float>{1, -2});
+  CHECK(file.read<int>("huge", Index{1} << 39, 3) == std::vector<int>{0, 0, 0});
 }
 
 TEST_CASE("a file that becomes shorter while it is open", "[io][reader]") {

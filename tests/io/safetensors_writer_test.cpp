@@ -280,6 +280,20 @@ TEST_CASE("a file that cannot be written leaves the old one", "[io][writer]") {
 #endif
 }
 
+TEST_CASE("a file that cannot be renamed", "[io][writer]") {
+  // A path without a name: what is written beside it is named .partial, and has no name to get.
+  const Folder folder;
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path(folder / "");
+  SafetensorsWriter writer;
+  writer.add("t", {2}, std::array{1, 2});
+  const std::string error = error_of([&] { writer.write(""); });
+  const bool left = std::filesystem::exists(".partial");
+  std::filesystem::current_path(before);
+  CHECK(error == "meo: cannot be replaced: No such file or directory");
+  CHECK_FALSE(left);
+}
+
 TEST_CASE("the golden files come back from a copy", "[io][writer][golden]") {
   for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
     if (entry.path().extension() != ".safetensors") continue;

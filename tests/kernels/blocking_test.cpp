@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <vector>
 
 #include <meo/kernels/blocking.hpp>
@@ -24,7 +25,9 @@ TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[bloc
         REQUIRE(blocks.merges <= std::max<Index>(merges, 1));
         REQUIRE(blocks.tokens >= 1);
         CHECK(blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * row_bytes <= max_scratch_bytes);
-        CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
+        CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= 2 * max_activation_bytes);
+        if (blocks.tokens < tokens)
+          CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
         const bool has_tiles = tokens >= Tile<S>::rows * std::max<Index>(merges, 1);
         const Index panel_bytes = padded_rows<S>(blocks.depth) * row_bytes;
         CHECK(blocks.merges == std::min(std::max<Index>(merges, 1),
@@ -36,7 +39,24 @@ TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[bloc
   }
 }
 
+TEMPLATE_TEST_CASE("a dense product's activations fit the cache that they are for", "[blocking]", float,
+                   double) {
+  using S = TestType;
+  for (const Index depth : {0, 1, 768, 1024, 1025, 100'000}) {
+    for (const Index rows : {0, 1, 128, 1'000'000}) {
+      INFO("depth " << depth << ", rows " << rows);
+      const DenseBlocks blocks = dense_blocks<S>(depth, rows);
+      CHECK(blocks.depth >= 1);
+      CHECK(blocks.depth <= std::min(std::max<Index>(depth, 1), max_block_depth));
+      CHECK(blocks.rows >= 1);
+      CHECK(blocks.rows <= std::max<Index>(rows, 1));
+      CHECK(blocks.rows * blocks.depth * Index(sizeof(S)) <= 2 * max_activation_bytes);
+    }
+  }
+}
+
 TEST_CASE("parts are as equal as may be and none is beyond the limit", "[blocking]") {
+  CHECK(even_part(0, 3) == 0);
   for (Index size = 1; size <= 50; ++size) {
     for (Index limit = 1; limit <= 60; ++limit) {
       INFO("size " << size << ", limit " << limit);

@@ -1,10 +1,7 @@
-#include <vector>
-
 #include <meo/kernels/dispatched_product.hpp>
 
-#include "kernels/chain.hpp"
+#include "kernels/dispatched_problem.hpp"
 #include "kernels/guarded_matrix.hpp"
-#include "kernels/random_experts.hpp"
 #include "kernels/threads.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -14,55 +11,6 @@ namespace {
 using namespace meo;
 using namespace meo::detail;
 using namespace meo::test;
-
-/// A batch of tokens with a selection each.
-template <class S>
-struct DispatchedProblem {
-  DispatchedProblem(Generator& rng, Index tokens, Index in_features, Index out_features, bool has_bias,
-                    Index experts_selected, Index top_k)
-      : experts(rng, experts_selected + 1, in_features, out_features, has_bias),
-        selections(random_selections<S>(rng, tokens, experts_selected, top_k)),
-        x(random_normal<S>(rng, tokens, in_features)) {
-    // The last expert, which nobody selects, would show in every sum.
-    experts.bank.set_weight(experts_selected,
-                            Matrix<S>::Constant(out_features, in_features, GuardedMatrix<S>::nan));
-    dispatch_tokens<S>(selections.experts, selections.weights, top_k, experts_selected + 1,
-                       offsets_of(std::vector<Index>(std::size_t(tokens), 1)), dispatch);
-  }
-
-  RandomExperts<S> experts;
-  Selections<S> selections;
-  Matrix<S> x;
-  Dispatch<S> dispatch;
-
-  Index out_features() const { return experts.bank.out_features(); }
-
-  /// x W_eᵀ + b_e of one token.
-  Matrix<S> output(Index token, Index expert) const {
-    const auto e = std::size_t(expert);
-    return chain_product<S>(x.row(token), experts.weights[e],
-                            bias_rows(experts.biases[e], 1, out_features()));
-  }
-
-  /// Every token's experts' outputs, weighted and added by ascending expert.
-  Matrix<S> expected() const {
-    Matrix<S> y = Matrix<S>::Zero(x.rows(), out_features());
-    for (Index t = 0; t < x.rows(); ++t) {
-      for (const auto& [expert, weight] : selections.ascending(t)) {
-        const Matrix<S> term = output(t, expert);
-        for (Index c = 0; c < y.cols(); ++c) y(t, c) = multiply_add_one(weight, term(0, c), y(t, c));
-      }
-    }
-    return y;
-  }
-
-  Matrix<S> computed() const {
-    GuardedMatrix<S> input(x), y(x.rows(), out_features());
-    dispatched_product(experts.bank.panels(), dispatch, input.data(), input.stride(), y.data(), y.stride());
-    CHECK(y.guards_intact());
-    return y.values();
-  }
-};
 
 TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains, for all shapes around the tile",
                    "[dispatched_product]", float, double, long double) {

@@ -61,7 +61,7 @@ struct Case {
                                          reference::activation_of<typename Types_::Activation>(), options,
                                          rng)),
         input(reference::random_input(block, lengths, mode, rng)),
-        library(reference::library_block<Library>(block)),
+        library(reference::library_block<Library>(block, options.merge_order)),
         batch(input.batch) {}
   Case(const Case&) = delete;
 
@@ -123,47 +123,138 @@ TEST_CASE("an activation may be any function", "[feed_forward]") {
                        expected.forward(c.input.x, c.batch.inputs()).y) == "");
 }
 
-template <class S, class Activation>
-Matrix<S> output_of(Kind kind, const FeedForwardOptions& options) {
-  const Case<FeedForward<MeoLayer<S>, Activation>> c(options);
-  if (kind == Kind::meo) return c.forward().y;
-  auto block = c.block;
-  block.up.kind = block.gate_up.kind = block.down.kind = Kind::moe;
-  return reference::library_block<FeedForward<MoeLayer<S>, Activation>>(block)
-      .forward(c.input.x, c.batch.inputs())
-      .y;
-}
-
-TEST_CASE("with one gate around a non-linearity MEO is not MoE", "[feed_forward]") {
+TEMPLATE_TEST_CASE("with one gate around a non-linearity MEO is not MoE", "[feed_forward]", (MeoLayer<float>),
+                   (MeoLayer<float, 4>), (MeoLayer<double>), (MeoLayer<double, 4>)) {
+  using S = typename TestType::Scalar;
+  using Vanilla = MoeLayer<S, TestType::num_experts_at_compile_time>;
   for (const Level level : {Level::sequence, Level::task}) {
     for (const bool gated : {false, true}) {
-      const FeedForwardOptions options = options_at(level, gated, true);
-      const auto merged = output_of<double, Gelu>(Kind::meo, options);
-      const auto vanilla = output_of<double, Gelu>(Kind::moe, options);
-      CHECK((merged - vanilla).cwiseAbs().maxCoeff() > 0.01);
-
-      // One selected expert leaves nothing to merge.
-      const FeedForwardOptions single = options_at(level, gated, true, 1);
-      CHECK((output_of<double, Gelu>(Kind::meo, single) - output_of<double, Gelu>(Kind::moe, single))
-                .cwiseAbs()
-                .maxCoeff() < 1e-14);
+      for (const Index top_k : {1, 2}) {
+        INFO(to_string(level) << " level, gated " << gated << ", K " << top_k);
+        const Case<FeedForward<TestType, Gelu>> c(options_at(level, gated, true, top_k));
+        auto block = c.block;
+        block.up.kind = block.gate_up.kind = block.down.kind = Kind::moe;
+        const Matrix<S> vanilla = reference::library_block<FeedForward<Vanilla, Gelu>>(block)
+                                      .forward(c.input.x, c.batch.inputs())
+                                      .y;
+        const Matrix<S> merged = c.forward().y;
+        if (top_k == 1) CHECK(bit_difference(merged, vanilla) == "");  // nothing to merge
+        else CHECK((merged - vanilla).cwiseAbs().maxCoeff() > S(0.01));
+      }
     }
   }
 }
 
+template <class S>
+Matrix<S> gated_hidden(const Matrix<S>& pre_activation, const Matrix<S>& gate_hidden) {
+  const Relu relu;
+  Matrix<S> hidden = gate_hidden;
+  for (Index i = 0; i < hidden.size(); ++i)
+    hidden.data()[i] = relu(pre_activation.data()[i]) * gate_hidden.data()[i];
+  return hidden;
+}
+
+TEMPLATE_TEST_CASE("a block's gates draw their noise one after another: up, gate_up, down", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Relu>), (FeedForward<MeoLayer<double, 4>, Relu>)) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    INFO(to_string(level) << " level");
+    const Case<TestType> c(options_at(level, true, false), {3, 0, 1, 5}, Mode::training);
+    std::mt19937_64 rng(31), same(31);
+    Inputs<S> inputs = c.batch.inputs();
+    inputs.noise = Noise<S>(rng);
+    const FeedForwardOutput<S> drawn = c.library.forward(c.input.x, inputs);
+
+    const auto with_next_noise = [&](const auto& layer, const Matrix<S>& x) {
+      const Matrix<S> noise = draw_noise<S>(drawn.up.rows, 4, same);
+      inputs.noise = Noise<S>(noise);
+      return layer.forward(x, inputs);
+    };
+    const Output<S> up = with_next_noise(c.library.up(), c.input.x),
+                    gate_up = with_next_noise(c.library.gate_up(), c.input.x),
+                    down = with_next_noise(c.library.down(), gated_hidden(up.y, gate_up.y));
+    CHECK(rng == same);
+    CHECK(bit_difference(drawn.up.dense(), up.routing.dense()) == "");
+    CHECK(bit_difference(drawn.gate_up.dense(), gate_up.routing.dense()) == "");
+    CHECK(bit_difference(drawn.down.dense(), down.routing.dense()) == "");
+    CHECK(bit_difference(drawn.y, down.y) == "");
+    CHECK(drawn.loss == up.routing.loss + gate_up.routing.loss + down.routing.loss);
+
+    // A single gate draws once.
+    const Case<TestType> shared(options_at(level, true, true), {3, 0, 1, 5}, Mode::training);
+    inputs = shared.batch.inputs();
+    inputs.noise = Noise<S>(rng);
+    const auto [y, loss, routing, none, no_other] = shared.library.forward(shared.input.x, inputs);
+    draw_noise<S>(routing.rows, 4, same);
+    CHECK(rng == same);
+  }
+}
+
+TEMPLATE_TEST_CASE("a block merges in the order that its options say", "[feed_forward]", (MeoLayer<float, 4>),
+                   (MeoLayer<double>)) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    for (const bool shared_gate : {false, true}) {
+      INFO(to_string(level) << " level, shared gate " << shared_gate);
+      const FeedForwardOptions options = options_at(level, true, shared_gate);
+      const Case<FeedForward<TestType, Relu>> c(options, {40, 1, 0, 30});
+      const auto in_order = [&](MergeOrder order) {
+        const auto block = reference::library_block<FeedForward<TestType, Relu>>(c.block, order);
+        const auto output = block.forward(c.input.x, c.batch.inputs());
+        const TestType up = reference::library_layer<TestType>(c.block.up, order),
+                       gate_up = reference::library_layer<TestType>(c.block.gate_up, order),
+                       down = reference::library_layer<TestType>(c.block.down, order);
+        Workspace<S> workspace;
+        const auto routed = [&](const TestType& layer, const Matrix<S>& x, const Routing<S>& own) {
+          Matrix<S> y(x.rows(), layer.out_features());
+          layer.forward_routed(x, {.sequences = &c.batch.sequences()}, shared_gate ? output.up : own, y,
+                               workspace);
+          return y;
+        };
+        const Matrix<S> pre_activation = routed(up, c.input.x, output.up);
+        const Matrix<S> hidden = gated_hidden(pre_activation, routed(gate_up, c.input.x, output.gate_up));
+        CHECK(bit_difference(output.y, routed(down, hidden, output.down)) == "");
+        return output.y;
+      };
+      const Matrix<S> merged = in_order(MergeOrder::merge_first),
+                      combined = in_order(MergeOrder::combine_outputs);
+      CHECK(bit_difference(merged, combined) != "");
+      CHECK(bit_difference(merged.topRows(40), combined.topRows(40).eval()) != "");
+    }
+  }
+}
+
+TEST_CASE("a block starts with random values for up, gate_up and down, in that order", "[feed_forward]") {
+  FeedForward<MeoLayer<float>> block(options_at(Level::token, true, false));
+  std::mt19937_64 rng(9), same(9);
+  block.initialize(rng);
+  for (auto* layer : {&block.up(), &block.gate_up(), &block.down()}) {
+    MeoLayer<float> expected(layer->options());
+    expected.initialize(same);
+    for (Index i = 0; i < 4; ++i) {
+      CHECK(layer->weight(i) == expected.weight(i));
+      CHECK(layer->bias(i) == expected.bias(i));
+    }
+    CHECK(layer->gate().weight() == expected.gate().weight());
+  }
+  CHECK(rng == same);
+}
+
 TEMPLATE_TEST_CASE("a block started from a dense one computes what that did", "[feed_forward]",
-                   (FeedForward<MoeLayer<double>, Gelu>), (FeedForward<MeoLayer<double>, Gelu>)) {
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MoeLayer<double, 4>, Gelu>),
+                   (FeedForward<MeoLayer<float, 4>, Gelu>), (FeedForward<MeoLayer<double>, Gelu>)) {
+  using S = typename TestType::Scalar;
   for (const Level level : all_levels) {
     for (const bool shared_gate : {false, true}) {
       Case<TestType> c(options_at(level, true, shared_gate));
-      const auto up = reference::random_affine<double>(c.rng, 5, 11),
-                 gate_up = reference::random_affine<double>(c.rng, 5, 11),
-                 down = reference::random_affine<double>(c.rng, 11, 5);
+      const auto up = reference::random_affine<S>(c.rng, 5, 11),
+                 gate_up = reference::random_affine<S>(c.rng, 5, 11),
+                 down = reference::random_affine<S>(c.rng, 11, 5);
       c.library.up().initialize_from_dense(up.weight, up.bias);
       c.library.gate_up().initialize_from_dense(gate_up.weight, gate_up.bias);
       c.library.down().initialize_from_dense(down.weight, down.bias);
-      const auto x = Bounded<double>::exact(c.input.x);
-      Bounded<double> expected = down(multiply(activate(reference::Activation::gelu, up(x)), gate_up(x)));
+      const auto x = Bounded<S>::exact(c.input.x);
+      Bounded<S> expected = down(multiply(activate(reference::Activation::gelu, up(x)), gate_up(x)));
       expected.error *= 3;  // the mixtures round K more terms than a dense projection
       CHECK(disagreement(c.forward().y, expected) == "");
     }
@@ -198,15 +289,26 @@ TEMPLATE_TEST_CASE("a block's workspace serves any batch and strides", "[feed_fo
 TEMPLATE_TEST_CASE("a sequence alone gives the bits that it gives in a batch, through a block",
                    "[feed_forward]", (FeedForward<MoeLayer<float>, Gelu>),
                    (FeedForward<MeoLayer<double, 4>, Silu>)) {
+  using S = typename TestType::Scalar;
+  const MergeOrder order = GENERATE(MergeOrder::automatic, MergeOrder::merge_first);
   for (const bool shared_gate : {false, true}) {
-    for (const Level level : {Level::token, Level::sequence}) {
-      const Case<TestType> c(options_at(level, true, shared_gate), {3, 0, 1, 5, 17});
+    for (const Level level : all_levels) {
+      FeedForwardOptions options = options_at(level, true, shared_gate);
+      options.merge_order = order;
+      const Case<TestType> c(options, {3, 0, 1, 25, 17});
       const auto expected = c.forward();
       for (Index b = 0; b < 5; ++b) {
         const reference::Rows rows = c.input.batch.sequence(b);
-        const auto alone = c.library.forward(c.input.x.middleRows(rows.begin, rows.count()));
+        Inputs<S> inputs;
+        if (level == Level::task) {
+          const reference::Rows description = c.input.batch.description(b);
+          inputs.task_embeddings =
+              c.input.batch.task_embeddings.middleRows(description.begin, description.count());
+        }
+        const auto alone = c.library.forward(c.input.x.middleRows(rows.begin, rows.count()), inputs);
         CHECK(bit_difference(alone.y, expected.y.middleRows(rows.begin, rows.count())) == "");
       }
+      if (level == Level::task) continue;
       CHECK(bit_difference(c.library.forward(c.input.x, c.batch.sequences()).y, expected.y) == "");
     }
   }
@@ -252,8 +354,9 @@ TEST_CASE("a block's options are checked, and its gate_up is there only when gat
     return error_lacks<Invalid>([&] { Block block(options); }, parts);
   };
   CHECK(lacks([](auto&) {}, {}) == "no exception");
-  CHECK(lacks([](auto& o) { o.features = 0; }, {"features", "at least 1", "got 0"}) == "");
-  CHECK(lacks([](auto& o) { o.hidden_features = 0; }, {"features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.features = 0; }, {"meo: features: expected at least 1, got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.hidden_features = 0; }, {"meo: hidden_features: expected at least 1, got 0"}) ==
+        "");
   CHECK(lacks([](auto& o) { o.top_k = 5; }, {"top_k", "got 5"}) == "");
   CHECK(lacks([](auto& o) { o.num_experts = 3; }, {"num_experts", "expected 4", "got 3"}) == "");
 

@@ -29,6 +29,11 @@ TEMPLATE_TEST_CASE("MeoLayer computes what the reference does for many experts a
   check_large_batch<TestType>(Level::token);
 }
 
+TEST_CASE("MeoLayer computes what the reference does for sizes that are multiples of nothing",
+          "[meo_layer]") {
+  check_odd_sizes<MeoLayer<float>>();
+}
+
 /// The same parameters as an MoE and as an MEO layer, with a batch for both.
 template <class S>
 struct Pair {

@@ -1,5 +1,6 @@
 // Merging experts first or combining their outputs: what decides, and that results do not depend on it.
 
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -35,6 +36,16 @@ TEMPLATE_TEST_CASE("experts are merged where K products cost more than the merge
       }
     }
   }
+}
+
+/// As small as a scalar may be that has no packets.
+struct TwoBytes {
+  std::uint16_t bits;
+};
+
+TEST_CASE("nothing is merged for a sequence without tokens, however small the scalar", "[merge_order]") {
+  CHECK(detail::merge_cost_of_caches<TwoBytes> == 1);
+  for (const Index top_k : {1, 2, 3, 9}) CHECK(fewest<TwoBytes>(Level::sequence, top_k) == 1);
 }
 
 TEST_CASE("one expert and a task's experts are never combined unless that is asked for", "[merge_order]") {

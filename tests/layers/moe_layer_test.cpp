@@ -28,4 +28,9 @@ TEMPLATE_TEST_CASE("MoeLayer computes what the reference does for many experts a
   check_large_batch<TestType>(Level::token);
 }
 
+TEST_CASE("MoeLayer computes what the reference does for sizes that are multiples of nothing",
+          "[moe_layer]") {
+  check_odd_sizes<MoeLayer<float>>();
+}
+
 }  // namespace

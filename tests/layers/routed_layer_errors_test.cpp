@@ -94,6 +94,23 @@ TEMPLATE_TEST_CASE("options that make no layer are refused", "[routed_layer]", M
   CHECK(lacks([](auto& o) { o.in_features = o.out_features = Index(1) << 40; }, {"fits memory"}) == "");
 }
 
+TEMPLATE_TEST_CASE("coefficients that are not finite, or no deviation at all, are refused", "[routed_layer]",
+                   MEO_LAYERS) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  LayerOptions options = options_at(Level::sequence);
+  for (const double epsilon : {0.0, inf, std::numeric_limits<double>::quiet_NaN()}) {
+    options.noise_epsilon = epsilon;
+    CHECK(error_lacks<Invalid>([&] { TestType layer(options); },
+                               {"noise_epsilon: expected a finite number above 0, got "}) == "");
+  }
+  options = options_at(Level::sequence);
+  options.loss_coefficient = inf;
+  CHECK(error_lacks<Invalid>([&] { TestType layer(options); },
+                             {"loss_coefficient: expected a finite number of at least 0, got inf"}) == "");
+  options.loss_coefficient = 0;
+  CHECK(error_lacks<Invalid>([&] { TestType layer(options); }, {}) == "no exception");
+}
+
 TEST_CASE("an expert count must be given once, and not in two ways", "[routed_layer]") {
   LayerOptions options = options_at(Level::sequence);
   options.num_experts = 3;
@@ -151,6 +168,9 @@ TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_la
   CHECK(error_lacks<Invalid>([&] { layer.bias(0); }, {"bias", "bias = false"}) == "");
   CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(weight, bias); },
                              {"dense bias", "expected none", "got 5 values"}) == "");
+  const Matrix<S> transposed = Matrix<S>::Ones(3, 5);
+  CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(transposed); },
+                             {"dense weight", "5 x 3", "got 3 x 5"}) == "");
   CHECK(bit_difference(parameters(layer), before) == "");
 }
 
@@ -299,6 +319,54 @@ TEMPLATE_TEST_CASE("logits that are not finite are refused, with their row", "[r
   Attempt<TestType> task(Level::task);
   task.embeddings(2, 2) = Limits::quiet_NaN();
   CHECK(task.template lacks<std::domain_error>({"finite", "row 0"}) == "");
+  const Sequences descriptions = Sequences::from_lengths({1, 1, 2});
+  task.inputs.descriptions = &descriptions;  // token 2 is in that of sequence 2
+  CHECK(task.template lacks<std::domain_error>({"finite", "row 2"}) == "");
+  const std::vector<Index> tasks{0, 2, 1};
+  task.inputs.task_of_sequence = tasks;
+  CHECK(task.template lacks<std::domain_error>({"finite", "row 1"}) == "");
+}
+
+TEMPLATE_TEST_CASE("a routing from elsewhere that does not fit is refused", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  using R = Routing<S>;
+  using Limits = std::numeric_limits<S>;
+  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+    INFO(to_string(level) << " level");
+    const auto lacks = [&](auto change, std::initializer_list<std::string> parts) {
+      Attempt<TestType> a(level);
+      R routing = a.layer.route(a.x, a.inputs, a.workspace);
+      routing.experts = {2, 0, 1, 3, 3, 2};
+      routing.experts.resize(std::size_t(2 * routing.rows), 0);
+      for (std::size_t i = 7; i < routing.experts.size(); i += 2) routing.experts[i] = 1;
+      change(routing);
+      const std::string error = error_lacks<Invalid>(
+          [&] { a.layer.forward_routed(a.x, a.inputs, routing, a.y, a.workspace); }, parts);
+      if (error != "") return error;
+      return std::string((a.y.array() == S(7)).all() ? "" : "y has changed");
+    };
+    const std::string rows = level == Level::token && TestType::gates_tokens ? "6" : "3";
+    const std::string pairs = rows == "6" ? "12" : "6", fewer = rows == "6" ? "11" : "5";
+    CHECK(lacks([](R&) {}, {}) == "no exception");
+    CHECK(lacks([](R& r) { r.rows = 4; }, {"routing", "expected " + rows + " rows", "got 4"}) == "");
+    CHECK(lacks([](R& r) { r.num_experts = 5; }, {"routing", "num_experts = 4", "got 5"}) == "");
+    CHECK(lacks([](R& r) { r.top_k = 0; }, {"routing", "top_k from 1 to 4", "got 0"}) == "");
+    CHECK(lacks([](R& r) { r.top_k = 5; }, {"routing", "top_k from 1 to 4", "got 5"}) == "");
+    CHECK(lacks([](R& r) { r.experts.pop_back(); },
+                {"expected " + pairs + " pairs", "got " + fewer + " experts and " + pairs + " weights"}) ==
+          "");
+    CHECK(lacks([](R& r) { r.weights.pop_back(); },
+                {"expected " + pairs + " pairs", "got " + pairs + " experts and " + fewer + " weights"}) ==
+          "");
+    CHECK(lacks([](R& r) { r.experts[4] = 4; }, {"expert", "0 to 3", "got 4"}) == "");
+    CHECK(lacks([](R& r) { r.experts[4] = -1; }, {"expert", "0 to 3", "got -1"}) == "");
+    CHECK(lacks([](R& r) { r.experts[3] = 1; },
+                {"routing", "distinct experts in row 1", "got expert 1 twice"}) == "");
+    for (const S bad : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()}) {
+      CHECK(lacks([&](R& r) { r.weights[5] = bad; }, {"routing", "finite weights", "row 2 for expert 2"}) ==
+            "");
+    }
+  }
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ struct Case {
       : rng(seed),
         layer(random_layer<S>(reference::KindOf<Library>::value, options, rng)),
         input(random_input(layer, lengths, mode, rng)),
-        library(reference::library_layer<Library>(layer)),
+        library(reference::library_layer<Library>(layer, options.merge_order)),
         batch(input.batch) {}
   Case(const Case&) = delete;
 
@@ -67,6 +67,13 @@ struct Case {
   Library library;
   reference::LibraryBatch<S> batch;
 };
+
+/// Orders of merging whose bits are not all those of combined outputs.
+template <class Library>
+std::vector<MergeOrder> orders_that_merge() {
+  if (reference::KindOf<Library>::value == reference::Kind::moe) return {MergeOrder::automatic};
+  return {MergeOrder::automatic, MergeOrder::merge_first};
+}
 
 template <class S>
 std::string difference(const Routing<S>& a, const Routing<S>& b) {
@@ -159,6 +166,7 @@ TEMPLATE_TEST_CASE("a layer started from a dense one computes what that did", "[
       }
       for (const S weight : routing.weights) CHECK(weight == S(1) / S(3));
       CHECK(c.library.weight(3) == expert.weight);
+      CHECK(c.library.gate().noise_weight().isZero(0));
     }
   }
 }
@@ -166,8 +174,16 @@ TEMPLATE_TEST_CASE("a layer started from a dense one computes what that did", "[
 TEMPLATE_TEST_CASE("random start values lie within one over the square root of the inputs", "[routed_layer]",
                    MEO_LAYERS) {
   using S = typename TestType::Scalar;
+  // Within ±1/√inputs, and not all near zero.
+  const auto check_uniform = [](const auto& values, Index inputs) {
+    const S limit = S(1 / std::sqrt(double(inputs)));
+    CHECK(values.cwiseAbs().maxCoeff() <= limit);
+    CHECK(values.cwiseAbs().maxCoeff() > limit / 4);
+  };
   for (const Level level : all_levels) {
-    TestType layer(options_at(level)), again(options_at(level));
+    INFO(to_string(level) << " level");
+    TestType layer = Case<TestType>(options_at(level)).library;  // nothing of it is zero
+    TestType again(options_at(level));
     std::mt19937_64 rng(5), same(5);
     layer.initialize(rng);
     again.initialize(same);
@@ -181,8 +197,19 @@ TEMPLATE_TEST_CASE("random start values lie within one over the square root of t
       for (Index j = 0; j < i; ++j) CHECK(layer.weight(i) != layer.weight(j));
     }
     CHECK(layer.gate().weight() == again.gate().weight());
-    CHECK(layer.gate().weight().cwiseAbs().maxCoeff() > 0);
-    CHECK(layer.gate().noise_weight() == Matrix<S>::Zero(layer.gate().gate_features(), 4));
+    check_uniform(layer.gate().weight(), level == Level::task ? 2 : 9);
+    CHECK(layer.gate().noise_weight().isZero(0));
+    if (level == Level::task) {
+      check_uniform(layer.task_projection().weight(), 8);
+      check_uniform(layer.task_projection().bias(), 8);
+    }
+    if constexpr (reference::KindOf<TestType>::value == reference::Kind::meo) {
+      if (level != Level::token) continue;
+      check_uniform(layer.token_attention().down().weight(), 9);
+      check_uniform(layer.token_attention().down().bias(), 9);
+      CHECK(layer.token_attention().up().weight().isZero(0));
+      CHECK(layer.token_attention().up().bias().isZero(0));
+    }
   }
 }
 
@@ -422,9 +449,12 @@ TEMPLATE_TEST_CASE("copies and moved layers compute what the original did", "[ro
 TEMPLATE_TEST_CASE("sequences in another order give the same bits in that order", "[routed_layer]",
                    MEO_LAYERS) {
   using S = typename TestType::Scalar;
+  const MergeOrder order_of_merging = GENERATE(from_range(orders_that_merge<TestType>()));
   for (const Level level : all_levels) {
     for (const Mode mode : {Mode::inference, Mode::training}) {
-      const Case<TestType> c(options_at(level), {3, 0, 1, 5, 3, 2}, mode);
+      LayerOptions options = options_at(level);
+      options.merge_order = order_of_merging;
+      const Case<TestType> c(options, {3, 0, 1, 25, 3, 17}, mode);
       const Output<S> expected = c.forward();
       const auto& batch = c.input.batch;
 
@@ -453,9 +483,12 @@ TEMPLATE_TEST_CASE("sequences in another order give the same bits in that order"
 
 TEMPLATE_TEST_CASE("a sequence alone gives the bits that it gives in a batch", "[routed_layer]", MEO_LAYERS) {
   using S = typename TestType::Scalar;
+  const MergeOrder order_of_merging = GENERATE(from_range(orders_that_merge<TestType>()));
   for (const Level level : all_levels) {
     for (const Mode mode : {Mode::inference, Mode::training}) {
-      const Case<TestType> c(options_at(level), {3, 0, 1, 5, 3, 2, 17}, mode);
+      LayerOptions options = options_at(level);
+      options.merge_order = order_of_merging;
+      const Case<TestType> c(options, {3, 0, 1, 25, 3, 2, 17}, mode);
       const Output<S> expected = c.forward();
       for (Index b = 0; b < 7; ++b) {
         const reference::Rows rows = c.input.batch.sequence(b);
@@ -529,6 +562,48 @@ TEMPLATE_TEST_CASE("noise from a generator is the same noise given as a matrix",
     CHECK(difference(c.library.forward(c.input.x, inputs), drawn) != "");
     CHECK(difference(quiet, drawn) != "");
   }
+}
+
+TEMPLATE_TEST_CASE("the gate's decision and what is made of it are forward's, to the bit", "[routed_layer]",
+                   MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  const MergeOrder order_of_merging = GENERATE(from_range(orders_that_merge<TestType>()));
+  for (const Level level : all_levels) {
+    for (const bool gate_before_attention : {false, true}) {
+      for (const Mode mode : {Mode::inference, Mode::training}) {
+        INFO(to_string(level) << " level, gate before attention " << gate_before_attention);
+        LayerOptions options = options_at(level);
+        options.gate_before_attention = gate_before_attention;
+        options.merge_order = order_of_merging;
+        const Case<TestType> c(options, {3, 0, 1, 5, 25}, mode);
+        const Output<S> expected = c.forward();
+        Workspace<S> of_gate, of_experts;
+        const Routing<S>& routing = c.library.route(c.input.x, c.batch.inputs(), of_gate);
+        CHECK(difference(routing, expected.routing) == "");
+
+        const Inputs<S> sequences{.sequences = &c.batch.sequences()};
+        Matrix<S> y = Matrix<S>::Constant(34, 18, std::numeric_limits<S>::quiet_NaN());
+        c.library.forward_routed(c.input.x, sequences, routing, y, of_experts);
+        CHECK(bit_difference(y, expected.y) == "");
+        y.setConstant(std::numeric_limits<S>::quiet_NaN());
+        c.library.forward_routed(c.input.x, sequences, routing, y, of_gate);  // its own workspace's
+        CHECK(bit_difference(y, expected.y) == "");
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a description without tokens has a mean of zero, of which p is left", "[routed_layer]",
+                   MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  const Case<TestType> c(options_at(Level::task), {3, 2});
+  reference::Batch<S> batch = c.input.batch;
+  batch.description_offsets = {0, 0, 1};
+  batch.task_embeddings = Matrix<S>::Zero(1, 8);  // whose mean is zero as well
+  reference::check_forward(c.library, c.layer, c.input.x, batch);
+  const reference::LibraryBatch<S> two(batch);
+  const auto gates = c.library.forward(c.input.x, two.inputs()).routing.dense();
+  CHECK(bit_difference(gates.row(0), gates.row(1)) == "");
 }
 
 TEMPLATE_TEST_CASE("the expert count may be part of the type or not", "[routed_layer]", float, double) {

@@ -1,5 +1,6 @@
 #include <limits>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
@@ -9,6 +10,7 @@
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/error_message.hpp"
 #include "support/kernels.hpp"
 #include "support/random.hpp"
 
@@ -59,6 +61,14 @@ TEST_CASE("token attention starts as none", "[token_attention]") {
   attention.reset();
   attention.apply(x, scratch.data(), attended.data());
   CHECK(attended == x);
+}
+
+TEST_CASE("token attention of no features or no rows is refused", "[token_attention]") {
+  using Invalid = std::invalid_argument;
+  CHECK(error_lacks<Invalid>([] { TokenAttention<float>(0, 2); },
+                             {"in_features: expected at least 1, got 0"}) == "");
+  CHECK(error_lacks<Invalid>([] { TokenAttention<float>(6, 0); },
+                             {"out_features: expected at least 1, got 0"}) == "");
 }
 
 TEST_CASE("token attention has a row for every reduce_factor features, and at least one",

@@ -44,8 +44,10 @@ FeedForwardOptions options_of(const Block<S>& block) {
 
 /// FeedForward<MoeLayer<S>, Gelu> or the like with the reference's parameters.
 template <class Library, class S>
-Library library_block(const Block<S>& block) {
-  Library library(options_of(block));
+Library library_block(const Block<S>& block, MergeOrder order = MergeOrder::automatic) {
+  FeedForwardOptions options = options_of(block);
+  options.merge_order = order;
+  Library library(options);
   set_parameters(library.up(), block.up);
   if (block.gated) set_parameters(library.gate_up(), block.gate_up);
   set_parameters(library.down(), block.down);

@@ -54,14 +54,14 @@ Layer<S> random_layer(Kind kind, const LayerOptions& options, test::Generator& r
 
 enum class Mode { inference, training };
 
-/// A batch for `layer`; at task level one description of 1 to 4 tokens for every sequence.
+/// A batch for `layer`; at task level one description of up to 4 tokens for every sequence.
 template <class S>
 Batch<S> random_batch(const Layer<S>& layer, const std::vector<Index>& lengths, Mode mode,
                       test::Generator& rng) {
   Batch<S> batch;
   batch.offsets = offsets_from_lengths(lengths);
   if (layer.level == Level::task) {
-    batch.description_offsets = offsets_from_lengths(test::random_lengths(rng, batch.size(), 1, 4));
+    batch.description_offsets = offsets_from_lengths(test::random_lengths(rng, batch.size(), 0, 4));
     batch.task_embeddings =
         test::random_matrix<S>(rng, batch.description_offsets.back(), layer.task_projection.weight.cols());
     for (Index b = 0; b < batch.size(); ++b) batch.task_of_sequence.push_back(b);

@@ -261,14 +261,14 @@ Bounded<S> token_attention(const Layer<S>& layer, const Bounded<S>& x) {
   return y;
 }
 
-/// The mean over the L rows of E Pᵀ + p, for data E (L × S): 1 × D_g; zero where there are no rows. Whether
-/// the mean or the projection comes first, a term passes at most S + L + 2 roundings.
+/// The mean over the L rows of E Pᵀ + p, for data E (L × S): 1 × D_g; p where there are no rows, as their
+/// mean is zero. Whether the mean or the projection comes first, a term passes at most S + L + 2 roundings.
 template <class S>
 Bounded<S> mean_projection(const Affine<S>& projection, const Matrix<S>& embeddings) {
   using W = Wide<S>;
+  if (embeddings.rows() == 0) return Bounded<S>::exact(projection.bias.transpose());
   const Bounded<S> projected = projection(Bounded<S>::exact(embeddings));
   Bounded<S> mean = test::mean_of_rows(projected);
-  if (embeddings.rows() == 0) return mean;
   const Matrix<W> magnitude =
       (embeddings.cwiseAbs().template cast<W>() * projection.weight.cwiseAbs().template cast<W>().transpose())
           .rowwise() +

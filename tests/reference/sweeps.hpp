@@ -113,4 +113,16 @@ void check_large_batch(Level level) {
     check_forward(library_layer<Library>(layer, order), layer, input.x, input.batch);
 }
 
+/// One sequence of 77 tokens, 1000 → 1003 features: no size is a multiple of a tile's or panel's.
+template <class Library>
+void check_odd_sizes() {
+  test::Generator rng(14);
+  LayerOptions options;
+  options.in_features = 1000;
+  options.out_features = 1003;
+  options.num_experts = experts_of<Library>(4);
+  options.top_k = 2;
+  check_random_case<Library>(options, {77}, Mode::inference, rng);
+}
+
 }  // namespace meo::reference

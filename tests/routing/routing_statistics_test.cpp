@@ -70,4 +70,21 @@ TEST_CASE("statistics are of a fixed number of experts", "[routing_statistics]")
         "");
 }
 
+TEST_CASE("statistics add nothing of a routing that does not hold together", "[routing_statistics]") {
+  RoutingStatistics statistics(3);
+  const auto lacks = [&](auto change, std::initializer_list<std::string> parts) {
+    Routing<float> routing = example();
+    change(routing);
+    const std::string error =
+        test::error_lacks<std::invalid_argument>([&] { statistics.add(routing); }, parts);
+    if (error != "") return error;
+    const bool is_empty = statistics.rows() == 0 && statistics.count(2) == 0 && statistics.load(2) == 0;
+    return std::string(is_empty ? "" : "something was added");
+  };
+  CHECK(lacks([](auto& r) { r.importance.pop_back(); }, {"3 experts", "got 2 and 3 values"}) == "");
+  CHECK(lacks([](auto& r) { r.load.clear(); }, {"3 experts", "got 3 and 0 values"}) == "");
+  CHECK(lacks([](auto& r) { r.experts.back() = 3; }, {"expert", "0 to 2", "got 3"}) == "");
+  CHECK(lacks([](auto& r) { r.experts.back() = -1; }, {"expert", "0 to 2", "got -1"}) == "");
+}
+
 }  // namespace

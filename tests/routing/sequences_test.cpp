@@ -1,3 +1,4 @@
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -58,6 +59,22 @@ TEST_CASE("lengths and offsets that make no sequences are refused", "[sequences]
             {"ascending", "got 3 after 4"}) == "");
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(-1, 3); }, {"count", "at least 0", "got -1"}) == "");
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(2, -3); }, {"length", "at least 0", "got -3"}) == "");
+}
+
+TEST_CASE("no more tokens are taken than an Index counts", "[sequences]") {
+  constexpr Index quarter = Index{1} << 61, most = std::numeric_limits<Index>::max();
+  const Sequences full = Sequences::from_lengths({2 * quarter, quarter, quarter - 1});
+  CHECK(full.tokens() == most);
+  CHECK(Sequences::uniform(3, quarter).tokens() == 3 * quarter);
+  CHECK(error_lacks<Invalid>(
+            [] {
+              Sequences::from_lengths({2 * quarter, quarter, quarter});
+            },
+            {"sequence 2", "at most 9223372036854775807 tokens", "got 2305843009213693952 after 6917529"}) ==
+        "");
+  CHECK(error_lacks<Invalid>([] { Sequences::uniform(3, 2 * quarter); },
+                             {"at most 9223372036854775807 tokens", "got 3 sequences of 46116860"}) == "");
+  CHECK(error_lacks<Invalid>([] { Sequences::uniform(most, 2); }, {"tokens", "sequences of 2"}) == "");
 }
 
 }  // namespace

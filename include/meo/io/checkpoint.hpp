@@ -13,6 +13,8 @@
 ///
 /// Letters: D in_features, F out_features, N num_experts, D_g features that the gate sees.
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <set>
 #include <string>
@@ -57,22 +59,26 @@ class ParameterReader {
     } else {
       fill_single_experts(layer, part);
     }
-    // Constants of the authors' normal distribution, in a state_dict because they are declared as parameters.
-    use(part + "mean");
-    use(part + "std");
   }
 
   /// Throws if there is a parameter under the prefix that no layer had a place for: an expert too many, a
-  /// bias, another level.
+  /// bias, another level. Other tensors may stand beside: inputs, where the prefix is empty, and the
+  /// constants mean and std of the authors' normal distribution.
   void check_all_used() const {
     for (const std::string& name : file_.names()) {
-      if (name.starts_with(prefix_) && !used_.contains(name)) {
+      if (!name.starts_with(prefix_) || used_.contains(name)) continue;
+      const std::string_view rest = std::string_view(name).substr(prefix_.size());
+      if (std::ranges::find(first_words, rest.substr(0, rest.find('.'))) != first_words.end()) {
         throw Error(file_.file(), name, "is no parameter of what is loaded");
       }
     }
   }
 
  private:
+  /// What the authors' names begin with, up to the first dot.
+  static constexpr std::array<std::string_view, 10> first_words{
+      "w_gate", "w_noise", "weight", "bias", "experts", "tokenatt", "task_proj", "up", "gate_up", "down"};
+
   std::string use(const std::string& name) { return *used_.insert(prefix_ + name).first; }
 
   template <class Scalar>
@@ -123,7 +129,8 @@ class ParameterReader {
 }  // namespace detail
 
 /// Fills a MoeLayer or a MeoLayer. Needs all of its parameters, each in its shape and in any type that can be
-/// read, and no others under the prefix. Throws Error, and then leaves the layer as it was.
+/// read, and no other parameters of the authors' names under the prefix. Throws Error, and then leaves the
+/// layer as it was.
 template <class Layer>
 void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.") {
   Layer loaded = layer;

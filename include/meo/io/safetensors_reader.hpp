@@ -112,9 +112,10 @@ class SafetensorsReader {
     return tensor->second;
   }
 
-  /// Throws unless the tensor is there and has this shape.
+  /// Throws unless the tensor is there, is of a type that can be read, and has this shape; then the file has
+  /// as many elements.
   void check_shape(std::string_view name, const std::vector<Index>& expected) const {
-    const std::vector<Index>& shape = info(name).shape;
+    const std::vector<Index>& shape = readable(name).shape;
     if (shape != expected) {
       throw Error(file_, name,
                   "expected shape " + detail::in_brackets(expected) + ", got " + detail::in_brackets(shape));
@@ -131,7 +132,7 @@ class SafetensorsReader {
   /// `count` elements from `begin` on, in row-major order.
   template <Element S>
   std::vector<S> read(std::string_view name, Index begin, Index count) const {
-    const Index size = info(name).size;
+    const Index size = readable(name).size;
     if (begin < 0 || count < 0 || begin > size || count > size - begin) {
       throw Error(file_, name,
                   "expected a range within its " + std::to_string(size) + " elements, got " +
@@ -177,8 +178,11 @@ class SafetensorsReader {
     if (source_.size() < length_size) {
       throw Error(file_, "expected at least 8 bytes, got " + std::to_string(source_.size()));
     }
+    const auto read_at = [&](std::uint64_t offset, std::span<std::byte> out) {
+      if (!source_.read(offset, out)) throw Error(file_, "cannot be read");
+    };
     std::array<std::byte, length_size> length_bytes{};
-    if (!source_.read(0, length_bytes)) throw Error(file_, "cannot be read");
+    read_at(0, length_bytes);
     const auto length = detail::load<std::uint64_t>(length_bytes.data());
     const std::uint64_t limit = std::min(detail::max_header_size, source_.size() - length_size);
     if (length > limit) {
@@ -186,20 +190,26 @@ class SafetensorsReader {
                              std::to_string(length));
     }
     std::string text(static_cast<std::size_t>(length), '\0');
-    if (!source_.read(length_size, std::as_writable_bytes(std::span(text))))
-      throw Error(file_, "cannot be read");
+    read_at(length_size, std::as_writable_bytes(std::span(text)));
     data_begin_ = length_size + length;
     header_ = detail::parse_header(file_, text, source_.size() - data_begin_);
   }
 
-  /// out: elements of the tensor, the first of them number `first`.
-  template <Element S>
-  void fill(std::string_view name, std::span<S> out, std::size_t first = 0) const {
+  /// What is known of a tensor whose type is known. To be asked before memory is taken: of other types a file
+  /// need not have the bytes that a shape speaks of.
+  const TensorInfo& readable(std::string_view name) const {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == DType::unknown) {
       throw Error(file_, name,
                   "elements of type " + detail::in_quotes(tensor.dtype_name) + " cannot be read");
     }
+    return tensor;
+  }
+
+  /// out: elements of the tensor, whose type is known, the first of them number `first`.
+  template <Element S>
+  void fill(std::string_view name, std::span<S> out, std::size_t first = 0) const {
+    const TensorInfo& tensor = info(name);
     detail::with_format(tensor.dtype, [&]<class Format>(Format) {
       if constexpr (Integer<S> && !detail::HoldsIntegers<Format>) {
         throw Error(file_, name, "expected integers, got " + tensor.dtype_name);

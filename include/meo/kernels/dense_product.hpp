@@ -20,19 +20,18 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
   if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
   const Index group = panels_at_once<Scalar>(rows);
-  const Index block_depth = even_part(bank.in_features, max_block_depth);
-  const Index block_rows = even_part(rows, block_tokens<Scalar>(block_depth));
+  const DenseBlocks blocks = dense_blocks<Scalar>(bank.in_features, rows);
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
-    for (Index row = 0; row < rows; row += block_rows) {
-      for (Index input = 0; input < bank.in_features; input += block_depth) {
+    for (Index row = 0; row < rows; row += blocks.rows) {
+      for (Index input = 0; input < bank.in_features; input += blocks.depth) {
         for (Index p = begin; p < end; p += group) {
           Panels<Scalar> panels = panels_of(bank, expert, p, std::min(group, end - p));
           panels.first += input * columns;
-          panels.depth = std::min(block_depth, bank.in_features - input);
+          panels.depth = std::min(blocks.depth, bank.in_features - input);
           if (add || input > 0) panels.starts = nullptr;
           const StoreRows<Scalar> product{x + row * x_stride + input, x_stride,
                                           y + row * y_stride + p * columns, y_stride};
-          const Index count = std::min(block_rows, rows - row);
+          const Index count = std::min(blocks.rows, rows - row);
           PrefetchQueue ahead;
           for (Index next = p + group; next < std::min(p + 2 * group, end); ++next) {
             ahead.add(bank.panel(next, expert) + input * columns,

@@ -134,13 +134,14 @@ class MergedProduct {
     return block_at(chunk, row, panel, chunk.first_merge);
   }
   Block block_at(const Chunk& chunk, Index row, Index panel, Index merge) const {
-    return {chunk,
-            row,
-            std::min(blocks_.depth, bank_.depth() - row),
-            panel,
-            std::min(blocks_.panels, end_ - panel),
-            merge,
-            std::min(blocks_.merges, chunk.end_merge - merge)};
+    return {
+        chunk,
+        row,
+        std::min(blocks_.depth, bank_.depth() - row),
+        panel,
+        std::min(blocks_.panels, end_ - panel),
+        merge,
+        std::min(even_part(chunk.end_merge - chunk.first_merge, blocks_.merges), chunk.end_merge - merge)};
   }
 
   Block after(const Block& block) const {

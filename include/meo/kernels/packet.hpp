@@ -101,16 +101,7 @@ MEO_INLINE void transpose(P (&block)[size]) {
   }
 }
 
-/// Asks for the cache line at `address`, which need not be readable, to be brought into L1.
-MEO_INLINE void prefetch_to_l1(const void* address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address, 0, 3);
-#else
-  (void)address;
-#endif
-}
-
-/// The same for L2.
+/// Asks for the cache line at `address`, which need not be readable, to be brought into L2.
 MEO_INLINE void prefetch(const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address, 0, 2);

@@ -37,6 +37,11 @@ struct Tile {
   static constexpr int rows = num_registers >= 32 ? 8 : num_registers >= 16 ? 4 : 2;  // MR
 };
 
+/// What it costs to pass a merged weight through caches, in multiply-adds of a weight; see
+/// layers/merge_order.hpp. Rounded up, so that it is at least 1 for the smallest scalar.
+template <class Scalar>
+inline constexpr Index merge_cost_of_caches = (static_cast<Index>(sizeof(Packet<Scalar>)) + 3) / 4;
+
 /// Rows that a panel of `depth` rows takes in memory. A merge reads the same rows of K panels at once; were
 /// these a multiple of 4 KiB apart, they would fall into the same sets of an L1 and drive one another out. So
 /// panels of some size are an odd number of 512 bytes apart, which spreads 8 of them evenly.

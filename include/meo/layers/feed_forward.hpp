@@ -87,6 +87,13 @@ struct FeedForwardOutput {
 /// Layer is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw.
 template <class Layer, class Activation = Gelu>
 class FeedForward {
+  template <class Y>
+  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<typename Layer::Scalar>>;
+  template <class Memory>
+  static constexpr bool is_memory =
+      std::convertible_to<Memory&, FeedForwardWorkspace<typename Layer::Scalar>&> ||
+      std::convertible_to<Memory&, FeedForwardContext<typename Layer::Scalar>&>;
+
  public:
   using Scalar = typename Layer::Scalar;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
@@ -94,7 +101,7 @@ class FeedForward {
 
   /// All parameters zero. Throws std::invalid_argument for options that make no block.
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {})
-      : options_(options),
+      : options_(checked(options)),
         activation_(std::move(activation)),
         up_(projection(options, options.features, options.hidden_features)),
         down_(projection(options, options.hidden_features, options.features)) {
@@ -160,6 +167,17 @@ class FeedForward {
     return {};
   }
 
+  template <class X, class Y, class Memory>
+  requires(std::same_as<typename X::Scalar, Scalar> &&
+           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
+                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
+    static_assert(is_output<Y>,
+                  "meo: y must be a meo::Matrix of the block's scalar, or a block or map of one");
+    static_assert(is_memory<Memory>,
+                  "meo: the workspace must be a FeedForwardWorkspace or FeedForwardContext of the block's "
+                  "scalar");
+  }
+
   /// y: T × D, not overlapping x; what it holds is overwritten. Returns the loss; routings and hidden
   /// activations stay in the workspace. Allocates only where the workspace has to grow. If it throws, y is
   /// untouched.
@@ -218,6 +236,14 @@ class FeedForward {
   }
 
  private:
+  /// The layers check the rest, and would give these sizes other names.
+  static const FeedForwardOptions& checked(const FeedForwardOptions& options) {
+    detail::require(options.features >= 1, "features: expected at least 1, got ", options.features);
+    detail::require(options.hidden_features >= 1, "hidden_features: expected at least 1, got ",
+                    options.hidden_features);
+    return options;
+  }
+
   static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features) {
     return {.in_features = in_features,
             .out_features = out_features,

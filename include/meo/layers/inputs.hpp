@@ -19,7 +19,8 @@ struct Inputs {
   const Sequences* sequences = nullptr;
   /// Task level: the embedded descriptions, one under another, tokens × task_features.
   MatrixView<Scalar> task_embeddings = {};
-  /// Task level: how the rows of task_embeddings divide into descriptions; null: all of them are one.
+  /// Task level: how the rows of task_embeddings divide into descriptions; null: all of them are one. The
+  /// mean of a description without tokens is 0, so that the gate sees the projection's bias p alone.
   const Sequences* descriptions = nullptr;
   /// Task level: each sequence's description; empty: the b-th for sequence b, or the only one for all.
   std::span<const Index> task_of_sequence = {};

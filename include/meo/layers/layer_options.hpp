@@ -2,7 +2,6 @@
 
 /// What the user chooses about a layer; the same for MoE and MEO.
 
-#include <algorithm>
 #include <limits>
 
 #include <meo/errors.hpp>
@@ -29,11 +28,6 @@ struct LayerOptions {
 };
 
 namespace detail {
-
-/// ⌊features / reduce_factor⌋, at least one.
-constexpr Index reduced_features(Index features, Index reduce_factor) {
-  return std::max<Index>(features / reduce_factor, 1);
-}
 
 /// Options with the expert count filled in. Throws std::invalid_argument for anything that makes no layer.
 template <int NumExperts>

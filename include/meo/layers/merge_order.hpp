@@ -22,7 +22,7 @@
 #include <algorithm>
 #include <limits>
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -37,8 +37,7 @@ constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_
   if (order == MergeOrder::combine_outputs) return std::numeric_limits<Index>::max();
   // One expert is used where it lies.
   if (order == MergeOrder::merge_first || level == Level::task || top_k == 1) return 1;
-  constexpr Index cost_of_caches = detail::PacketOf<Scalar>::size * static_cast<Index>(sizeof(Scalar)) / 4;
-  return (cost_of_caches + top_k - 2) / (top_k - 1);
+  return (detail::merge_cost_of_caches<Scalar> + top_k - 2) / (top_k - 1);
 }
 
 }  // namespace meo

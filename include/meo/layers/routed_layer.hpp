@@ -5,7 +5,9 @@
 /// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R gated rows, S
 /// task_features, r reduce_factor.
 
+#include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -40,6 +42,11 @@ class RoutedLayer {
                 "meo: Scalar must be a floating-point type or behave like one, not an integer");
   static_assert(NumExperts == Eigen::Dynamic || NumExperts >= 1,
                 "meo: NumExperts must be at least 1, or Eigen::Dynamic");
+
+  template <class Y>
+  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<ScalarType>>;
+  template <class Memory>
+  static constexpr bool is_memory = std::convertible_to<Memory&, Workspace<ScalarType>&>;
 
  public:
   using Scalar = ScalarType;
@@ -137,6 +144,16 @@ class RoutedLayer {
     return {};
   }
 
+  template <class X, class Y, class Memory>
+  requires(std::same_as<typename X::Scalar, Scalar> &&
+           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
+                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
+    static_assert(is_output<Y>,
+                  "meo: y must be a meo::Matrix of the layer's scalar, or a block or map of one");
+    static_assert(is_memory<Memory>,
+                  "meo: the workspace must be a Workspace or Context of the layer's scalar");
+  }
+
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
   /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
@@ -229,7 +246,22 @@ class RoutedLayer {
     detail::require(routing.experts.size() == pairs && routing.weights.size() == pairs, "routing: expected ",
                     pairs, " pairs, got ", routing.experts.size(), " experts and ", routing.weights.size(),
                     " weights");
-    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
+    for (Index row = 0; row < rows; ++row) {
+      const std::span<const Index> experts = routing.row_experts(row);
+      const std::span<const Scalar> weights = routing.row_weights(row);
+      for (std::size_t i = 0; i < experts.size(); ++i) {
+        detail::require_expert(experts[i], num_experts());
+        const auto place = experts.begin() + static_cast<std::ptrdiff_t>(i);
+        detail::require(std::find(experts.begin(), place, experts[i]) == place,
+                        "routing: expected distinct experts in row ", row, ", got expert ", experts[i],
+                        " twice");
+        // Comparisons only: neither NaN nor an infinity passes, and no arithmetic is added to the experts'.
+        const bool is_finite = weights[i] >= Eigen::NumTraits<Scalar>::lowest() &&
+                               weights[i] <= Eigen::NumTraits<Scalar>::highest();
+        detail::require(is_finite, "routing: expected finite weights, got one that is not in row ", row,
+                        " for expert ", experts[i]);
+      }
+    }
   }
 
   /// All that a backward through the gate needs; the batch's offsets.
@@ -441,7 +473,7 @@ class RoutedLayer {
   }
 
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
-  /// projection is linear, so the mean comes first and each description is projected once.
+  /// projection is linear, so the mean comes first, and a description without tokens gives p.
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                  Workspace<Scalar>& workspace) const {
     const detail::Offsets offsets = check_tasks(sequences, inputs);

@@ -2,6 +2,7 @@
 
 /// Where the gate's training noise comes from: standard normal draws, one for every gated row and expert.
 
+#include <algorithm>
 #include <random>
 
 #include <meo/errors.hpp>

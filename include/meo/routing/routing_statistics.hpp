@@ -19,11 +19,15 @@ class RoutingStatistics {
     detail::require(num_experts >= 1, "num_experts: expected at least 1, got ", num_experts);
   }
 
-  /// Throws std::invalid_argument for another number of experts.
+  /// Throws std::invalid_argument for another number of experts, and then adds nothing.
   template <class Scalar>
   void add(const Routing<Scalar>& routing) {
     detail::require(routing.num_experts == num_experts(), "routing: expected num_experts = ", num_experts(),
                     ", got ", routing.num_experts);
+    detail::require(routing.importance.size() == experts_.size() && routing.load.size() == experts_.size(),
+                    "routing: expected importance and load of ", num_experts(), " experts, got ",
+                    routing.importance.size(), " and ", routing.load.size(), " values");
+    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
     rows_ += routing.rows;
     selections_ += static_cast<Index>(routing.experts.size());
     for (const Index expert : routing.experts) ++experts_[static_cast<std::size_t>(expert)].count;

@@ -2,8 +2,10 @@
 
 /// Where the sequences of a ragged batch begin: one matrix holds the tokens of all of them, without padding.
 
-#include <algorithm>
+#include <initializer_list>
+#include <limits>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,12 +17,14 @@ namespace meo {
 /// Sequence b has the rows begin(b) … begin(b) + length(b) − 1 of the batch. A sequence may be empty.
 class Sequences {
  public:
-  /// Throws std::invalid_argument for a negative length.
+  /// Throws std::invalid_argument for a negative length, or more tokens in all than an Index counts.
   static Sequences from_lengths(std::span<const Index> lengths) {
     std::vector<Index> offsets{0};
     offsets.reserve(lengths.size() + 1);
     for (std::size_t b = 0; b < lengths.size(); ++b) {
       detail::require(lengths[b] >= 0, "sequence ", b, ": expected a length of at least 0, got ", lengths[b]);
+      detail::require(lengths[b] <= most_tokens - offsets.back(), "sequence ", b, ": expected at most ",
+                      most_tokens, " tokens in all, got ", lengths[b], " after ", offsets.back());
       offsets.push_back(offsets.back() + lengths[b]);
     }
     return Sequences(std::move(offsets));
@@ -41,9 +45,12 @@ class Sequences {
     return Sequences(std::move(offsets));
   }
 
-  /// `count` sequences of `length` tokens each. Throws std::invalid_argument for negative arguments.
+  /// `count` sequences of `length` tokens each. Throws std::invalid_argument for negative arguments, or more
+  /// tokens in all than an Index counts.
   static Sequences uniform(Index count, Index length) {
     detail::require(count >= 0, "count: expected at least 0 sequences, got ", count);
+    detail::require(length <= 0 || count <= most_tokens / length, "sequences: expected at most ", most_tokens,
+                    " tokens in all, got ", count, " sequences of ", length);
     return from_lengths(std::vector<Index>(static_cast<std::size_t>(count), length));
   }
 
@@ -57,6 +64,8 @@ class Sequences {
   std::span<const Index> offsets() const { return offsets_; }
 
  private:
+  static constexpr Index most_tokens = std::numeric_limits<Index>::max();
+
   explicit Sequences(std::vector<Index> offsets) : offsets_(std::move(offsets)) {}
 
   std::vector<Index> offsets_;

@@ -3,10 +3,15 @@
 
 #include <vector>
 
+#include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/merged_product.hpp>
 #include <meo/layers/meo_layer.hpp>
 
+#include "kernels/chain.hpp"
+#include "kernels/dispatched_problem.hpp"
+#include "kernels/guarded_matrix.hpp"
 #include "kernels/merged_problem.hpp"
+#include "kernels/random_experts.hpp"
 #include "reference/sweeps.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -21,6 +26,9 @@ TEST_CASE("blocks are tiny in this program", "[tiny_blocks]") {
   REQUIRE(blocks.merges == 2);
   REQUIRE(blocks.depth == 5);
   REQUIRE(blocks.tokens == 7);
+  const detail::DenseBlocks dense = detail::dense_blocks<float>(100, 100);
+  REQUIRE(dense.depth == 5);
+  REQUIRE(dense.rows == 7);
 }
 
 TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains at every edge of its blocks",
@@ -30,6 +38,47 @@ TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains at every edg
 
 TEST_CASE("merged_product computes in another scalar than it stores, block by block", "[tiny_blocks]") {
   check_merged_products<double, float>();
+}
+
+TEMPLATE_TEST_CASE("dense_product has the bits of the plain chains at every edge of its blocks",
+                   "[tiny_blocks]", float, double, long double) {
+  using S = TestType;
+  constexpr Index columns = detail::Tile<S>::columns;
+  Generator rng(19);
+  for (const Index in_features : {1, 4, 5, 6, 10, 11, 23}) {
+    for (const Index out_features : {Index{1}, columns, 5 * columns + 3}) {
+      for (const bool has_bias : {false, true}) {
+        const RandomExperts<S> experts(rng, 2, in_features, out_features, has_bias);
+        for (const Index rows : {1, 2, 6, 7, 8, 14, 15, 24}) {
+          for (const bool add : {false, true}) {
+            INFO("T " << rows << ", D " << in_features << ", F " << out_features << ", bias " << has_bias
+                      << ", add " << add);
+            const Matrix<S> values = random_normal<S>(rng, rows, in_features);
+            const Matrix<S> before = random_normal<S>(rng, rows, out_features);
+            GuardedMatrix<S> x(values), y(before);
+            detail::dense_product(experts.bank.panels(), 1, x.data(), x.stride(), rows, y.data(), y.stride(),
+                                  add);
+            const Matrix<S> starts = add ? before : bias_rows(experts.biases[1], rows, out_features);
+            CHECK(bit_difference(y.values(), chain_product(values, experts.weights[1], starts)) == "");
+            CHECK(y.guards_intact());
+          }
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains with more panels than go together",
+                   "[tiny_blocks]", float, double, long double) {
+  using S = TestType;
+  Generator rng(18);
+  for (const Index panels : {4, 5, 8, 9}) {
+    for (const Index tokens : {1, 3, 40}) {
+      INFO(panels << " panels, T " << tokens);
+      const DispatchedProblem<S> problem(rng, tokens, 23, panels * detail::Tile<S>::columns - 1, true, 5, 2);
+      CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+    }
+  }
 }
 
 TEMPLATE_TEST_CASE("MeoLayer computes what the reference does, block by block", "[tiny_blocks]",

@@ -1,0 +1,415 @@
+// The example run_checkpoint: what it writes for the golden files, what its options do, and what it refuses.
+
+#include <cstddef>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <meo/io/safetensors.hpp>
+#include <meo/types.hpp>
+
+#include "io/files.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+
+#if __has_include(<sys/wait.h>)
+#include <sys/wait.h>
+#endif
+
+namespace {
+
+using meo::Index;
+using meo::io::DType;
+using meo::io::SafetensorsReader;
+using meo::io::SafetensorsWriter;
+using meo::test::Bytes;
+using meo::test::file_of;
+using meo::test::Folder;
+using Path = std::filesystem::path;
+
+Path golden(const std::string& number) {
+  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
+    if (entry.path().filename().string().starts_with(number)) return entry.path();
+  }
+  FAIL("no golden file " << number);
+  return {};
+}
+
+struct Outcome {
+  int exit_code;
+  std::string output, errors;
+
+  bool says(const std::string& text) const { return output.find(text) != std::string::npos; }
+};
+
+Outcome run(const Folder& folder, const std::vector<std::string>& arguments) {
+  std::string command = "'" MEO_RUN_CHECKPOINT "'";
+  for (const std::string& argument : arguments) command += " '" + argument + "'";
+  const Path output = folder / "stdout", errors = folder / "stderr";
+  command += " >'" + output.string() + "' 2>'" + errors.string() + "'";
+  int status = std::system(command.c_str());
+#if __has_include(<sys/wait.h>)
+  status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+#endif
+  const auto text_of = [](const Path& path) {
+    std::string text;
+    for (const std::byte byte : meo::test::load_bytes(path)) text += static_cast<char>(byte);
+    return text;
+  };
+  return {status, text_of(output), text_of(errors)};
+}
+
+using Rename = std::function<std::string(const std::string&)>;
+using Metadata = std::map<std::string, std::string>;
+
+// Writes a file anew with other metadata and other names; what gets an empty name is left out.
+Path changed(
+    const Folder& folder, const Path& path, const Metadata& metadata,
+    const Rename& rename = [](const std::string& name) { return name; },
+    const std::function<void(SafetensorsWriter&)>& add = {}) {
+  const SafetensorsReader file(path);
+  SafetensorsWriter writer;
+  for (const auto& [key, value] : file.metadata()) {
+    if (!metadata.contains(key) || !metadata.at(key).empty()) writer.set_metadata(key, value);
+  }
+  for (const auto& [key, value] : metadata) {
+    if (!value.empty()) writer.set_metadata(key, value);
+  }
+  for (const std::string& name : file.names()) {
+    const std::string other = rename(name);
+    if (!other.empty())
+      writer.add(other, file.info(name).shape, file.read<double>(name), file.info(name).dtype);
+  }
+  if (add) add(writer);
+  const Path copy = folder / "changed.safetensors";
+  writer.write(copy);
+  return copy;
+}
+
+Rename without(const std::string& left_out) {
+  return [=](const std::string& name) { return name == left_out ? "" : name; };
+}
+
+// The bytes of what is written for a file.
+Bytes written(const Folder& folder, const Path& path, std::vector<std::string> options = {}) {
+  const Path out = folder / "written.safetensors";
+  std::filesystem::remove(out);
+  options.insert(options.begin(), {path.string(), "--output", out.string()});
+  const Outcome outcome = run(folder, options);
+  CHECK(outcome.errors == "");
+  REQUIRE(outcome.exit_code == 0);
+  return meo::test::load_bytes(out);
+}
+
+// A tensor as one row.
+meo::Matrix<long double> row(const SafetensorsReader& file, const std::string& name) {
+  const auto values = file.read<long double>(name);
+  return Eigen::Map<const meo::Matrix<long double>>(values.data(), 1, static_cast<Index>(values.size()));
+}
+
+// Where the authors' rounding to float is the larger error, it is the tolerance; see layers/golden_test.cpp.
+long double tolerance(const SafetensorsReader& file, const std::string& tensor) {
+  if (file.info("x").dtype == DType::F32) return 2 * 4e-7L;
+  if (tensor == "loss") return 4e-7L;
+  if (tensor == "y" && file.metadata("kind") == "MoE") return 1e-7L;
+  return (file.metadata().contains("block") ? 2 : 1) * 2 * 5e-16L;
+}
+
+}  // namespace
+
+TEST_CASE("run_checkpoint writes the golden files' results", "[run_checkpoint][golden]") {
+  const Folder folder;
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
+    if (entry.path().extension() != ".safetensors") continue;
+    ++files;
+    CAPTURE(entry.path().filename().string());
+    const SafetensorsReader expected(entry.path());
+    const Bytes bytes = written(folder, entry.path());
+    const SafetensorsReader result(bytes, "written");
+    const bool block = expected.metadata().contains("block");
+    CHECK(result.names() == (block ? std::vector<std::string>{"loss", "y"}
+                                   : std::vector<std::string>{"gates", "load", "loss", "y"}));
+    for (const std::string& name : result.names()) {
+      CAPTURE(name);
+      CHECK(result.info(name).dtype == expected.info(name).dtype);
+      CHECK(result.info(name).shape == expected.info(name).shape);
+      CHECK(meo::test::disagreement_in_max_norm(row(result, name), row(expected, name),
+                                                tolerance(expected, name)) == "");
+    }
+  }
+  CHECK(files == 100);
+}
+
+TEST_CASE("run_checkpoint finds parameters by their prefix and the input by its name", "[run_checkpoint]") {
+  const Folder folder;
+  // A layer of MoE with noise and one of MEO with a task; blocks, gated or not.
+  for (const char* number : {"018_", "065_", "086_", "099_"}) {
+    CAPTURE(number);
+    const Path path = golden(number);
+    const Bytes expected = written(folder, path);
+    for (const std::string prefix : {"", "bert.layer.0.", "p"}) {
+      CAPTURE(prefix);
+      const Path copy = changed(folder, path, {}, [&](const std::string& name) {
+        if (name == "x") return std::string("hidden_states");
+        return name.starts_with("param.") ? prefix + name.substr(6) : name;
+      });
+      CHECK(written(folder, copy, {"--prefix", prefix, "--input", "hidden_states"}) == expected);
+    }
+  }
+}
+
+TEST_CASE("run_checkpoint takes a matrix for one sequence", "[run_checkpoint]") {
+  const Folder folder;
+  const SafetensorsReader file(golden("003_"));  // gated token by token: y depends on no sequences
+  const auto& shape = file.info("x").shape;
+  const Index tokens = shape[0] * shape[1];
+  const Path copy = changed(folder, file.file(), {}, without("x"), [&](SafetensorsWriter& writer) {
+    writer.add("x", {tokens, shape[2]}, file.read<double>("x"));
+  });
+  const Bytes three = written(folder, file.file()), two = written(folder, copy);
+  const SafetensorsReader result(two, "written");
+  CHECK(result.info("y").shape == std::vector<Index>{tokens, file.info("y").shape[2]});
+  CHECK(result.read<double>("y") == SafetensorsReader(three, "written").read<double>("y"));
+}
+
+TEST_CASE("run_checkpoint says when training lacks its noise", "[run_checkpoint]") {
+  const Folder folder;
+  const std::string note = "training is True, but there is no noise: run as inference\n";
+  for (const char* number : {"018_", "054_"}) {
+    const Path path = golden(number);
+    CHECK_FALSE(run(folder, {path.string()}).says(note));
+    const Path inference = changed(folder, path, {{"training", "False"}});
+    CHECK_FALSE(run(folder, {inference.string()}).says(note));
+    const Bytes expected = written(folder, inference);
+    CHECK(expected != written(folder, path));
+    const Path noiseless = changed(folder, path, {}, without("noise"));
+    CHECK(run(folder, {noiseless.string()}).says(note));
+    CHECK(written(folder, noiseless) == expected);
+  }
+  // Of a block too.
+  CHECK(run(folder, {changed(folder, golden("086_"), {{"training", "True"}}).string()}).says(note));
+}
+
+TEST_CASE("run_checkpoint heeds the metadata, of layers and of blocks", "[run_checkpoint]") {
+  const Folder folder;
+  // A layer and a block of token-level MEO, both with noise.
+  const SafetensorsReader block(golden("095_"));
+  const Index rows = block.info("x").shape[0], experts = std::stol(block.metadata("num_experts"));
+  const Path noisy_block = folder / "block.safetensors";
+  std::filesystem::rename(
+      changed(
+          folder, block.file(), {{"training", "True"}}, [](const std::string& name) { return name; },
+          [&](SafetensorsWriter& writer) {
+            std::vector<double> noise;
+            for (Index i = 0; i < rows * experts; ++i) noise.push_back(static_cast<double>(i % 7) / 4 - 0.75);
+            writer.add("noise", {rows, experts}, noise);
+          }),
+      noisy_block);
+  for (const Path& path : {golden("042_"), noisy_block}) {
+    CAPTURE(path.filename().string());
+    const Bytes as_it_is = written(folder, path);
+    for (const auto& [key, value] : Metadata{{"kind", "Conv1D_MEO"},
+                                             {"top_k", "1"},
+                                             {"training", "False"},
+                                             {"noise_epsilon", "0.5"},
+                                             {"loss_coef", "0.02"}}) {
+      CAPTURE(key);
+      CHECK(written(folder, changed(folder, path, {{key, value}})) != as_it_is);
+    }
+    for (const std::string key : {"noise_epsilon", "loss_coef"}) {  // the defaults are the authors'
+      CHECK(written(folder, changed(folder, path, {{key, ""}})) == as_it_is);
+    }
+    const Bytes doubled = written(folder, changed(folder, path, {{"loss_coef", "0.02"}}));
+    CHECK(SafetensorsReader(doubled, "written").read<double>("loss")[0] ==
+          2 * SafetensorsReader(as_it_is, "written").read<double>("loss")[0]);
+  }
+  CHECK(written(folder, changed(folder, noisy_block, {{"activation", "relu"}})) !=
+        written(folder, noisy_block));
+}
+
+TEST_CASE("run_checkpoint prints shapes, the selected experts and the time", "[run_checkpoint]") {
+  const Folder folder;
+  const Path path = golden("053_");
+  const SafetensorsReader file(path);
+  const Outcome outcome = run(folder, {path.string()});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.errors == "");
+  const auto shape = [&](const std::string& name) {
+    std::string text = name + ":";
+    for (const Index size : file.info(name).shape)
+      text += (text.back() == ':' ? " " : " x ") + std::to_string(size);
+    return text + "\n";
+  };
+  CHECK(outcome.output.starts_with(shape("x") + shape("y") + "gate, expert (weight) of each of "));
+  CHECK(outcome.says("\nloss: "));
+  CHECK(outcome.says("\ntime: "));
+  // Every selected expert, and no other.
+  const auto gates = file.read<double>("gates");
+  const Index rows = file.info("gates").shape[0], experts = file.info("gates").shape[1];
+  for (Index r = 0; r < rows; ++r) {
+    const auto begin = outcome.output.find("row " + std::to_string(r) + ':');
+    REQUIRE(begin != std::string::npos);
+    const std::string line = outcome.output.substr(begin, outcome.output.find('\n', begin) - begin);
+    for (Index e = 0; e < experts; ++e) {
+      const bool selected = gates[static_cast<std::size_t>(r * experts + e)] != 0;
+      CHECK((line.find("  " + std::to_string(e) + " (") != std::string::npos) == selected);
+    }
+  }
+}
+
+TEST_CASE("run_checkpoint --help", "[run_checkpoint]") {
+  const Folder folder;
+  for (const char* option : {"--help", "-h"}) {
+    const Outcome outcome = run(folder, {option});
+    CHECK(outcome.exit_code == 0);
+    CHECK(outcome.errors == "");
+    CHECK(outcome.output.starts_with("usage: run_checkpoint FILE.safetensors [options]\n"));
+  }
+}
+
+TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
+  const Folder folder;
+  const auto check = [&](const std::vector<std::string>& arguments, const std::string& reason) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 2);
+    CHECK(outcome.errors == "run_checkpoint: " + reason + "\nTry --help.\n");
+    CHECK(outcome.output == "");
+  };
+  check({}, "expected a file");
+  check({"--prefix", "p"}, "expected a file");
+  check({"a", "b"}, "expected one file, got also 'b'");
+  check({"a", "--colour"}, "unknown option '--colour'");
+  for (const std::string option : {"--prefix", "--input", "--output"}) {
+    check({"a", option}, option + " needs a value");
+  }
+}
+
+TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
+  const Folder folder;
+  const auto fault = [&](const Path& path, const std::vector<std::string>& options = {}) {
+    std::vector<std::string> arguments{path.string()};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 1);
+    return outcome.errors;
+  };
+  const Path moe = golden("005_"), meo = golden("053_"), block = golden("099_"), task = golden("065_");
+  const std::string copy = (folder / "changed.safetensors").string();
+  const std::string start = "run_checkpoint: meo: " + copy + ": ";
+
+  const Path missing = folder / "missing.safetensors";
+  CHECK(fault(missing) ==
+        "run_checkpoint: meo: " + missing.string() + ": cannot be read: No such file or directory\n");
+  CHECK(fault(meo, {"--input", "z"}) ==
+        "run_checkpoint: meo: " + meo.string() + ": tensor \"z\": is not in the file\n");
+  CHECK(fault(meo, {"--prefix", "q."}) ==
+        "run_checkpoint: meo: " + meo.string() + ": tensor \"q.weight\": is not in the file\n");
+  const Path nowhere = folder / "no/out";
+  CHECK(fault(meo, {"--output", nowhere.string()}) == "run_checkpoint: meo: " + nowhere.string() + ": " +
+                                                          nowhere.string() + ".partial cannot be created\n");
+
+  const auto metadata_fault = [&](const Path& path, const std::string& key, const std::string& value) {
+    return fault(changed(folder, path, {{key, value}}));
+  };
+  for (const std::string key : {"kind", "level", "num_experts", "top_k"}) {
+    CHECK(metadata_fault(meo, key, "") == start + "expected the metadata to have \"" + key + "\"\n");
+  }
+  const auto expected = [&](const std::string& key, const std::string& what, const std::string& value) {
+    return start + "metadata " + key + ": expected " + what + ", got '" + value + "'\n";
+  };
+  CHECK(metadata_fault(meo, "kind", "dense") == expected("kind", "MoE, MEO or Conv1D_MEO", "dense"));
+  CHECK(metadata_fault(meo, "level", "word") == expected("level", "token, sequence or task", "word"));
+  CHECK(metadata_fault(meo, "training", "yes") == expected("training", "True or False", "yes"));
+  for (const std::string key : {"num_experts", "top_k", "reduce_factor"}) {
+    CHECK(metadata_fault(meo, key, "2x") == expected(key, "a number", "2x"));
+    CHECK(metadata_fault(meo, key, "0") == expected(key, "a number of at least 1", "0"));
+  }
+  CHECK(metadata_fault(meo, "loss_coef", "much") == expected("loss_coef", "a number", "much"));
+  CHECK(metadata_fault(meo, "top_k", "5") ==
+        "run_checkpoint: meo: top_k: expected 1 to num_experts = 4, got 5\n");
+  CHECK(metadata_fault(block, "block", "attention") == expected("block", "ffn or none", "attention"));
+  CHECK(metadata_fault(block, "gated", "1") == expected("gated", "True or False", "1"));
+  CHECK(metadata_fault(block, "activation", "tanh") ==
+        expected("activation", "relu, gelu, gelu_tanh, silu or identity", "tanh"));
+
+  const auto tensor_fault = [&](const Path& path, const std::string& name, const std::vector<Index>& shape) {
+    std::size_t size = 1;
+    for (const Index dimension : shape) size *= static_cast<std::size_t>(dimension);
+    return fault(changed(folder, path, {}, without(name), [&](SafetensorsWriter& writer) {
+      writer.add(name, shape, std::vector<double>(size));
+    }));
+  };
+  const auto at = [&](const std::string& name) { return start + "tensor \"" + name + "\": "; };
+  CHECK(tensor_fault(meo, "x", {4}) == at("x") + "expected a shape of two or three dimensions, got 1\n");
+  CHECK(tensor_fault(meo, "param.weight", {3, 4}) ==
+        at("param.weight") + "expected a shape of 3 dimensions, got 2\n");
+  CHECK(tensor_fault(moe, "param.experts.0.dense.weight", {3}) ==
+        at("param.experts.0.dense.weight") + "expected a shape of 2 dimensions, got 1\n");
+  CHECK(tensor_fault(golden("054_"), "noise", {3}) == at("noise") + "expected a shape of two dimensions\n");
+  CHECK(tensor_fault(meo, "param.experts.0.dense.weight", {1, 1}) ==
+        at("param.experts.0.dense.weight") + "is no parameter of what is loaded\n");
+  CHECK(fault(changed(folder, task, {}, without("task_embeddings"))) ==
+        at("task_embeddings") + "is not in the file\n");
+}
+
+TEST_CASE("run_checkpoint takes no memory for what is not in the file", "[run_checkpoint]") {
+  const Folder folder;
+  const Path path = folder / "f.safetensors";
+  const auto fault = [&] {
+    const Outcome outcome = run(folder, {path.string()});
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    const std::string start = "run_checkpoint: meo: " + path.string() + ": ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  const auto fault_of = [&](const std::string& metadata, const std::string& tensors, std::size_t size) {
+    meo::test::save(
+        path, file_of(R"({"__metadata__":{"top_k":"1",)" + metadata + "}," + tensors + "}", Bytes(size)));
+    return fault();
+  };
+  const std::string meo = R"("kind":"MEO","level":"sequence","num_experts":"1")";
+
+  // Inputs.
+  CHECK(fault_of(meo, R"("x":{"dtype":"F4","shape":[1,2147483648,2147483648],"data_offsets":[0,0]})", 0) ==
+        "tensor \"x\": elements of type \"F4\" cannot be read\n");
+  CHECK(fault_of(meo, R"("x":{"dtype":"F32","shape":[1099511627776,0,5],"data_offsets":[0,0]})", 0) ==
+        "tensor \"x\": expected elements, got none\n");
+
+  // Experts that metadata speak of, and shapes of an unknown type.
+  const std::string x = R"("x":{"dtype":"U8","shape":[1,1,1],"data_offsets":[0,1]},)";
+  const std::string one = R"("param.weight":{"dtype":"U8","shape":[1,1,1],"data_offsets":[1,2]})";
+  for (const std::string experts : {"1000000000000", "9000000000000000000"}) {
+    CHECK(fault_of(R"("kind":"MEO","level":"sequence","num_experts":")" + experts + '"', x + one, 2) ==
+          "tensor \"param.weight\": expected shape [" + experts + ", 1, 1], got [1, 1, 1]\n");
+    CHECK(fault_of(R"("kind":"MoE","level":"sequence","num_experts":")" + experts + '"',
+                   x + R"("param.experts.0.dense.weight":{"dtype":"U8","shape":[1,1],"data_offsets":[1,2]})",
+                   2) == "tensor \"param.experts.1.dense.weight\": is not in the file\n");
+  }
+  CHECK(
+      fault_of(meo,
+               x + R"("param.weight":{"dtype":"F4","shape":[1,2147483648,2147483648],"data_offsets":[1,1]})",
+               1) == "tensor \"param.weight\": elements of type \"F4\" cannot be read\n");
+
+  // Projections whose size follows from reduce_factor; the gate's.
+  const std::string wide =
+      R"("x":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[0,100000]},)"
+      R"("param.weight":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[100000,200000]})";
+  CHECK(fault_of(R"("kind":"MEO","level":"token","num_experts":"1","reduce_factor":"1")", wide, 200000) ==
+        "tensor \"param.tokenatt.down_proj.weight\": is not in the file\n");
+  CHECK(fault_of(R"("kind":"MEO","level":"task","num_experts":"1","reduce_factor":"1")",
+                 R"("x":{"dtype":"U8","shape":[1,1,1],"data_offsets":[0,1]},)"
+                 R"("param.weight":{"dtype":"U8","shape":[1,1,1],"data_offsets":[1,2]},)"
+                 R"("task_embeddings":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[2,100002]})",
+                 100002) == "tensor \"param.task_proj.weight\": is not in the file\n");
+  CHECK(fault_of(meo, wide, 200000) == "tensor \"param.w_gate\": is not in the file\n");
+
+  // A block's narrow up and wide down.
+  CHECK(fault_of(meo + R"(,"block":"ffn")",
+                 x + R"("param.up.weight":{"dtype":"U8","shape":[1,2,1],"data_offsets":[1,3]},)"
+                     R"("param.up.w_gate":{"dtype":"U8","shape":[1,1],"data_offsets":[3,4]})",
+                 4) == "tensor \"param.down.weight\": is not in the file\n");
+}

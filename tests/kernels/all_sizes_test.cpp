@@ -1,0 +1,46 @@
+// Every width of an expert up to 70 x 70, with every number of tokens up to 40 among them.
+
+#include <meo/types.hpp>
+
+#include "kernels/dispatched_problem.hpp"
+#include "kernels/merged_problem.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace meo;
+using namespace meo::test;
+
+/// Calls check(T, D, F, has_bias) for all D and F.
+template <class Check>
+void for_all_sizes(const Check& check) {
+  for (Index in = 1; in <= 70; ++in) {
+    for (Index out = 1; out <= 70; ++out) {
+      const Index tokens = 1 + (7 * in + 11 * out) % 40;
+      INFO("T " << tokens << ", D " << in << ", F " << out);
+      check(tokens, in, out, in % 2 == 0);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains for all small sizes", "[merged_product]",
+                   float, double) {
+  Generator rng(41);
+  for_all_sizes([&](Index tokens, Index in, Index out, bool has_bias) {
+    const MergedProblem<TestType> problem(rng, {3, 2, in, out, has_bias}, {tokens});
+    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+  });
+}
+
+TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains for all small sizes",
+                   "[dispatched_product]", float, double) {
+  Generator rng(42);
+  for_all_sizes([&](Index tokens, Index in, Index out, bool has_bias) {
+    const DispatchedProblem<TestType> problem(rng, tokens, in, out, has_bias, 2, 1 + out % 2);
+    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+  });
+}
+
+}  // namespace
