@@ -1,6 +1,7 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <type_traits>
 
 #include <meo/experts/activation.hpp>
 
@@ -99,6 +100,33 @@ TEMPLATE_TEST_CASE("Silu is x / (1 + exp(−x)), to the last units of the result
   using W = Wide<S>;
   const auto exact = [](W x) { return x * std::exp(x) / (1 + std::exp(x)); };
   check_values<S>(Silu(), exact, function_roundings + 2, of_result<W>);
+}
+
+TEMPLATE_TEST_CASE("derivatives are the differences of the values", "[activation]", float, double,
+                   long double) {
+  using S = TestType;
+  using W = long double;
+  constexpr W step = W(1) / (1 << 20);
+  // A central difference is off by h²/6 times the third derivative, which is below 3, and by roundings of f
+  // over h; of 1 + erf and 1 − t² the derivatives lose a few digits.
+  const W tolerance = 1e-10L + 64 * W(std::numeric_limits<S>::epsilon());
+  const auto check = [&](auto f) {
+    const Matrix<S> x = arguments<S>();
+    Matrix<S> actual(x.rows(), 1);
+    Matrix<W> expected(x.rows(), 1);
+    for (Index i = 0; i < x.rows(); ++i) {
+      const W at = std::is_same_v<decltype(f), Relu> && std::abs(x(i)) < S(step) ? W(-1) : W(x(i));
+      actual(i) = f.derivative(S(at));
+      expected(i) = (f(at + step) - f(at - step)) / (2 * step);
+    }
+    CHECK(disagreement(actual, expected, Matrix<W>::Constant(x.rows(), 1, tolerance)) == "");
+  };
+  check(Relu());
+  check(Identity());
+  check(Gelu());
+  check(GeluTanh());
+  check(Silu());
+  CHECK(Relu().derivative(S(0)) == 0);
 }
 
 TEMPLATE_TEST_CASE("far from zero the smooth activations are x and 0, without overflow between",

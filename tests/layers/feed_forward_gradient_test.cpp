@@ -1,15 +1,23 @@
-// Gradients of feed-forward blocks against central differences of the reference.
+// Gradients of feed-forward blocks against central differences of the reference, and what they obey.
 
+#include <initializer_list>
+#include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include <meo/experts/activation.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/training/parameters.hpp>
 
+#include "kernels/threads.hpp"
 #include "reference/check_differences.hpp"
 #include "reference/library_block.hpp"
+#include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/error_message.hpp"
 #include "support/kernels.hpp"
 #include "support/random.hpp"
 
@@ -18,36 +26,221 @@ namespace {
 using namespace meo;
 using namespace meo::test;
 
+template <class Library>
+struct PartsOf;
+template <class L, class Function>
+struct PartsOf<FeedForward<L, Function>> {
+  static constexpr reference::Kind kind = reference::KindOf<L>::value;
+  static constexpr reference::Activation activation = reference::activation_of<Function>();
+};
+
+FeedForwardOptions small_options(Level level, bool shared_gate, bool gated) {
+  FeedForwardOptions options;
+  options.features = 3;
+  options.hidden_features = 5;
+  options.num_experts = 3;
+  options.top_k = 2;
+  options.level = level;
+  options.gated = gated;
+  options.shared_gate = shared_gate;
+  options.reduce_factor = 2;
+  options.loss_coefficient = 0.25;
+  options.noise_epsilon = 0.125;
+  if (level == Level::task) options.task_features = 4;
+  return options;
+}
+
+/// A block with a batch and a gradient of y.
+template <class Library>
+struct Case {
+  using S = typename Library::Scalar;
+  reference::Block<S> block;
+  reference::RandomInput<S> input;
+  Matrix<S> dy;
+
+  Case(const FeedForwardOptions& options, const std::vector<Index>& lengths, reference::Mode mode,
+       Generator& rng)
+      : block(reference::random_block<S>(PartsOf<Library>::kind, PartsOf<Library>::activation, options, rng)),
+        input(reference::random_input(block, lengths, mode, rng)),
+        dy(random_matrix<S>(rng, input.x.rows(), input.x.cols())) {}
+
+  Library library() const { return reference::library_block<Library>(block); }
+  auto backward(const Matrix<S>& cotangent, S d_loss = 1) const {
+    return reference::backward(library(), block, input.x, input.batch, cotangent, d_loss);
+  }
+};
+
 TEMPLATE_TEST_CASE("a block's gradients are the differences of its loss", "[feed_forward][gradient]",
                    (FeedForward<MoeLayer<double>, Gelu>), (FeedForward<MeoLayer<double>, Silu>)) {
-  constexpr bool is_moe = std::is_same_v<TestType, FeedForward<MoeLayer<double>, Gelu>>;
-  constexpr auto kind = is_moe ? reference::Kind::moe : reference::Kind::meo;
-  constexpr auto activation = is_moe ? reference::Activation::gelu : reference::Activation::silu;
   Generator rng(41);
   for (const Level level : {Level::token, Level::sequence, Level::task}) {
     for (const bool shared_gate : {false, true}) {
       for (const bool gated : {false, true}) {
-        FeedForwardOptions options;
-        options.features = 3;
-        options.hidden_features = 5;
-        options.num_experts = 3;
-        options.top_k = 2;
-        options.level = level;
-        options.gated = gated;
-        options.shared_gate = shared_gate;
-        options.reduce_factor = 2;
-        options.loss_coefficient = 0.25;
-        options.noise_epsilon = 0.125;
-        if (level == Level::task) options.task_features = 4;
         const auto mode = gated ? reference::Mode::training : reference::Mode::inference;
         INFO("level " << to_string(level) << ", shared gate " << shared_gate << ", gated " << gated);
         // With one gate for the block, that of `up`, those of the others are no parameters of its function,
         // and their gradients are zero.
-        const auto block = reference::random_block<double>(kind, activation, options, rng);
-        const auto input = reference::random_input(block, {2, 0, 1, 3}, mode, rng);
-        reference::check_differences(reference::library_block<TestType>(block), block, input,
-                                     random_matrix<double>(rng, input.x.rows(), input.x.cols()));
+        const Case<TestType> c(small_options(level, shared_gate, gated), {2, 0, 1, 3}, mode, rng);
+        reference::check_differences(c.library(), c.block, c.input, c.dy);
       }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("they are so with one expert selected, with all and without biases",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  Generator rng(42);
+  for (const Index top_k : {1, 2, 3}) {
+    for (const bool shared_gate : {false, true}) {
+      FeedForwardOptions options = small_options(Level::token, shared_gate, true);
+      options.top_k = top_k;
+      options.bias = top_k != 2;
+      INFO("K " << top_k << ", shared gate " << shared_gate);
+      const Case<TestType> c(options, {2, 0, 1, 3}, reference::Mode::training, rng);
+      reference::check_differences(c.library(), c.block, c.input, c.dy);
+    }
+  }
+}
+
+/// All gradients under each other as one column.
+template <class S>
+Matrix<S> flat(reference::Gradients<reference::Block<S>, S> gradients) {
+  std::vector<S> values(gradients.x.data(), gradients.x.data() + gradients.x.size());
+  values.insert(values.end(), gradients.task_embeddings.data(),
+                gradients.task_embeddings.data() + gradients.task_embeddings.size());
+  for (const auto& tensor : reference::tensors(gradients.parameters))
+    values.insert(values.end(), tensor.values.data(), tensor.values.data() + tensor.values.size());
+  return Eigen::Map<const Matrix<S>>(values.data(), static_cast<Index>(values.size()), 1);
+}
+
+TEMPLATE_TEST_CASE("a block's gradients are linear in those of y and of the loss, and accumulate",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  Generator rng(43);
+  for (const Level level : {Level::token, Level::task}) {
+    for (const bool shared_gate : {false, true}) {
+      INFO("level " << to_string(level) << ", shared gate " << shared_gate);
+      const Case<TestType> c(small_options(level, shared_gate, true), {2, 0, 1, 3}, reference::Mode::training,
+                             rng);
+      const Matrix<double> other = random_matrix<double>(rng, c.dy.rows(), c.dy.cols());
+      const Matrix<double> sum = flat(c.backward(c.dy, 1)) - 2 * flat(c.backward(other, 0.5));
+      CHECK(disagreement_in_max_norm(flat(c.backward(c.dy - 2 * other, 0)), sum, 1e-13) == "");
+
+      const TestType library = c.library();
+      const reference::LibraryBatch<double> batch(c.input.batch);
+      FeedForwardContext<double> context;
+      TestType gradients(library.options());
+      Matrix<double> y(c.dy.rows(), c.dy.cols()), dx(c.dy.rows(), c.dy.cols());
+      library.forward(c.input.x, batch.inputs(), y, context);
+      for (int pass = 0; pass < 2; ++pass)
+        library.backward(c.input.x, batch.inputs(), context, c.dy, gradients, dx);
+      const auto once = c.backward(c.dy);
+      CHECK(bit_difference(dx, once.x) == "");
+      CHECK(bit_difference(context.task_embeddings_gradient(), once.task_embeddings) == "");
+      const reference::Gradients<reference::Block<double>, double> twice{
+          reference::parameters_of(gradients, c.block), 2 * dx, 2 * once.task_embeddings};
+      CHECK(disagreement_in_max_norm(flat(twice), Matrix<double>(2 * flat(once)), 1e-13) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's gradients have the same bits for any number of threads",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  Generator rng(44);
+  for (const Level level : {Level::token, Level::task}) {
+    for (const bool shared_gate : {false, true}) {
+      FeedForwardOptions options = small_options(level, shared_gate, true);
+      options.features = 43;
+      options.hidden_features = 101;
+      INFO("level " << to_string(level) << ", shared gate " << shared_gate);
+      const Case<TestType> c(options, {3, 0, 1, 40}, reference::Mode::training, rng);
+      const Matrix<double> expected = flat(c.backward(c.dy));
+      with_threads([&](Index threads) {
+        INFO(threads << " threads");
+        CHECK(bit_difference(flat(c.backward(c.dy)), expected) == "");
+      });
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forward, and then changes nothing",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  using Layer = std::remove_cvref_t<decltype(std::declval<TestType&>().up())>;
+  Generator rng(45);
+  const Sequences two = Sequences::from_lengths({3, 1}), fewer = Sequences::from_lengths({1, 1}),
+                  short_of_one = Sequences::from_lengths({3});
+  for (const bool shared_gate : {false, true}) {
+    for (const Level level : {Level::token, Level::sequence}) {
+      INFO("level " << to_string(level) << ", shared gate " << shared_gate);
+      const auto lacks = [&](auto change, std::initializer_list<std::string> parts) {
+        const Case<TestType> c(small_options(level, shared_gate, true), {3, 1}, reference::Mode::inference,
+                               rng);
+        const TestType library = c.library();
+        FeedForwardOptions options = library.options();
+        Inputs<double> inputs{.sequences = &two};
+        FeedForwardContext<double> context;
+        Matrix<double> x = c.input.x, dy = c.dy, y(4, 3), dx = Matrix<double>::Constant(4, 3, 7);
+        library.forward(x, inputs, y, context);
+        const auto forward_fewer = [&] {
+          context = {};
+          Matrix<double> short_y(2, 3);
+          library.forward(x.topRows(2), {.sequences = &fewer}, short_y, context);
+        };
+        change(inputs, context, dy, options, dx, forward_fewer);
+        TestType gradients(options);
+        const std::string error = error_lacks<std::invalid_argument>(
+            [&] { library.backward(x, inputs, context, dy, gradients, dx); }, parts);
+        if (error != "") return error;
+        for (const auto& range : parameters(gradients)) {
+          for (const double value : range.values)
+            if (value != 0) return std::string("gradients have changed");
+        }
+        return std::string((dx.array() == 7).all() ? "" : "dx has changed");
+      };
+      using C = FeedForwardContext<double>;
+      const auto context_lacks = [&](auto change, std::initializer_list<std::string> parts) {
+        return lacks([&](auto&, C& context, auto&...) { change(context); }, parts);
+      };
+      CHECK(lacks([](auto&&...) {}, {}) == "no exception");
+      CHECK(lacks([&](auto& inputs, auto&&...) { inputs.sequences = &short_of_one; },
+                  {"sequences", "expected 4 tokens", "got 3"}) == "");
+      CHECK(lacks([](auto&, auto&, auto& dy, auto&&...) { dy = Matrix<double>::Zero(4, 2); },
+                  {"dy", "4 x 3", "got 4 x 2"}) == "");
+      CHECK(lacks([](auto&, auto&, auto&, auto& options, auto&&...) { options.top_k = 1; },
+                  {"gradients", "same options"}) == "");
+      CHECK(
+          lacks([](auto&, auto&, auto&, auto&, auto& dx, auto&&) { dx = Matrix<double>::Constant(5, 3, 7); },
+                {"dx", "4 x 3", "got 5 x 3"}) == "");
+      CHECK(context_lacks([](C& context) { context = {}; }, {"routing", "rows, got 0"}) == "");
+      CHECK(context_lacks([](C& context) { context.up.routing.experts[0] = 3; }, {"expert", "got 3"}) == "");
+      if (!shared_gate) {
+        CHECK(context_lacks([](C& context) { context.down.routing = {}; }, {"routing", "rows, got 0"}) == "");
+        CHECK(context_lacks([](C& context) { context.gate_up.gate.logits.clear(); },
+                            {"context", "a gate's decision"}) == "");
+      }
+      const bool recomputes = shared_gate && !Layer::merges_experts;
+      if (Layer::gates_tokens && level == Level::token) {
+        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer) { forward_fewer(); },
+                    {"routing", "expected 4 rows, got 2"}) == "");
+      } else if (!recomputes) {
+        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer) { forward_fewer(); },
+                    {"context", "expected a forward's that left"}) == "");
+      }
+      if (recomputes) continue;
+      CHECK(context_lacks([](C& context) { context.pre_activation.clear(); },
+                          {"context", "20 values of pre-activations, got 0"}) == "");
+      CHECK(context_lacks([](C& context) { context.hidden.clear(); }, {"context", "20 values of hidden"}) ==
+            "");
+      CHECK(context_lacks([](C& context) { context.gate_hidden.clear(); },
+                          {"context", "20 values of gate_up"}) == "");
+      if (!Layer::merges_experts || level != Level::token) continue;
+      CHECK(context_lacks([](C& context) { context.down.attended.clear(); },
+                          {"context", "20 values of tokens after token attention"}) == "");
+      CHECK(context_lacks([](C& context) { context.gate_up.attended.clear(); },
+                          {"context", "12 values of tokens after token attention"}) == "");
     }
   }
 }

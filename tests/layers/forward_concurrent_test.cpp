@@ -1,5 +1,5 @@
-// One layer or block serves several threads at once, each with a workspace of its own. ThreadSanitizer
-// watches this (preset tsan).
+// One layer or block serves several threads at once, each with a context and gradients of its own.
+// ThreadSanitizer watches this (preset tsan).
 
 #include <cstddef>
 #include <latch>
@@ -10,6 +10,7 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/training/parameters.hpp>
 
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -46,39 +47,56 @@ std::vector<Batch> random_batches() {
   return batches;
 }
 
-/// Threads that forward the batches at the same time, each beginning with another one, get the bits of a
-/// forward by itself.
-template <class Workspace, class Layer>
-void check_concurrent_forwards(const Layer& layer, Level level, Index out_features) {
+/// What one forward and its backward give.
+struct Pass {
+  Matrix<float> y, dx, parameter_gradients;
+};
+
+/// Threads that pass over the batches at the same time, each beginning with another one, get the bits of a
+/// pass by itself.
+template <class Context, class Layer>
+void check_concurrent_passes(const Layer& layer, Level level, Index out_features) {
   const std::vector<Batch> batches = random_batches();
-  const auto forward = [&](const Batch& batch, Workspace& workspace) {
-    Matrix<float> y(batch.x.rows(), out_features);
-    layer.forward(batch.x, batch.inputs(level), y, workspace);
-    return y;
+  const auto run = [&](const Batch& batch, Context& context, Layer& gradients) {
+    Pass pass{Matrix<float>(batch.x.rows(), out_features), Matrix<float>(batch.x.rows(), features), {}};
+    layer.forward(batch.x, batch.inputs(level), pass.y, context);
+    set_zero(parameters(gradients));
+    layer.backward(batch.x, batch.inputs(level), context, pass.y, gradients, pass.dx);
+    std::vector<float> values;
+    for (const auto& range : parameters(gradients))
+      values.insert(values.end(), range.values.begin(), range.values.end());
+    pass.parameter_gradients =
+        Eigen::Map<const Vector<float>>(values.data(), static_cast<Index>(values.size()));
+    return pass;
   };
-  std::vector<Matrix<float>> expected;
-  Workspace workspace;
-  for (const Batch& batch : batches) expected.push_back(forward(batch, workspace));
+  std::vector<Pass> expected;
+  Context context;
+  Layer gradients(layer.options());
+  for (const Batch& batch : batches) expected.push_back(run(batch, context, gradients));
 
   constexpr std::size_t num_threads = 4;
-  std::vector<std::vector<Matrix<float>>> outputs(num_threads, std::vector<Matrix<float>>(batches.size()));
+  std::vector<std::vector<Pass>> passes(num_threads, std::vector<Pass>(batches.size()));
   std::latch start(num_threads);
   {
     std::vector<std::jthread> threads;
     for (std::size_t thread = 0; thread < num_threads; ++thread) {
       threads.emplace_back([&, thread] {
-        Workspace own;
+        Context own;
+        Layer own_gradients(layer.options());
         start.arrive_and_wait();
         for (std::size_t i = 0; i < batches.size(); ++i) {
           const std::size_t batch = (thread + i) % batches.size();
-          outputs[thread][batch] = forward(batches[batch], own);
+          passes[thread][batch] = run(batches[batch], own, own_gradients);
         }
       });
     }
   }
-  for (const auto& output : outputs) {
+  for (const auto& of_thread : passes) {
     for (std::size_t batch = 0; batch < batches.size(); ++batch) {
-      CHECK(test::bit_difference(output[batch], expected[batch]) == "");
+      CHECK(test::bit_difference(of_thread[batch].y, expected[batch].y) == "");
+      CHECK(test::bit_difference(of_thread[batch].dx, expected[batch].dx) == "");
+      CHECK(test::bit_difference(of_thread[batch].parameter_gradients, expected[batch].parameter_gradients) ==
+            "");
     }
   }
 }
@@ -94,7 +112,7 @@ TEMPLATE_TEST_CASE("several threads may run one layer at once", "[concurrent]", 
     TestType layer(options);
     std::mt19937_64 rng(112);
     layer.initialize(rng);
-    check_concurrent_forwards<Workspace<float>>(layer, level, 40);
+    check_concurrent_passes<Context<float>>(layer, level, 40);
   }
 }
 
@@ -112,7 +130,7 @@ TEMPLATE_TEST_CASE("several threads may run one block at once", "[concurrent]",
       TestType block(options);
       std::mt19937_64 rng(113);
       block.initialize(rng);
-      check_concurrent_forwards<FeedForwardWorkspace<float>>(block, level, features);
+      check_concurrent_passes<FeedForwardContext<float>>(block, level, features);
     }
   }
 }
