@@ -130,23 +130,21 @@ Arguments parse(const std::vector<std::string>& words) {
 
 /// Operations of a forward pass through the feed-forward blocks, for each token.
 double flops_per_token(const Arguments& a) {
+  const meo::Method method = a.layer == "dense" ? meo::Method::dense
+                             : a.layer == "moe" ? meo::Method::moe
+                                                : meo::Method::meo;
+  const auto batch = meo::Sequences::uniform(a.batch, a.window);
   const auto projection = [&](Index in, Index out) {
-    return static_cast<double>(meo::flops(a.layer == "dense" ? meo::Method::dense
-                                          : a.layer == "moe" ? meo::Method::moe
-                                                             : meo::Method::meo,
-                                          {.in_features = in,
-                                           .out_features = out,
-                                           .num_experts = a.experts,
-                                           .top_k = a.top_k,
-                                           .level = a.level,
-                                           .tokens = a.batch * a.window,
-                                           .sequences = a.batch,
-                                           .merges = a.top_k == 1 ? 0 : a.batch,
-                                           .reduce_factor = a.reduce_factor})
-                                   .total());
+    const meo::LayerOptions options{.in_features = in,
+                                    .out_features = out,
+                                    .num_experts = a.experts,
+                                    .top_k = a.top_k,
+                                    .level = a.level,
+                                    .reduce_factor = a.reduce_factor};
+    return static_cast<double>(meo::flops(method, meo::layer_shape<float>(options, batch)).total());
   };
   return static_cast<double>(a.blocks) * (projection(a.width, a.hidden) + projection(a.hidden, a.width)) /
-         static_cast<double>(a.batch * a.window);
+         static_cast<double>(batch.tokens());
 }
 
 std::ofstream open(const std::string& path) {
