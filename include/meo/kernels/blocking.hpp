@@ -28,7 +28,7 @@ inline constexpr Index max_block_depth = 1024;
 /// shared L3.
 inline constexpr Index max_activation_bytes = Index{1} << 22;
 
-/// Merges formed together at most: more of them would share the bytes that are read, of which 16 leave
+/// Merges formed together at most: they share the bytes of experts that are read, of which 16 leave each
 /// little.
 inline constexpr Index max_merges_at_once = 16;
 
