@@ -1,6 +1,6 @@
 #pragma once
 
-/// A matrix amid values that a kernel must neither use nor write.
+/// A matrix amid values that must be neither used nor written.
 
 #include <algorithm>
 #include <cmath>
@@ -28,6 +28,10 @@ class GuardedMatrix {
 
   S* data() { return all_.data() + all_.cols() + margin; }
   Index stride() const { return all_.cols(); }
+  /// The matrix itself, as layers are given one.
+  Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>> map() {
+    return {data(), rows_, cols_, Eigen::OuterStride<>(stride())};
+  }
   Matrix<S> values() const { return all_.block(1, margin, rows_, cols_); }
 
   bool guards_intact() const {

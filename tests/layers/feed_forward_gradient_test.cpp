@@ -189,7 +189,7 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
           Matrix<double> short_y(2, 3);
           library.forward(x.topRows(2), {.sequences = &fewer}, short_y, context);
         };
-        change(inputs, context, dy, options, dx, forward_fewer);
+        change(inputs, context, dy, options, dx, forward_fewer, x);
         TestType gradients(options);
         const std::string error = error_lacks<std::invalid_argument>(
             [&] { library.backward(x, inputs, context, dy, gradients, dx); }, parts);
@@ -205,15 +205,17 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
         return lacks([&](auto&, C& context, auto&...) { change(context); }, parts);
       };
       CHECK(lacks([](auto&&...) {}, {}) == "no exception");
+      CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto&, auto& x) { x = Matrix<double>::Zero(4, 2); },
+                  {"x", "expected features = 3", "got 2"}) == "");
       CHECK(lacks([&](auto& inputs, auto&&...) { inputs.sequences = &short_of_one; },
                   {"sequences", "expected 4 tokens", "got 3"}) == "");
       CHECK(lacks([](auto&, auto&, auto& dy, auto&&...) { dy = Matrix<double>::Zero(4, 2); },
                   {"dy", "4 x 3", "got 4 x 2"}) == "");
       CHECK(lacks([](auto&, auto&, auto&, auto& options, auto&&...) { options.top_k = 1; },
                   {"gradients", "same options"}) == "");
-      CHECK(
-          lacks([](auto&, auto&, auto&, auto&, auto& dx, auto&&) { dx = Matrix<double>::Constant(5, 3, 7); },
-                {"dx", "4 x 3", "got 5 x 3"}) == "");
+      CHECK(lacks([](auto&, auto&, auto&, auto&, auto& dx,
+                     auto&&...) { dx = Matrix<double>::Constant(5, 3, 7); },
+                  {"dx", "4 x 3", "got 5 x 3"}) == "");
       CHECK(context_lacks([](C& context) { context = {}; }, {"routing", "rows, got 0"}) == "");
       CHECK(context_lacks([](C& context) { context.up.routing.experts[0] = 3; }, {"expert", "got 3"}) == "");
       if (!shared_gate) {
@@ -223,10 +225,10 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
       }
       const bool recomputes = shared_gate && !Layer::merges_experts;
       if (Layer::gates_tokens && level == Level::token) {
-        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer) { forward_fewer(); },
+        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer, auto&) { forward_fewer(); },
                     {"routing", "expected 4 rows, got 2"}) == "");
       } else if (!recomputes) {
-        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer) { forward_fewer(); },
+        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer, auto&) { forward_fewer(); },
                     {"context", "expected a forward's that left"}) == "");
       }
       if (recomputes) continue;

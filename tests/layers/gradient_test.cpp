@@ -1,5 +1,6 @@
 // Gradients of layers against central differences of the reference, and the identities that they obey.
 
+#include <algorithm>
 #include <initializer_list>
 #include <string>
 #include <type_traits>
@@ -282,15 +283,18 @@ TEST_CASE("gradients of noise are of the forward's noise, whatever backward is g
 
 TEST_CASE("sequences that share a merge by chance have gate gradients of their own", "[gradient]") {
   Generator rng(35);
-  // A zero gate, as upcycling leaves it: all sequences select the same experts with the same weights.
-  LayerOptions options = small_options(Level::sequence, 2);
-  Case<MeoLayer<double>> c(options, {3, 2, 4}, reference::Mode::inference, rng);
-  c.layer.gate_weight.setZero();
-  reference::Layer<double> vanilla = c.layer;
-  vanilla.kind = reference::Kind::moe;
-  const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
-                                            c.input.x, c.input.batch, c.dy);
-  CHECK(disagreement_in_max_norm(flat(c.backward(c.dy)), flat(expected), 1e-13) == "");
+  for (const Level level : {Level::sequence, Level::task}) {
+    INFO("level " << to_string(level));
+    // A zero gate, as upcycling leaves it: all sequences select the same experts with the same weights.
+    Case<MeoLayer<double>> c(small_options(level, 2), {3, 2, 4}, reference::Mode::inference, rng);
+    if (level == Level::task) c.input.batch.task_of_sequence = {0, 1, 0};
+    c.layer.gate_weight.setZero();
+    reference::Layer<double> vanilla = c.layer;
+    vanilla.kind = reference::Kind::moe;
+    const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
+                                              c.input.x, c.input.batch, c.dy);
+    CHECK(disagreement_in_max_norm(flat(c.backward(c.dy)), flat(expected), 1e-13) == "");
+  }
 }
 
 TEST_CASE("sequences of one task share a merge and add up in its gradients", "[gradient]") {
@@ -403,6 +407,16 @@ TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes n
   for (const Level level : {Level::token, Level::sequence}) {
     INFO("level " << to_string(level));
     CHECK(lacks(level, [](auto& context, auto&) { context.routing.top_k = 1; }, {"routing", "pairs"}) == "");
+    CHECK(lacks(level,
+                [](auto& context, auto&) {
+                  Routing<float>& routing = context.routing;
+                  routing.top_k = 1;
+                  routing.experts.resize(static_cast<std::size_t>(routing.rows));
+                  routing.weights.resize(static_cast<std::size_t>(routing.rows));
+                },
+                {"routing", "top_k = 2", "got 1"}) == "");
+    CHECK(lacks(level, [](auto& context, auto&) { context.routing.importance.pop_back(); },
+                {"context", "a gate's decision"}) == "");
     CHECK(lacks(level, [](auto& context, auto&) { context.routing.load.clear(); },
                 {"context", "a gate's decision"}) == "");
     CHECK(lacks(level, [](auto& context, auto&) { context.gate.logits.pop_back(); },
@@ -454,6 +468,29 @@ TEMPLATE_TEST_CASE("backward with a routing given checks it and what else is giv
   if (!TestType::merges_experts) return;
   CHECK(lacks([](auto&, auto& context, auto&, auto&) { context.attended.clear(); },
               {"context", "token attention", "got 0"}) == "");
+}
+
+TEMPLATE_TEST_CASE("backward with gradients of weights from elsewhere checks their number", "[gradient]",
+                   MoeLayer<float>, MeoLayer<float>) {
+  Generator rng(47);
+  const Case<TestType> c(small_options(Level::sequence, 2), {3, 1}, reference::Mode::inference, rng);
+  const TestType library = c.library();
+  const reference::LibraryBatch<float> batch(c.input.batch);
+  Context<float> context;
+  Matrix<float> y(4, 7), dx = Matrix<float>::Constant(4, 5, 7.f);
+  library.forward(c.input.x, batch.inputs(), y, context);
+  TestType gradients(library.options());
+  for (const std::size_t count : {3u, 5u}) {
+    const std::vector<float> d_weights(count, 1.f);
+    CHECK(error_lacks<std::invalid_argument>(
+              [&] {
+                library.backward(c.input.x, batch.inputs(), context, c.dy, gradients, dx, 1.f, d_weights);
+              },
+              {"d_weights", "expected 4 values", "got " + std::to_string(count)}) == "");
+  }
+  CHECK((dx.array() == 7.f).all());
+  for (const auto& range : parameters(gradients))
+    CHECK(std::all_of(range.values.begin(), range.values.end(), [](float value) { return value == 0; }));
 }
 
 }  // namespace

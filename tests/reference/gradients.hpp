@@ -4,13 +4,14 @@
 /// derivative of a loss by differences.
 
 #include <functional>
-#include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include <meo/types.hpp>
 
+#include "kernels/guarded_matrix.hpp"
 #include "reference/library.hpp"
 #include "reference/library_block.hpp"
 #include "reference/reference.hpp"
@@ -109,17 +110,20 @@ using ContextOf = std::conditional_t < requires(Library library) {
 , Context<typename Library::Scalar>, FeedForwardContext < typename Library::Scalar >> ;
 
 /// One forward and backward pass for the loss Σ y · cotangent + d_loss · loss. parameters: the reference's.
+/// The library is given matrices amid NaN, at strides of their own.
 template <class Library, class Parameters, class S>
 Gradients<Parameters, S> backward(const Library& library, const Parameters& parameters, const Matrix<S>& x,
                                   const Batch<S>& batch, const Matrix<S>& cotangent, S d_loss = 1) {
   const LibraryBatch<S> library_batch(batch);
   ContextOf<Library> context;
-  Matrix<S> y(cotangent.rows(), cotangent.cols());
-  library.forward(x, library_batch.inputs(), y, context);
+  test::GuardedMatrix<S> guarded_x(x), y(cotangent.rows(), cotangent.cols()), dy(cotangent),
+      dx(x.rows(), x.cols());
+  library.forward(guarded_x.map(), library_batch.inputs(), y.map(), context);
   Library gradients(library.options());
-  Matrix<S> dx = Matrix<S>::Constant(x.rows(), x.cols(), std::numeric_limits<S>::quiet_NaN());
-  library.backward(x, library_batch.inputs(), context, cotangent, gradients, dx, d_loss);
-  return {parameters_of(gradients, parameters), dx, context.task_embeddings_gradient()};
+  library.backward(guarded_x.map(), library_batch.inputs(), context, dy.map(), gradients, dx.map(), d_loss);
+  if (!y.guards_intact() || !dx.guards_intact())
+    throw std::logic_error("forward or backward wrote beside its matrix");
+  return {parameters_of(gradients, parameters), dx.values(), context.task_embeddings_gradient()};
 }
 
 /// The derivative of f by each of `values`, by central differences.

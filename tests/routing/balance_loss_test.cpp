@@ -43,4 +43,37 @@ TEMPLATE_TEST_CASE("cv² agrees with the reference", "[balance_loss]", float, do
   }
 }
 
+TEST_CASE("cv²'s gradient is its derivative, added, and that of zeros or a single value zero",
+          "[balance_loss]") {
+  Generator rng(82);
+  const auto gradient = [](const std::vector<double>& values, double held) {
+    std::vector<double> sum(values.size(), held);
+    add_cv_squared_gradient<double>(values, 0.5, sum);
+    return sum;
+  };
+  CHECK(gradient({3}, 7) == std::vector<double>{7});
+  CHECK(gradient({0, 0, 0}, 7) == std::vector<double>{7, 7, 7});
+  for (const Index n : {2, 3, 8}) {
+    // Squares of the smallest are near the 1e-10 beside the squared mean.
+    for (const long double scale : {1e-5L, 1.L, 1e3L}) {
+      const Matrix<double> values =
+          ((random_matrix<double>(rng, 1, n).array() + 1.5) * static_cast<double>(scale)).matrix();
+      Matrix<long double> derivative(1, n);
+      for (Index j = 0; j < n; ++j) {
+        const auto at = [&](long double step) {
+          std::vector<long double> moved(values.data(), values.data() + n);
+          moved[static_cast<std::size_t>(j)] += step;
+          return cv(moved);
+        };
+        const long double step = scale / (1 << 17);
+        derivative(0, j) = 7 / scale + (at(step) - at(-step)) / (4 * step);
+      }
+      const std::vector<double> actual =
+          gradient({values.data(), values.data() + n}, static_cast<double>(7 / scale));
+      CHECK(disagreement_in_max_norm(Eigen::Map<const Matrix<double>>(actual.data(), 1, n), derivative,
+                                     1e-9L) == "");
+    }
+  }
+}
+
 }  // namespace
