@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 #include <meo/types.hpp>
@@ -36,6 +38,18 @@ struct Batch {
   }
 };
 
+/// Throws std::runtime_error that names the file.
+inline std::vector<unsigned char> read_file(const std::string& path) {
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) throw std::runtime_error("cannot read '" + path + "': " + error.message());
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(size));
+  std::ifstream file(path, std::ios::binary);
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  if (!file) throw std::runtime_error("cannot read '" + path + "'");
+  return bytes;
+}
+
 /// Every file is a class. A file is cut into 20 stretches; each fifth is for validation, and no window
 /// crosses from one to the other.
 class FileTask {
@@ -43,13 +57,21 @@ class FileTask {
   /// Throws std::runtime_error for a file that cannot be read or is too short.
   FileTask(const std::vector<std::string>& paths, Index window) : window_(window) {
     for (const std::string& path : paths) {
-      std::ifstream file(path, std::ios::binary);
-      std::vector<unsigned char> bytes{std::istreambuf_iterator<char>(file), {}};
-      if (!file) throw std::runtime_error("cannot read '" + path + "'");
-      if (static_cast<Index>(bytes.size()) < stretches * window)
-        throw std::runtime_error("'" + path + "' is shorter than " + std::to_string(stretches) + " windows");
-      files_.push_back(std::move(bytes));
+      files_.push_back(read_file(path));
+      if (size_of(classes() - 1) / stretches < window) {
+        throw std::runtime_error("'" + path + "': expected at least " + std::to_string(stretches) +
+                                 " windows of " + std::to_string(window) + " bytes, got " +
+                                 std::to_string(size_of(classes() - 1)) + " bytes");
+      }
     }
+  }
+
+  /// What tells this task from another: the sizes of the files.
+  std::string description() const {
+    std::string text = "files of ";
+    for (Index file = 0; file < classes(); ++file)
+      text += (file == 0 ? "" : ", ") + std::to_string(size_of(file));
+    return text + " bytes";
   }
 
   Index classes() const { return static_cast<Index>(files_.size()); }
@@ -88,9 +110,10 @@ class FileTask {
   static constexpr Index stretches = 20;
   static bool is_validation(Index stretch) { return stretch % 5 == 2; }
 
-  Index begin_of(Index file, Index stretch) const {
-    return static_cast<Index>(files_[static_cast<std::size_t>(file)].size()) * stretch / stretches;
+  Index size_of(Index file) const {
+    return static_cast<Index>(files_[static_cast<std::size_t>(file)].size());
   }
+  Index begin_of(Index file, Index stretch) const { return size_of(file) * stretch / stretches; }
   const unsigned char* window_at(Index file, Index at) const {
     return files_[static_cast<std::size_t>(file)].data() + at;
   }
@@ -105,7 +128,12 @@ class FileTask {
 /// that no class is more likely than another.
 class DomainTask {
  public:
+  /// Throws std::runtime_error for windows too short to have a symbol.
   DomainTask(std::uint64_t seed, Index window) : window_(window), validation_seed_(seed + 1) {
+    if (window < 2) {
+      throw std::runtime_error("domains: expected windows of at least 2 bytes, got " +
+                               std::to_string(window));
+    }
     std::mt19937_64 rng(seed);
     for (auto& map : maps_) {  // as many symbols of each class, shuffled
       for (std::size_t i = 0; i < map.size(); ++i) {
@@ -115,6 +143,8 @@ class DomainTask {
       }
     }
   }
+
+  std::string description() const { return "domains"; }
 
   Index classes() const { return 4; }
 

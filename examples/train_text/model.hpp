@@ -148,6 +148,19 @@ struct Model {
         [&](const std::string& part, auto& block) { meo::io::load(block, reader, prefix + part); });
   }
 
+  /// Calls visit(name, routing) for every gate of the last forward with the context: "0.up", "0.down",
+  /// "1.up", …
+  template <class Visit>
+  void visit_gates(const Context& context, Visit&& visit) const {
+    for (std::size_t i = 0; i < context.feed_forwards.size(); ++i) {
+      const std::string block = std::to_string(i) + ".";
+      visit(block + "up", context.feed_forwards[i].up.routing);
+      if (options.feed_forward.shared_gate) continue;
+      if (options.feed_forward.gated) visit(block + "gate_up", context.feed_forwards[i].gate_up.routing);
+      visit(block + "down", context.feed_forwards[i].down.routing);
+    }
+  }
+
   /// Logits, B × C. balance_loss: the sum of the gates' losses.
   Matrix<float> forward(const Batch& batch, const meo::Inputs<float>& inputs, Context& context,
                         float& balance_loss) const {

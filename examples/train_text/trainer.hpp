@@ -3,11 +3,14 @@
 /// A model with its optimiser: steps, accuracy, checkpoints.
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <random>
 #include <string>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
@@ -15,6 +18,9 @@
 #include "model.hpp"
 
 namespace train_text {
+
+/// Names and values of what determines a run, in the order in which they are compared.
+using Settings = std::vector<std::pair<std::string, std::string>>;
 
 template <class Layer>
 class Trainer {
@@ -33,7 +39,11 @@ class Trainer {
   /// The generator of the next step's windows and noise: a function of seed and step, so that resumed
   /// training draws what uninterrupted training would.
   std::mt19937_64 rng_of_step() const {
-    std::seed_seq sequence{seed_, static_cast<std::uint64_t>(steps()) + 1};
+    // A seed sequence takes words of 32 bits. Zeros count in it, so that short seeds must not get a third.
+    std::vector<std::uint32_t> words{static_cast<std::uint32_t>(seed_),
+                                     static_cast<std::uint32_t>(steps() + 1)};
+    if (seed_ >> 32 != 0) words.push_back(static_cast<std::uint32_t>(seed_ >> 32));
+    std::seed_seq sequence(words.begin(), words.end());
     return std::mt19937_64(sequence);
   }
 
@@ -73,14 +83,17 @@ class Trainer {
     return static_cast<double>(right) / static_cast<double>(batch.size());
   }
 
-  /// The routing of the last step in the first projection of the first block.
-  const meo::Routing<float>& routing() const { return context_.feed_forwards.front().up.routing; }
+  /// Calls visit(name, routing) for every gate of the last step; see Model.
+  template <class Visit>
+  void visit_gates(Visit&& visit) const {
+    model_.visit_gates(context_, visit);
+  }
 
   meo::Parameters<float> parameters() { return model_.parameters(); }
 
-  /// Parameters, the optimiser's moments and the number of steps; for programs compiled for any instruction
-  /// set.
-  void save(const std::filesystem::path& path) {
+  /// Parameters, the optimiser's moments, the number of steps and the settings; for programs compiled for any
+  /// instruction set. Replaces an old file only when the new one is complete.
+  void save(const std::filesystem::path& path, const Settings& settings = {}) {
     meo::io::SafetensorsWriter writer;
     model_.save(writer, "model.");
     Model<Layer> moments(model_.options);
@@ -89,23 +102,43 @@ class Trainer {
     meo::copy_values(optimizer_.second_moments(), moments.parameters());
     moments.save(writer, "second_moments.");
     writer.set_metadata("steps", std::to_string(steps()));
+    for (const auto& [name, value] : settings) writer.set_metadata(name, value);
     writer.write(path);
   }
 
-  /// Throws meo::io::Error for a file of another model, and then changes nothing.
-  void load(const std::filesystem::path& path) {
+  /// Throws meo::io::Error for a file of other settings or of another model, and then changes nothing.
+  void load(const std::filesystem::path& path, const Settings& settings = {}) {
     const meo::io::SafetensorsReader reader(path);
+    for (const auto& [name, value] : settings) {
+      const std::string& expected = reader.metadata(name);
+      if (value != expected) {
+        throw meo::io::Error(reader.file(),
+                             name + ": expected " + expected + ", with which it was trained, got " + value);
+      }
+    }
+    const Index steps = steps_of(reader);
     Model<Layer> model(model_.options), first_moments(model_.options), second_moments(model_.options);
     model.load(reader, "model.");
     first_moments.load(reader, "first_moments.");
     second_moments.load(reader, "second_moments.");
-    optimizer_.set_steps(static_cast<Index>(std::stoll(reader.metadata("steps"))));
+    optimizer_.set_steps(steps);
     model_ = std::move(model);
     meo::copy_values(first_moments.parameters(), optimizer_.first_moments());
     meo::copy_values(second_moments.parameters(), optimizer_.second_moments());
   }
 
  private:
+  static Index steps_of(const meo::io::SafetensorsReader& reader) {
+    const std::string& text = reader.metadata("steps");
+    Index steps = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
+    if (error != std::errc() || end != text.data() + text.size() || steps < 0) {
+      throw meo::io::Error(reader.file(),
+                           "metadata steps: expected a whole number of at least 0, got '" + text + "'");
+    }
+    return steps;
+  }
+
   std::uint64_t seed_;
   Model<Layer> model_;
   Model<Layer> gradients_;

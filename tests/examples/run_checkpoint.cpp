@@ -1,7 +1,6 @@
 // The example run_checkpoint: what it writes for the golden files, what its options do, and what it refuses.
 
 #include <cstddef>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -14,10 +13,7 @@
 #include "io/files.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
-
-#if __has_include(<sys/wait.h>)
-#include <sys/wait.h>
-#endif
+#include "support/program.hpp"
 
 namespace {
 
@@ -28,6 +24,7 @@ using meo::io::SafetensorsWriter;
 using meo::test::Bytes;
 using meo::test::file_of;
 using meo::test::Folder;
+using meo::test::Outcome;
 using Path = std::filesystem::path;
 
 Path golden(const std::string& number) {
@@ -38,28 +35,8 @@ Path golden(const std::string& number) {
   return {};
 }
 
-struct Outcome {
-  int exit_code;
-  std::string output, errors;
-
-  bool says(const std::string& text) const { return output.find(text) != std::string::npos; }
-};
-
 Outcome run(const Folder& folder, const std::vector<std::string>& arguments) {
-  std::string command = "'" MEO_RUN_CHECKPOINT "'";
-  for (const std::string& argument : arguments) command += " '" + argument + "'";
-  const Path output = folder / "stdout", errors = folder / "stderr";
-  command += " >'" + output.string() + "' 2>'" + errors.string() + "'";
-  int status = std::system(command.c_str());
-#if __has_include(<sys/wait.h>)
-  status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-#endif
-  const auto text_of = [](const Path& path) {
-    std::string text;
-    for (const std::byte byte : meo::test::load_bytes(path)) text += static_cast<char>(byte);
-    return text;
-  };
-  return {status, text_of(output), text_of(errors)};
+  return meo::test::run_program(MEO_RUN_CHECKPOINT, folder, arguments);
 }
 
 using Rename = std::function<std::string(const std::string&)>;

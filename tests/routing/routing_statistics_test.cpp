@@ -57,6 +57,16 @@ TEST_CASE("statistics are written as comma-separated lines", "[routing_statistic
         "17,0,2,0,0,0,0.25,1,0\n"
         "17,1,2,0,0,0,0.5,1,0\n"
         "17,2,2,4,1,0.3125,1.25,2,0\n");
+
+  // Labels of several columns.
+  std::ostringstream labelled;
+  RoutingStatistics::write_csv_header(labelled, "step,gate");
+  statistics.write_csv(labelled, "17,up");
+  CHECK(labelled.str() ==
+        "step,gate,expert,rows,count,share,mean_weight,importance,load,entropy\n"
+        "17,up,0,2,0,0,0,0.25,1,0\n"
+        "17,up,1,2,0,0,0,0.5,1,0\n"
+        "17,up,2,2,4,1,0.3125,1.25,2,0\n");
 }
 
 TEST_CASE("statistics are of a fixed number of experts", "[routing_statistics]") {

@@ -2,7 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <random>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
@@ -155,6 +160,92 @@ TEST_CASE("the model's gradients are the differences of its loss", "[train_text]
     value = before;
     CHECK((above - below) / (2 * step) == Approx(slope).epsilon(0.02).margin(1e-4));
   }
+}
+
+TEST_CASE("every bit of a seed counts, and short seeds draw what they always have", "[train_text]") {
+  const auto trainer = [](std::uint64_t seed) {
+    return Trainer<MeoLayer<float>>(small_model(Level::sequence), {}, seed);
+  };
+  const auto draw_of = [&](std::uint64_t seed) { return trainer(seed).rng_of_step()(); };
+  for (const std::uint32_t seed : {0u, 1u, 7u, 0xffffffffu}) {
+    std::seed_seq sequence{seed, 1u};
+    CHECK(draw_of(seed) == std::mt19937_64(sequence)());
+  }
+  std::set<std::uint64_t> draws{draw_of(7)};
+  for (int bit = 0; bit < 64; ++bit) draws.insert(draw_of(7 ^ std::uint64_t{1} << bit));
+  CHECK(draws.size() == 65);
+}
+
+TEST_CASE("a trainer shows every gate of its last step", "[train_text]") {
+  using Gates = std::vector<std::pair<std::string, const Routing<float>*>>;
+  const auto names_after_step = [](const ModelOptions& options) {
+    Trainer<MeoLayer<float>> trainer(options, {}, 7);
+    Gates gates;
+    const auto collect = [&](const std::string& name, const Routing<float>& routing) {
+      gates.emplace_back(name, &routing);
+    };
+    trainer.visit_gates(collect);
+    CHECK(gates.empty());
+    std::mt19937_64 rng(3);
+    trainer.step(DomainTask(1, 16).training(rng, 5), rng);
+    trainer.visit_gates(collect);
+    std::vector<std::string> names;
+    std::set<const Routing<float>*> routings;
+    for (const auto& [name, routing] : gates) {
+      names.push_back(name);
+      routings.insert(routing);
+      CHECK(routing->rows == 5);
+      CHECK(routing->experts.size() == 10);
+    }
+    CHECK(routings.size() == gates.size());
+    return names;
+  };
+  ModelOptions options = small_model(Level::sequence);
+  CHECK(names_after_step(options) == std::vector<std::string>{"0.up", "0.down", "1.up", "1.down"});
+  options.feed_forward.gated = true;
+  options.blocks = 1;
+  CHECK(names_after_step(options) == std::vector<std::string>{"0.up", "0.gate_up", "0.down"});
+  options.feed_forward.shared_gate = true;
+  CHECK(names_after_step(options) == std::vector<std::string>{"0.up"});
+}
+
+TEST_CASE("a checkpoint of other settings or without steps is refused and changes nothing", "[train_text]") {
+  const test::Folder folder;
+  const auto path = folder / "checkpoint.safetensors", other = folder / "other.safetensors";
+  const Settings settings{{"layer", "meo"}, {"seed", "7"}};
+  auto saved = trained<MeoLayer<float>>(Level::sequence, 3);
+  saved.save(path, settings);
+
+  Trainer<MeoLayer<float>> trainer(small_model(Level::sequence), {}, 8);
+  const std::vector<float> before = parameters_of(trainer);
+  const auto refusal = [&](const std::filesystem::path& of, const Settings& expected) {
+    const std::string error = test::error_of([&] { trainer.load(of, expected); });
+    CHECK(parameters_of(trainer) == before);
+    CHECK(trainer.steps() == 0);
+    return error;
+  };
+  const auto with_steps = [&](const std::string& steps) {
+    const io::SafetensorsReader file(path);
+    io::SafetensorsWriter writer;
+    for (const std::string& name : file.names())
+      writer.add(name, file.info(name).shape, file.read<float>(name));
+    if (steps != "none") writer.set_metadata("steps", steps);
+    writer.write(other);
+    return refusal(other, {});
+  };
+  CHECK(refusal(path, {{"layer", "meo"}, {"seed", "8"}}) ==
+        "meo: " + path.string() + ": seed: expected 7, with which it was trained, got 8");
+  CHECK(refusal(path, {{"layer", "meo"}, {"width", "8"}}) ==
+        "meo: " + path.string() + ": expected the metadata to have \"width\"");
+  const std::string start = "meo: " + other.string() + ": ";
+  CHECK(with_steps("none") == start + "expected the metadata to have \"steps\"");
+  for (const std::string steps : {"", "x", "3x", " 3", "-1", "3.5", "9223372036854775808"}) {
+    CHECK(with_steps(steps) ==
+          start + "metadata steps: expected a whole number of at least 0, got '" + steps + "'");
+  }
+  trainer.load(path, settings);
+  CHECK(trainer.steps() == 3);
+  CHECK(parameters_of(trainer) == parameters_of(saved));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <ostream>
+#include <string_view>
 #include <vector>
 
 #include <meo/errors.hpp>
@@ -65,9 +66,10 @@ class RoutingStatistics {
     return sum;
   }
 
-  /// Comma-separated: one line for each expert, each beginning with `label`.
-  static void write_csv_header(std::ostream& out) {
-    out << "window,expert,rows,count,share,mean_weight,importance,load,entropy\n";
+  /// Comma-separated: one line for each expert, each beginning with `label`. A label of several columns, as
+  /// "100,up", has a header as "step,gate".
+  static void write_csv_header(std::ostream& out, std::string_view label = "window") {
+    out << label << ",expert,rows,count,share,mean_weight,importance,load,entropy\n";
   }
   template <class Label>
   void write_csv(std::ostream& out, const Label& label) const {
