@@ -14,6 +14,7 @@
 #include "io/files.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/golden_files.hpp"
 
 #if __has_include(<sys/wait.h>)
 #include <sys/wait.h>
@@ -30,13 +31,7 @@ using meo::test::file_of;
 using meo::test::Folder;
 using Path = std::filesystem::path;
 
-Path golden(const std::string& number) {
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().filename().string().starts_with(number)) return entry.path();
-  }
-  FAIL("no golden file " << number);
-  return {};
-}
+Path golden(const std::string& number) { return meo::test::golden_files(number).at(0); }
 
 struct Outcome {
   int exit_code;
@@ -54,12 +49,7 @@ Outcome run(const Folder& folder, const std::vector<std::string>& arguments) {
 #if __has_include(<sys/wait.h>)
   status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 #endif
-  const auto text_of = [](const Path& path) {
-    std::string text;
-    for (const std::byte byte : meo::test::load_bytes(path)) text += static_cast<char>(byte);
-    return text;
-  };
-  return {status, text_of(output), text_of(errors)};
+  return {status, meo::test::load_text(output), meo::test::load_text(errors)};
 }
 
 using Rename = std::function<std::string(const std::string&)>;
@@ -122,13 +112,12 @@ long double tolerance(const SafetensorsReader& file, const std::string& tensor) 
 
 TEST_CASE("run_checkpoint writes the golden files' results", "[run_checkpoint][golden]") {
   const Folder folder;
-  std::size_t files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().extension() != ".safetensors") continue;
-    ++files;
-    CAPTURE(entry.path().filename().string());
-    const SafetensorsReader expected(entry.path());
-    const Bytes bytes = written(folder, entry.path());
+  const auto paths = meo::test::golden_files();
+  CHECK(paths.size() == 100);
+  for (const Path& path : paths) {
+    CAPTURE(path.filename().string());
+    const SafetensorsReader expected(path);
+    const Bytes bytes = written(folder, path);
     const SafetensorsReader result(bytes, "written");
     const bool block = expected.metadata().contains("block");
     CHECK(result.names() == (block ? std::vector<std::string>{"loss", "y"}
@@ -141,7 +130,6 @@ TEST_CASE("run_checkpoint writes the golden files' results", "[run_checkpoint][g
                                                 tolerance(expected, name)) == "");
     }
   }
-  CHECK(files == 100);
 }
 
 TEST_CASE("run_checkpoint finds parameters by their prefix and the input by its name", "[run_checkpoint]") {
