@@ -19,6 +19,7 @@
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -35,18 +36,8 @@ struct PartsOf<FeedForward<L, Function>> {
 };
 
 FeedForwardOptions small_options(Level level, bool shared_gate, bool gated) {
-  FeedForwardOptions options;
-  options.features = 3;
-  options.hidden_features = 5;
+  FeedForwardOptions options = small_block(level, 3, 5, gated, shared_gate);
   options.num_experts = 3;
-  options.top_k = 2;
-  options.level = level;
-  options.gated = gated;
-  options.shared_gate = shared_gate;
-  options.reduce_factor = 2;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
-  if (level == Level::task) options.task_features = 4;
   return options;
 }
 
@@ -73,7 +64,7 @@ struct Case {
 TEMPLATE_TEST_CASE("a block's gradients are the differences of its loss", "[feed_forward][gradient]",
                    (FeedForward<MoeLayer<double>, Gelu>), (FeedForward<MeoLayer<double>, Silu>)) {
   Generator rng(41);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const bool shared_gate : {false, true}) {
       for (const bool gated : {false, true}) {
         const auto mode = gated ? reference::Mode::training : reference::Mode::inference;

@@ -13,6 +13,7 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -22,22 +23,9 @@ using namespace meo::test;
 using reference::Kind;
 using reference::Mode;
 
-constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
-
 FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index top_k = 2) {
-  FeedForwardOptions options;
-  options.features = 5;
-  options.hidden_features = 11;
-  options.num_experts = 4;
-  options.top_k = top_k;
-  options.level = level;
-  options.gated = gated;
-  options.shared_gate = shared_gate;
-  options.reduce_factor = 3;
-  options.task_features = level == Level::task ? 7 : 0;
+  FeedForwardOptions options = small_block(level, 5, 11, gated, shared_gate, top_k);
   options.gate_before_attention = gated;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
   return options;
 }
 

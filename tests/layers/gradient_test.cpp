@@ -17,6 +17,7 @@
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -24,19 +25,7 @@ namespace {
 using namespace meo;
 using namespace meo::test;
 
-LayerOptions small_options(Level level, Index top_k) {
-  LayerOptions options;
-  options.in_features = 5;
-  options.out_features = 7;
-  options.num_experts = 4;
-  options.top_k = top_k;
-  options.level = level;
-  options.reduce_factor = 2;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
-  if (level == Level::task) options.task_features = 6;
-  return options;
-}
+LayerOptions small_options(Level level, Index top_k) { return small_layer(level, 5, 7, top_k); }
 
 /// A layer with a batch and a gradient of y.
 template <class Library>
@@ -60,7 +49,7 @@ struct Case {
 TEMPLATE_TEST_CASE("a layer's gradients are the differences of its loss", "[gradient]", MoeLayer<double>,
                    (MeoLayer<double, 4>)) {
   Generator rng(31);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 4}) {
       for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
         for (const bool gate_before_attention : {false, true}) {
@@ -127,7 +116,7 @@ TEST_CASE("merging without a non-linearity inside has the vanilla mixture's grad
 TEMPLATE_TEST_CASE("gradients are linear in those of y and of the loss, and accumulate", "[gradient]",
                    MoeLayer<double>, MeoLayer<double>) {
   Generator rng(33);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     const Case<TestType> c(small_options(level, 2), {3, 0, 1, 4}, reference::Mode::training, rng);
     const Matrix<double> other = random_matrix<double>(rng, c.dy.rows(), c.dy.cols());
     const Matrix<double> sum = flat(c.backward(c.dy, 1)) - 2 * flat(c.backward(other, 0.5));
@@ -152,7 +141,7 @@ TEMPLATE_TEST_CASE("gradients are linear in those of y and of the loss, and accu
 TEMPLATE_TEST_CASE("gradients have the same bits for any number of threads", "[gradient]", MoeLayer<float>,
                    MeoLayer<float>, MoeLayer<double>, MeoLayer<double>) {
   Generator rng(34);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
       LayerOptions options = small_options(level, 2);
       options.in_features = 83;
@@ -191,7 +180,7 @@ struct RoutedGradients {
 TEMPLATE_TEST_CASE("gradients are those with the routing given, and of the gate", "[gradient]",
                    MoeLayer<double>, MeoLayer<double>) {
   Generator rng(40);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
       INFO("level " << to_string(level) << ", training " << (mode == reference::Mode::training));
       const Case<TestType> c(small_options(level, 2), {3, 0, 1, 4}, mode, rng);

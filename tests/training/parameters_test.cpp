@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -26,11 +27,7 @@ Names names(Layer&& layer, const std::string& prefix = "") {
   return all;
 }
 
-LayerOptions options_at(Level level) {
-  LayerOptions options{.in_features = 5, .out_features = 7, .num_experts = 4, .top_k = 2, .level = level};
-  if (level == Level::task) options.task_features = 6;
-  return options;
-}
+LayerOptions options_at(Level level) { return test::small_layer(level, 5, 7); }
 
 TEST_CASE("a layer's parameters have the names of the authors' state_dict", "[parameters]") {
   CHECK(names(MoeLayer<float>(options_at(Level::token))) == Names{"w_gate", "w_noise", "experts"});
