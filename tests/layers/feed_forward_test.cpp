@@ -29,25 +29,14 @@ FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index t
   return options;
 }
 
-template <class Block>
-struct Types;
-template <class L, class A>
-struct Types<FeedForward<L, A>> {
-  using Layer = L;
-  using Activation = A;
-};
-
 /// A random block with a batch for it, in the reference's types and in the library's.
 template <class Library>
 struct Case {
   using S = typename Library::Scalar;
-  using Types_ = Types<Library>;
 
   explicit Case(const FeedForwardOptions& options, const std::vector<Index>& lengths = {3, 0, 1, 5},
                 Mode mode = Mode::inference)
-      : block(reference::random_block<S>(reference::KindOf<typename Types_::Layer>::value,
-                                         reference::activation_of<typename Types_::Activation>(), options,
-                                         rng)),
+      : block(reference::random_parameters<Library>(options, rng)),
         input(reference::random_input(block, lengths, mode, rng)),
         library(reference::library_block<Library>(block, options.merge_order)),
         batch(input.batch) {}

@@ -136,7 +136,7 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
       const LayerOptions options = test::small_layer(level, 9, 40);
       test::Generator rng(102);
-      const auto expected = reference::random_layer<S>(reference::KindOf<TestType>::value, options, rng);
+      const auto expected = reference::random_parameters<TestType>(options, rng);
       check_passes<Workspace<S>, Context<S>>(reference::library_layer<TestType>(expected), expected, 40,
                                              mode);
     }
@@ -146,12 +146,11 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
 TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has grown", "[noalloc]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
   using S = typename TestType::Scalar;
-  constexpr auto kind = std::is_same_v<S, float> ? reference::Kind::moe : reference::Kind::meo;
   for (const Level level : test::all_levels) {
     for (const bool shared_gate : {false, true}) {
       const FeedForwardOptions options = test::small_block(level, 9, 40, true, shared_gate);
       test::Generator rng(103);
-      const auto expected = reference::random_block<S>(kind, reference::Activation::gelu, options, rng);
+      const auto expected = reference::random_parameters<TestType>(options, rng);
       check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(
           reference::library_block<TestType>(expected), expected, 9, reference::Mode::inference);
     }

@@ -40,7 +40,7 @@ template <class S>
 struct Pair {
   explicit Pair(Level level, Index top_k) {
     test::Generator rng(51);
-    merged = random_layer<S>(Kind::meo, test::small_layer(level, 9, 18, top_k), rng);
+    merged = random_parameters<MeoLayer<S>>(test::small_layer(level, 9, 18, top_k), rng);
     input = random_input(merged, {3, 0, 1, 5}, Mode::inference, rng);
     vanilla = merged;
     vanilla.kind = Kind::moe;

@@ -67,8 +67,7 @@ TEMPLATE_TEST_CASE("each sequence has the bits of the order that its own length 
   for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 4}) {
       Generator rng(71);
-      const auto layer =
-          reference::random_layer<S>(reference::Kind::meo, small_layer(level, 40, 37, top_k), rng);
+      const auto layer = reference::random_parameters<TestType>(small_layer(level, 40, 37, top_k), rng);
       const std::vector<Index> lengths{20, 1, 0, 2, 17, 3, 15, 1, 16};
       const auto input = reference::random_input(layer, lengths, Mode::inference, rng);
       const reference::LibraryBatch<S> batch(input.batch);

@@ -29,10 +29,8 @@ LayerOptions options_at(Level level) { return small_layer(level, 3, 5); }
 
 template <class Library>
 Library random_library(const LayerOptions& options) {
-  using S = typename Library::Scalar;
   Generator rng(41);
-  return reference::library_layer<Library>(
-      reference::random_layer<S>(reference::KindOf<Library>::value, options, rng));
+  return reference::library_layer<Library>(reference::random_parameters<Library>(options, rng));
 }
 
 /// All of a layer's parameters in one column.

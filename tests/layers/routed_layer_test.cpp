@@ -25,7 +25,6 @@ using namespace meo;
 using namespace meo::test;
 using reference::Mode;
 using reference::random_input;
-using reference::random_layer;
 using reference::RandomInput;
 
 #define MEO_LAYERS (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)
@@ -42,7 +41,7 @@ struct Case {
   explicit Case(const LayerOptions& options, const Lengths& lengths = {3, 0, 1, 5},
                 Mode mode = Mode::inference, std::uint64_t seed = 21)
       : rng(seed),
-        layer(random_layer<S>(reference::KindOf<Library>::value, options, rng)),
+        layer(reference::random_parameters<Library>(options, rng)),
         input(random_input(layer, lengths, mode, rng)),
         library(reference::library_layer<Library>(layer, options.merge_order)),
         batch(input.batch) {}

@@ -50,8 +50,7 @@ TEST_CASE("a block's parameters are its projections', with one gate if that is s
 
 TEST_CASE("ranges are the layer's own memory, and packing's padding stays zero", "[parameters]") {
   test::Generator rng(61);
-  const auto reference_layer =
-      reference::random_layer<float>(reference::Kind::meo, options_at(Level::token), rng);
+  const auto reference_layer = reference::random_parameters<MeoLayer<float>>(options_at(Level::token), rng);
   auto layer = reference::library_layer<MeoLayer<float>>(reference_layer);
   const MeoLayer<float> before = layer;
   const auto input = reference::random_input(reference_layer, {3, 4}, reference::Mode::training, rng);
