@@ -13,6 +13,7 @@
 #include "io/files.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/golden_files.hpp"
 #include "support/program.hpp"
 
 namespace {
@@ -27,13 +28,7 @@ using meo::test::Folder;
 using meo::test::Outcome;
 using Path = std::filesystem::path;
 
-Path golden(const std::string& number) {
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().filename().string().starts_with(number)) return entry.path();
-  }
-  FAIL("no golden file " << number);
-  return {};
-}
+Path golden(const std::string& number) { return meo::test::golden_files(number).at(0); }
 
 Outcome run(const Folder& folder, const std::vector<std::string>& arguments) {
   return meo::test::run_program(MEO_RUN_CHECKPOINT, folder, arguments);
@@ -99,13 +94,12 @@ long double tolerance(const SafetensorsReader& file, const std::string& tensor) 
 
 TEST_CASE("run_checkpoint writes the golden files' results", "[run_checkpoint][golden]") {
   const Folder folder;
-  std::size_t files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().extension() != ".safetensors") continue;
-    ++files;
-    CAPTURE(entry.path().filename().string());
-    const SafetensorsReader expected(entry.path());
-    const Bytes bytes = written(folder, entry.path());
+  const auto paths = meo::test::golden_files();
+  CHECK(paths.size() == 100);
+  for (const Path& path : paths) {
+    CAPTURE(path.filename().string());
+    const SafetensorsReader expected(path);
+    const Bytes bytes = written(folder, path);
     const SafetensorsReader result(bytes, "written");
     const bool block = expected.metadata().contains("block");
     CHECK(result.names() == (block ? std::vector<std::string>{"loss", "y"}
@@ -118,7 +112,6 @@ TEST_CASE("run_checkpoint writes the golden files' results", "[run_checkpoint][g
                                                 tolerance(expected, name)) == "");
     }
   }
-  CHECK(files == 100);
 }
 
 TEST_CASE("run_checkpoint finds parameters by their prefix and the input by its name", "[run_checkpoint]") {

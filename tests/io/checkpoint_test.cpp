@@ -14,6 +14,7 @@
 #include <meo/meo.hpp>
 
 #include "io/files.hpp"
+#include "reference/library_block.hpp"
 #include "support/catch.hpp"
 #include "support/golden.hpp"
 #include "support/kernels.hpp"
@@ -27,6 +28,7 @@ using meo::MeoLayer;
 using meo::MoeLayer;
 using meo::io::SafetensorsReader;
 using meo::io::SafetensorsWriter;
+using meo::reference::options_of;
 using meo::test::Bytes;
 using meo::test::error_of;
 using meo::test::Folder;
@@ -109,35 +111,11 @@ bool saved_as(const Layer& layer, const SafetensorsReader& file) {
   return same;
 }
 
-template <class Golden>
-meo::LayerOptions options_of(const Golden& golden) {
-  return {.in_features = golden.integer("in_features"),
-          .out_features = golden.integer("out_features"),
-          .num_experts = golden.integer("num_experts"),
-          .top_k = golden.integer("top_k"),
-          .level = golden.level(),
-          .bias = golden.flag("bias"),
-          .reduce_factor = golden.integer("reduce_factor"),
-          .task_features = golden.level() == Level::task ? golden.integer("description_size") : 0};
-}
-
-template <class Golden>
-meo::FeedForwardOptions block_options_of(const Golden& golden) {
-  return {.features = golden.integer("features"),
-          .hidden_features = golden.integer("hidden_features"),
-          .num_experts = golden.integer("num_experts"),
-          .top_k = golden.integer("top_k"),
-          .level = golden.level(),
-          .bias = false,
-          .gated = golden.flag("gated"),
-          .reduce_factor = golden.integer("reduce_factor")};
-}
-
 template <class S>
 void check_loaded(const Golden<S>& golden) {
   if (golden.is_block()) {
     const auto check = [&]<class Layer>(std::type_identity<Layer>) {
-      meo::FeedForward<Layer> block(block_options_of(golden));
+      meo::FeedForward<Layer> block(options_of(golden.block()));
       meo::io::load(block, golden.reader());
       CHECK(equal(parameters_of_block(block), golden.reader()));
       CHECK(saved_as(block, golden.reader()));
@@ -146,7 +124,7 @@ void check_loaded(const Golden<S>& golden) {
                                  : check(std::type_identity<MeoLayer<S>>{});
   } else {
     const auto check = [&]<class Layer>(std::type_identity<Layer>) {
-      Layer layer(options_of(golden));
+      Layer layer(options_of(golden.layer()));
       meo::io::load(layer, golden.reader());
       CHECK(equal(parameters_of(layer), golden.reader()));
       CHECK(saved_as(layer, golden.reader()));
@@ -316,7 +294,7 @@ TEST_CASE("parameters that have no place in the layer", "[io][checkpoint]") {
 
   // A block that is gated, into one that is not.
   const Golden<double> golden(meo::test::golden_files("099_").at(0));
-  auto options = block_options_of(golden);
+  auto options = options_of(golden.block());
   options.gated = false;
   meo::FeedForward<MeoLayer<double>> block(options);
   const Parameters before = parameters_of_block(block);
@@ -374,7 +352,7 @@ TEST_CASE("tensors of other names may stand beside parameters", "[io][checkpoint
                golden.reader().read<double>(name), info.dtype);
   }
   const Bytes bytes = writer.bytes();
-  meo::FeedForward<MeoLayer<double>> block(block_options_of(golden));
+  meo::FeedForward<MeoLayer<double>> block(options_of(golden.block()));
   meo::io::load(block, SafetensorsReader(bytes, "f"), "");
   CHECK(equal(parameters_of_block(block), golden.reader()));
 }
@@ -413,7 +391,7 @@ TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block
   for (const std::string& name : golden.reader().names()) {
     data_size = std::max(data_size, golden.reader().info(name).end);
   }
-  meo::FeedForward<MeoLayer<double>> block(block_options_of(golden));
+  meo::FeedForward<MeoLayer<double>> block(options_of(golden.block()));
   const Parameters block_before = parameters_of_block(block);
   for (const auto& [name, values] : block_before) {
     CAPTURE(name);
@@ -427,7 +405,7 @@ TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block
 
 TEST_CASE("a loaded layer gives the authors' output", "[io][checkpoint][golden]") {
   const Golden<double> golden(meo::test::golden_files("053_").at(0));
-  MeoLayer<double> layer(options_of(golden));
+  MeoLayer<double> layer(options_of(golden.layer()));
   meo::io::load(layer, golden.reader());
   const Matrix<double> x = golden.matrix("x");
   const auto sequences = meo::Sequences::uniform(golden.integer("batch"), golden.integer("sequence_length"));

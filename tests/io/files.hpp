@@ -81,9 +81,11 @@ inline void save(const std::filesystem::path& path, const Bytes& bytes) {
   stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-inline Bytes load_bytes(const std::filesystem::path& path) {
+inline std::string load_text(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
-  return to_bytes(std::string(std::istreambuf_iterator<char>(stream), {}));
+  return {std::istreambuf_iterator<char>(stream), {}};
 }
+
+inline Bytes load_bytes(const std::filesystem::path& path) { return to_bytes(load_text(path)); }
 
 }  // namespace meo::test

@@ -23,6 +23,7 @@
 
 #include "io/files.hpp"
 #include "support/catch.hpp"
+#include "support/golden_files.hpp"
 
 #if __has_include(<sys/resource.h>)
 #include <sys/resource.h>
@@ -485,13 +486,13 @@ TEST_CASE("several threads read from one file", "[io][reader]") {
 
 // Beside a reader of the tests' own: the header as a JSON tree, the numbers by memcpy.
 TEST_CASE("the golden files are read, every tensor to the last bit", "[io][reader][golden]") {
-  std::size_t files = 0, tensors = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().extension() != ".safetensors") continue;
-    ++files;
-    CAPTURE(entry.path().string());
-    const SafetensorsReader file(entry.path());
-    const Bytes bytes = meo::test::load_bytes(entry.path());
+  const auto paths = meo::test::golden_files();
+  CHECK(paths.size() == 100);
+  std::size_t tensors = 0;
+  for (const auto& path : paths) {
+    CAPTURE(path.string());
+    const SafetensorsReader file(path);
+    const Bytes bytes = meo::test::load_bytes(path);
     std::uint64_t length = 0;
     for (int i = 7; i >= 0; --i)
       length = length << 8 | std::to_integer<std::uint64_t>(bytes[static_cast<std::size_t>(i)]);
@@ -518,6 +519,5 @@ TEST_CASE("the golden files are read, every tensor to the last bit", "[io][reade
           std::ranges::all_of(file.read<long double>(name), [](long double v) { return std::isfinite(v); }));
     }
   }
-  CHECK(files == 100);
   CHECK(tensors == 2692);
 }

@@ -12,6 +12,7 @@
 
 #include "io/files.hpp"
 #include "support/catch.hpp"
+#include "support/golden_files.hpp"
 
 #if __has_include(<sys/resource.h>)
 #include <csignal>
@@ -295,9 +296,8 @@ TEST_CASE("a file that cannot be renamed", "[io][writer]") {
 }
 
 TEST_CASE("the golden files come back from a copy", "[io][writer][golden]") {
-  for (const auto& entry : std::filesystem::directory_iterator(MEO_TEST_DATA_DIR "/goldens")) {
-    if (entry.path().extension() != ".safetensors") continue;
-    const SafetensorsReader file(entry.path());
+  for (const auto& path : meo::test::golden_files()) {
+    const SafetensorsReader file(path);
     SafetensorsWriter writer;
     for (const auto& [key, value] : file.metadata()) writer.set_metadata(key, value);
     for (const std::string& name : file.names()) {

@@ -10,15 +10,15 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
-#include <meo/training/parameters.hpp>
 
 #include "kernels/threads.hpp"
 #include "reference/check_differences.hpp"
-#include "reference/library_block.hpp"
+#include "reference/gradient_case.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -26,54 +26,20 @@ namespace {
 using namespace meo;
 using namespace meo::test;
 
+using reference::flat;
 template <class Library>
-struct PartsOf;
-template <class L, class Function>
-struct PartsOf<FeedForward<L, Function>> {
-  static constexpr reference::Kind kind = reference::KindOf<L>::value;
-  static constexpr reference::Activation activation = reference::activation_of<Function>();
-};
+using Case = reference::GradientCase<Library>;
 
 FeedForwardOptions small_options(Level level, bool shared_gate, bool gated) {
-  FeedForwardOptions options;
-  options.features = 3;
-  options.hidden_features = 5;
+  FeedForwardOptions options = small_block(level, 3, 5, gated, shared_gate);
   options.num_experts = 3;
-  options.top_k = 2;
-  options.level = level;
-  options.gated = gated;
-  options.shared_gate = shared_gate;
-  options.reduce_factor = 2;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
-  if (level == Level::task) options.task_features = 4;
   return options;
 }
-
-/// A block with a batch and a gradient of y.
-template <class Library>
-struct Case {
-  using S = typename Library::Scalar;
-  reference::Block<S> block;
-  reference::RandomInput<S> input;
-  Matrix<S> dy;
-
-  Case(const FeedForwardOptions& options, const std::vector<Index>& lengths, reference::Mode mode,
-       Generator& rng)
-      : block(reference::random_block<S>(PartsOf<Library>::kind, PartsOf<Library>::activation, options, rng)),
-        input(reference::random_input(block, lengths, mode, rng)),
-        dy(random_matrix<S>(rng, input.x.rows(), input.x.cols())) {}
-
-  Library library() const { return reference::library_block<Library>(block); }
-  auto backward(const Matrix<S>& cotangent, S d_loss = 1) const {
-    return reference::backward(library(), block, input.x, input.batch, cotangent, d_loss);
-  }
-};
 
 TEMPLATE_TEST_CASE("a block's gradients are the differences of its loss", "[feed_forward][gradient]",
                    (FeedForward<MoeLayer<double>, Gelu>), (FeedForward<MeoLayer<double>, Silu>)) {
   Generator rng(41);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const bool shared_gate : {false, true}) {
       for (const bool gated : {false, true}) {
         const auto mode = gated ? reference::Mode::training : reference::Mode::inference;
@@ -81,7 +47,7 @@ TEMPLATE_TEST_CASE("a block's gradients are the differences of its loss", "[feed
         // With one gate for the block, that of `up`, those of the others are no parameters of its function,
         // and their gradients are zero.
         const Case<TestType> c(small_options(level, shared_gate, gated), {2, 0, 1, 3}, mode, rng);
-        reference::check_differences(c.library(), c.block, c.input, c.dy);
+        reference::check_differences(c.library(), c.parameters, c.input, c.dy);
       }
     }
   }
@@ -98,20 +64,9 @@ TEMPLATE_TEST_CASE("they are so with one expert selected, with all and without b
       options.bias = top_k != 2;
       INFO("K " << top_k << ", shared gate " << shared_gate);
       const Case<TestType> c(options, {2, 0, 1, 3}, reference::Mode::training, rng);
-      reference::check_differences(c.library(), c.block, c.input, c.dy);
+      reference::check_differences(c.library(), c.parameters, c.input, c.dy);
     }
   }
-}
-
-/// All gradients under each other as one column.
-template <class S>
-Matrix<S> flat(reference::Gradients<reference::Block<S>, S> gradients) {
-  std::vector<S> values(gradients.x.data(), gradients.x.data() + gradients.x.size());
-  values.insert(values.end(), gradients.task_embeddings.data(),
-                gradients.task_embeddings.data() + gradients.task_embeddings.size());
-  for (const auto& tensor : reference::tensors(gradients.parameters))
-    values.insert(values.end(), tensor.values.data(), tensor.values.data() + tensor.values.size());
-  return Eigen::Map<const Matrix<S>>(values.data(), static_cast<Index>(values.size()), 1);
 }
 
 TEMPLATE_TEST_CASE("a block's gradients are linear in those of y and of the loss, and accumulate",
@@ -123,24 +78,7 @@ TEMPLATE_TEST_CASE("a block's gradients are linear in those of y and of the loss
       INFO("level " << to_string(level) << ", shared gate " << shared_gate);
       const Case<TestType> c(small_options(level, shared_gate, true), {2, 0, 1, 3}, reference::Mode::training,
                              rng);
-      const Matrix<double> other = random_matrix<double>(rng, c.dy.rows(), c.dy.cols());
-      const Matrix<double> sum = flat(c.backward(c.dy, 1)) - 2 * flat(c.backward(other, 0.5));
-      CHECK(disagreement_in_max_norm(flat(c.backward(c.dy - 2 * other, 0)), sum, 1e-13) == "");
-
-      const TestType library = c.library();
-      const reference::LibraryBatch<double> batch(c.input.batch);
-      FeedForwardContext<double> context;
-      TestType gradients(library.options());
-      Matrix<double> y(c.dy.rows(), c.dy.cols()), dx(c.dy.rows(), c.dy.cols());
-      library.forward(c.input.x, batch.inputs(), y, context);
-      for (int pass = 0; pass < 2; ++pass)
-        library.backward(c.input.x, batch.inputs(), context, c.dy, gradients, dx);
-      const auto once = c.backward(c.dy);
-      CHECK(bit_difference(dx, once.x) == "");
-      CHECK(bit_difference(context.task_embeddings_gradient(), once.task_embeddings) == "");
-      const reference::Gradients<reference::Block<double>, double> twice{
-          reference::parameters_of(gradients, c.block), 2 * dx, 2 * once.task_embeddings};
-      CHECK(disagreement_in_max_norm(flat(twice), Matrix<double>(2 * flat(once)), 1e-13) == "");
+      reference::check_linear(c, rng);
     }
   }
 }
@@ -194,11 +132,7 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
         const std::string error = error_lacks<std::invalid_argument>(
             [&] { library.backward(x, inputs, context, dy, gradients, dx); }, parts);
         if (error != "") return error;
-        for (const auto& range : parameters(gradients)) {
-          for (const double value : range.values)
-            if (value != 0) return std::string("gradients have changed");
-        }
-        return std::string((dx.array() == 7).all() ? "" : "dx has changed");
+        return reference::changed(gradients, dx);
       };
       using C = FeedForwardContext<double>;
       const auto context_lacks = [&](auto change, std::initializer_list<std::string> parts) {

@@ -13,6 +13,7 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -22,44 +23,20 @@ using namespace meo::test;
 using reference::Kind;
 using reference::Mode;
 
-constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
-
 FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index top_k = 2) {
-  FeedForwardOptions options;
-  options.features = 5;
-  options.hidden_features = 11;
-  options.num_experts = 4;
-  options.top_k = top_k;
-  options.level = level;
-  options.gated = gated;
-  options.shared_gate = shared_gate;
-  options.reduce_factor = 3;
-  options.task_features = level == Level::task ? 7 : 0;
+  FeedForwardOptions options = small_block(level, 5, 11, gated, shared_gate, top_k);
   options.gate_before_attention = gated;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
   return options;
 }
-
-template <class Block>
-struct Types;
-template <class L, class A>
-struct Types<FeedForward<L, A>> {
-  using Layer = L;
-  using Activation = A;
-};
 
 /// A random block with a batch for it, in the reference's types and in the library's.
 template <class Library>
 struct Case {
   using S = typename Library::Scalar;
-  using Types_ = Types<Library>;
 
   explicit Case(const FeedForwardOptions& options, const std::vector<Index>& lengths = {3, 0, 1, 5},
                 Mode mode = Mode::inference)
-      : block(reference::random_block<S>(reference::KindOf<typename Types_::Layer>::value,
-                                         reference::activation_of<typename Types_::Activation>(), options,
-                                         rng)),
+      : block(reference::random_parameters<Library>(options, rng)),
         input(reference::random_input(block, lengths, mode, rng)),
         library(reference::library_block<Library>(block, options.merge_order)),
         batch(input.batch) {}

@@ -15,14 +15,14 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
 
 using namespace meo;
 
-constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
-constexpr Index features = 9, task_features = 6;
+constexpr Index features = 9;
 
 struct Batch {
   Sequences sequences;
@@ -42,7 +42,7 @@ std::vector<Batch> random_batches() {
   for (const auto& lengths : {std::vector<Index>{3, 0, 1, 25}, {40, 7}, {1}, {5, 5, 5, 5}}) {
     const Sequences sequences = Sequences::from_lengths(lengths);
     batches.push_back({sequences, test::random_matrix<float>(rng, sequences.offsets().back(), features),
-                       test::random_matrix<float>(rng, 3, task_features)});
+                       test::random_matrix<float>(rng, 3, test::small_task_features)});
   }
   return batches;
 }
@@ -103,13 +103,9 @@ void check_concurrent_passes(const Layer& layer, Level level, Index out_features
 
 TEMPLATE_TEST_CASE("several threads may run one layer at once", "[concurrent]", MoeLayer<float>,
                    MeoLayer<float>) {
-  for (const Level level : all_levels) {
+  for (const Level level : test::all_levels) {
     INFO("level " << to_string(level));
-    LayerOptions options{.in_features = features, .out_features = 40, .num_experts = 4, .top_k = 2};
-    options.level = level;
-    options.reduce_factor = 4;
-    options.task_features = level == Level::task ? task_features : 0;
-    TestType layer(options);
+    TestType layer(test::small_layer(level, features, 40));
     std::mt19937_64 rng(112);
     layer.initialize(rng);
     check_concurrent_passes<Context<float>>(layer, level, 40);
@@ -118,16 +114,10 @@ TEMPLATE_TEST_CASE("several threads may run one layer at once", "[concurrent]", 
 
 TEMPLATE_TEST_CASE("several threads may run one block at once", "[concurrent]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
-  for (const Level level : all_levels) {
+  for (const Level level : test::all_levels) {
     for (const bool shared_gate : {false, true}) {
       INFO("level " << to_string(level) << ", shared gate " << shared_gate);
-      FeedForwardOptions options{.features = features, .hidden_features = 40, .num_experts = 4, .top_k = 2};
-      options.level = level;
-      options.gated = true;
-      options.shared_gate = shared_gate;
-      options.reduce_factor = 4;
-      options.task_features = level == Level::task ? task_features : 0;
-      TestType block(options);
+      TestType block(test::small_block(level, features, 40, true, shared_gate));
       std::mt19937_64 rng(113);
       block.initialize(rng);
       check_concurrent_passes<FeedForwardContext<float>>(block, level, features);

@@ -3,21 +3,19 @@
 #include <algorithm>
 #include <initializer_list>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
-#include <meo/training/parameters.hpp>
 
 #include "kernels/threads.hpp"
 #include "reference/check_differences.hpp"
-#include "reference/gradients.hpp"
-#include "reference/random_layer.hpp"
+#include "reference/gradient_case.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -25,43 +23,16 @@ namespace {
 using namespace meo;
 using namespace meo::test;
 
-LayerOptions small_options(Level level, Index top_k) {
-  LayerOptions options;
-  options.in_features = 5;
-  options.out_features = 7;
-  options.num_experts = 4;
-  options.top_k = top_k;
-  options.level = level;
-  options.reduce_factor = 2;
-  options.loss_coefficient = 0.25;
-  options.noise_epsilon = 0.125;
-  if (level == Level::task) options.task_features = 6;
-  return options;
-}
-
-/// A layer with a batch and a gradient of y.
+using reference::flat;
 template <class Library>
-struct Case {
-  using S = typename Library::Scalar;
-  reference::Layer<S> layer;
-  reference::RandomInput<S> input;
-  Matrix<S> dy;
+using Case = reference::GradientCase<Library>;
 
-  Case(const LayerOptions& options, const std::vector<Index>& lengths, reference::Mode mode, Generator& rng)
-      : layer(reference::random_layer<S>(reference::KindOf<Library>::value, options, rng)),
-        input(reference::random_input(layer, lengths, mode, rng)),
-        dy(random_matrix<S>(rng, input.x.rows(), options.out_features)) {}
-
-  Library library() const { return reference::library_layer<Library>(layer); }
-  auto backward(const Matrix<S>& cotangent, S d_loss = 1) const {
-    return reference::backward(library(), layer, input.x, input.batch, cotangent, d_loss);
-  }
-};
+LayerOptions small_options(Level level, Index top_k) { return small_layer(level, 5, 7, top_k); }
 
 TEMPLATE_TEST_CASE("a layer's gradients are the differences of its loss", "[gradient]", MoeLayer<double>,
                    (MeoLayer<double, 4>)) {
   Generator rng(31);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 4}) {
       for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
         for (const bool gate_before_attention : {false, true}) {
@@ -72,7 +43,7 @@ TEMPLATE_TEST_CASE("a layer's gradients are the differences of its loss", "[grad
                         << (mode == reference::Mode::training) << ", gate before attention "
                         << gate_before_attention);
           const Case<TestType> c(options, {3, 0, 1, 4}, mode, rng);
-          reference::check_differences(c.library(), c.layer, c.input, c.dy);
+          reference::check_differences(c.library(), c.parameters, c.input, c.dy);
         }
       }
     }
@@ -89,20 +60,17 @@ TEMPLATE_TEST_CASE("they are so without biases, and with biases where 2 K < N, w
       options.bias = bias;
       INFO("level " << to_string(level) << ", bias " << bias);
       const Case<TestType> c(options, {3, 0, 1, 4}, reference::Mode::training, rng);
-      reference::check_differences(c.library(), c.layer, c.input, c.dy);
+      reference::check_differences(c.library(), c.parameters, c.input, c.dy);
     }
   }
 }
 
-/// All gradients under each other as one column.
-template <class Parameters, class S>
-Matrix<S> flat(reference::Gradients<Parameters, S> gradients) {
-  std::vector<S> values(gradients.x.data(), gradients.x.data() + gradients.x.size());
-  values.insert(values.end(), gradients.task_embeddings.data(),
-                gradients.task_embeddings.data() + gradients.task_embeddings.size());
-  for (const auto& tensor : reference::tensors(gradients.parameters))
-    values.insert(values.end(), tensor.values.data(), tensor.values.data() + tensor.values.size());
-  return Eigen::Map<const Matrix<S>>(values.data(), static_cast<Index>(values.size()), 1);
+/// The gradients of the vanilla mixture with the same parameters.
+auto vanilla_backward(const Case<MeoLayer<double>>& c) {
+  reference::Layer<double> vanilla = c.parameters;
+  vanilla.kind = reference::Kind::moe;
+  return reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla, c.input.x,
+                             c.input.batch, c.dy);
 }
 
 TEST_CASE("merging without a non-linearity inside has the vanilla mixture's gradients", "[gradient]") {
@@ -114,12 +82,9 @@ TEST_CASE("merging without a non-linearity inside has the vanilla mixture's grad
         options.in_features = 37;
         options.out_features = 41;
         const Case<MeoLayer<double>> merged(options, {3, 0, 130, 1, 6}, mode, rng);
-        reference::Layer<double> vanilla = merged.layer;
-        vanilla.kind = reference::Kind::moe;
-        const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla),
-                                                  vanilla, merged.input.x, merged.input.batch, merged.dy);
         // Sums of up to 140 · 41 products of numbers below 1, of which the largest stay near 10.
-        CHECK(disagreement_in_max_norm(flat(merged.backward(merged.dy)), flat(expected), 1e-12) == "");
+        CHECK(disagreement_in_max_norm(flat(merged.backward(merged.dy)), flat(vanilla_backward(merged)),
+                                       1e-12) == "");
       }
     }
   }
@@ -128,32 +93,16 @@ TEST_CASE("merging without a non-linearity inside has the vanilla mixture's grad
 TEMPLATE_TEST_CASE("gradients are linear in those of y and of the loss, and accumulate", "[gradient]",
                    MoeLayer<double>, MeoLayer<double>) {
   Generator rng(33);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     const Case<TestType> c(small_options(level, 2), {3, 0, 1, 4}, reference::Mode::training, rng);
-    const Matrix<double> other = random_matrix<double>(rng, c.dy.rows(), c.dy.cols());
-    const Matrix<double> sum = flat(c.backward(c.dy, 1)) - 2 * flat(c.backward(other, 0.5));
-    CHECK(disagreement_in_max_norm(flat(c.backward(c.dy - 2 * other, 0)), sum, 1e-13) == "");
-
-    const TestType library = c.library();
-    const reference::LibraryBatch<double> batch(c.input.batch);
-    Context<double> context;
-    TestType gradients(library.options());
-    Matrix<double> y(c.dy.rows(), c.dy.cols()), dx(c.input.x.rows(), c.input.x.cols());
-    library.forward(c.input.x, batch.inputs(), y, context);
-    for (int pass = 0; pass < 2; ++pass)
-      library.backward(c.input.x, batch.inputs(), context, c.dy, gradients, dx);
-    const auto once = c.backward(c.dy);
-    CHECK(bit_difference(dx, once.x) == "");
-    const reference::Gradients<reference::Layer<double>, double> twice{
-        reference::parameters_of(gradients, c.layer), 2 * dx, 2 * once.task_embeddings};
-    CHECK(disagreement_in_max_norm(flat(twice), Matrix<double>(2 * flat(once)), 1e-13) == "");
+    reference::check_linear(c, rng);
   }
 }
 
 TEMPLATE_TEST_CASE("gradients have the same bits for any number of threads", "[gradient]", MoeLayer<float>,
                    MeoLayer<float>, MoeLayer<double>, MeoLayer<double>) {
   Generator rng(34);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
       LayerOptions options = small_options(level, 2);
       options.in_features = 83;
@@ -185,14 +134,14 @@ struct RoutedGradients {
     gradients.x.resize(c.input.x.rows(), c.input.x.cols());
     library.forward_routed(c.input.x, batch.inputs(), routing, y, context);
     library.backward_routed(c.input.x, batch.inputs(), routing, context, c.dy, sums, gradients.x, weights);
-    gradients.parameters = reference::parameters_of(sums, c.layer);
+    gradients.parameters = reference::parameters_of(sums, c.parameters);
   }
 };
 
 TEMPLATE_TEST_CASE("gradients are those with the routing given, and of the gate", "[gradient]",
                    MoeLayer<double>, MeoLayer<double>) {
   Generator rng(40);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
       INFO("level " << to_string(level) << ", training " << (mode == reference::Mode::training));
       const Case<TestType> c(small_options(level, 2), {3, 0, 1, 4}, mode, rng);
@@ -206,7 +155,7 @@ TEMPLATE_TEST_CASE("gradients are those with the routing given, and of the gate"
       library.backward(c.input.x, batch.inputs(), context, Matrix<double>::Zero(y.rows(), y.cols()),
                        gradients, dx, 1, routed.weights);
       const reference::Gradients<reference::Layer<double>, double> of_gate{
-          reference::parameters_of(gradients, c.layer), dx, {}};
+          reference::parameters_of(gradients, c.parameters), dx, {}};
       auto expected = c.backward(c.dy);
       CHECK(disagreement_in_max_norm(context.task_embeddings_gradient(), expected.task_embeddings, 1e-13) ==
             "");
@@ -228,8 +177,8 @@ TEST_CASE("weights of a routing from elsewhere have a gradient a row, whether th
       if (level == Level::task) merged.input.batch.task_of_sequence = {1, 0, 1, 1};
       Case<MoeLayer<double>> vanilla(small_options(level, top_k), {3, 2, 4, 1}, reference::Mode::inference,
                                      rng);
-      vanilla.layer = merged.layer;
-      vanilla.layer.kind = reference::Kind::moe;
+      vanilla.parameters = merged.parameters;
+      vanilla.parameters.kind = reference::Kind::moe;
       vanilla.input = merged.input;
       vanilla.dy = merged.dy;
       Routing<double> routing;
@@ -258,14 +207,11 @@ TEST_CASE("gradients of noise are of the forward's noise, whatever backward is g
   LayerOptions options = small_options(Level::task, 2);
   options.num_experts = 2;
   Case<MeoLayer<double>> c(options, {3, 2}, reference::Mode::training, rng);
-  c.layer.gate_weight.setZero();
-  c.layer.noise_weight.setZero();
+  c.parameters.gate_weight.setZero();
+  c.parameters.noise_weight.setZero();
   c.input.batch.task_of_sequence = {1, 1};
   c.input.batch.noise << 0.5, 0.5, -2, -2;
-  reference::Layer<double> vanilla = c.layer;
-  vanilla.kind = reference::Kind::moe;
-  const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
-                                            c.input.x, c.input.batch, c.dy);
+  const auto expected = vanilla_backward(c);
 
   const MeoLayer<double> library = c.library();
   const reference::LibraryBatch<double> batch(c.input.batch);
@@ -288,12 +234,8 @@ TEST_CASE("sequences that share a merge by chance have gate gradients of their o
     // A zero gate, as upcycling leaves it: all sequences select the same experts with the same weights.
     Case<MeoLayer<double>> c(small_options(level, 2), {3, 2, 4}, reference::Mode::inference, rng);
     if (level == Level::task) c.input.batch.task_of_sequence = {0, 1, 0};
-    c.layer.gate_weight.setZero();
-    reference::Layer<double> vanilla = c.layer;
-    vanilla.kind = reference::Kind::moe;
-    const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
-                                              c.input.x, c.input.batch, c.dy);
-    CHECK(disagreement_in_max_norm(flat(c.backward(c.dy)), flat(expected), 1e-13) == "");
+    c.parameters.gate_weight.setZero();
+    CHECK(disagreement_in_max_norm(flat(c.backward(c.dy)), flat(vanilla_backward(c)), 1e-13) == "");
   }
 }
 
@@ -302,11 +244,7 @@ TEST_CASE("sequences of one task share a merge and add up in its gradients", "[g
   for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
     Case<MeoLayer<double>> c(small_options(Level::task, 2), {3, 2, 4, 1}, mode, rng);
     c.input.batch.task_of_sequence = {1, 0, 1, 1};
-    reference::Layer<double> vanilla = c.layer;
-    vanilla.kind = reference::Kind::moe;
-    const auto actual = c.backward(c.dy);
-    const auto expected = reference::backward(reference::library_layer<MoeLayer<double>>(vanilla), vanilla,
-                                              c.input.x, c.input.batch, c.dy);
+    const auto actual = c.backward(c.dy), expected = vanilla_backward(c);
     CHECK(disagreement_in_max_norm(flat(actual), flat(expected), 1e-13) == "");
     CHECK(disagreement_in_max_norm(actual.task_embeddings, expected.task_embeddings, 1e-13) == "");
   }
@@ -338,9 +276,7 @@ TEMPLATE_TEST_CASE("backward checks shapes and then changes nothing", "[gradient
     const std::string error = error_lacks<std::invalid_argument>(
         [&] { library.backward(x, batch.inputs(), context, dy, gradients, dx); }, parts);
     if (error != "") return error;
-    for (const float value : gradients.experts().values())
-      if (value != 0) return std::string("gradients have changed");
-    return std::string((dx.array() == 7.f).all() ? "" : "dx has changed");
+    return reference::changed(gradients, dx);
   };
   CHECK(lacks([](auto&&...) {}, {}) == "no exception");
   CHECK(lacks([](auto& x, auto&, auto&, auto&, auto&) { x = Matrix<float>::Zero(4, 6); },
@@ -373,11 +309,7 @@ TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes n
     const std::string error = error_lacks<std::invalid_argument>(
         [&] { library.backward(c.input.x, inputs, context, c.dy, gradients, dx); }, parts);
     if (error != "") return error;
-    for (const auto& range : parameters(gradients)) {
-      for (const float value : range.values)
-        if (value != 0) return std::string("gradients have changed");
-    }
-    return std::string((dx.array() == 7.f).all() ? "" : "dx has changed");
+    return reference::changed(gradients, dx);
   };
   CHECK(lacks(Level::task, [](auto&&...) {}, {}) == "no exception");
   const Sequences one = Sequences::from_lengths({1}), three = Sequences::from_lengths({1, 1, 1});
@@ -453,11 +385,9 @@ TEMPLATE_TEST_CASE("backward with a routing given checks it and what else is giv
         },
         parts);
     if (error != "") return error;
-    for (const float value : gradients.experts().values())
-      if (value != 0) return std::string("gradients have changed");
     for (const float value : d_weights)
       if (value != 7.f) return std::string("d_weights have changed");
-    return std::string((dx.array() == 7.f).all() ? "" : "dx has changed");
+    return reference::changed(gradients, dx);
   };
   CHECK(lacks([](auto&&...) {}, {}) == "no exception");
   CHECK(lacks([](auto& routing, auto&, auto&, auto&) { routing.experts[1] = 4; }, {"expert", "got 4"}) == "");

@@ -19,6 +19,7 @@
 
 #include "reference/library_block.hpp"
 #include "support/catch.hpp"
+#include "support/options.hpp"
 
 namespace {
 
@@ -85,8 +86,6 @@ TEST_CASE("allocations are noticed", "[noalloc]") {
   CHECK_NOTHROW(Matrix<float>::Ones(3, 3).eval());
 }
 
-constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
-
 /// Passes with one workspace: a large batch to grow it, then the same and smaller ones, none of which
 /// allocates. `run(x, inputs, y)` does one.
 template <class S, class Reference, class Run>
@@ -133,17 +132,11 @@ void check_passes(const Library& library, const Reference& reference, Index out_
 TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has grown", "[noalloc]",
                    (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)) {
   using S = typename TestType::Scalar;
-  for (const Level level : all_levels) {
+  for (const Level level : test::all_levels) {
     for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
-      const LayerOptions options{.in_features = 9,
-                                 .out_features = 40,
-                                 .num_experts = 4,
-                                 .top_k = 2,
-                                 .level = level,
-                                 .reduce_factor = 4,
-                                 .task_features = level == Level::task ? 6 : 0};
+      const LayerOptions options = test::small_layer(level, 9, 40);
       test::Generator rng(102);
-      const auto expected = reference::random_layer<S>(reference::KindOf<TestType>::value, options, rng);
+      const auto expected = reference::random_parameters<TestType>(options, rng);
       check_passes<Workspace<S>, Context<S>>(reference::library_layer<TestType>(expected), expected, 40,
                                              mode);
     }
@@ -153,20 +146,11 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
 TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has grown", "[noalloc]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
   using S = typename TestType::Scalar;
-  constexpr auto kind = std::is_same_v<S, float> ? reference::Kind::moe : reference::Kind::meo;
-  for (const Level level : all_levels) {
+  for (const Level level : test::all_levels) {
     for (const bool shared_gate : {false, true}) {
-      const FeedForwardOptions options{.features = 9,
-                                       .hidden_features = 40,
-                                       .num_experts = 4,
-                                       .top_k = 2,
-                                       .level = level,
-                                       .gated = true,
-                                       .shared_gate = shared_gate,
-                                       .reduce_factor = 4,
-                                       .task_features = level == Level::task ? 6 : 0};
+      const FeedForwardOptions options = test::small_block(level, 9, 40, true, shared_gate);
       test::Generator rng(103);
-      const auto expected = reference::random_block<S>(kind, reference::Activation::gelu, options, rng);
+      const auto expected = reference::random_parameters<TestType>(options, rng);
       check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(
           reference::library_block<TestType>(expected), expected, 9, reference::Mode::inference);
     }

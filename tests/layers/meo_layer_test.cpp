@@ -2,6 +2,7 @@
 
 #include "reference/sweeps.hpp"
 #include "support/catch.hpp"
+#include "support/options.hpp"
 
 namespace {
 
@@ -39,15 +40,7 @@ template <class S>
 struct Pair {
   explicit Pair(Level level, Index top_k) {
     test::Generator rng(51);
-    LayerOptions options;
-    options.in_features = 9;
-    options.out_features = 18;
-    options.num_experts = 4;
-    options.top_k = top_k;
-    options.level = level;
-    options.reduce_factor = 4;
-    options.task_features = level == Level::task ? 8 : 0;
-    merged = random_layer<S>(Kind::meo, options, rng);
+    merged = random_parameters<MeoLayer<S>>(test::small_layer(level, 9, 18, top_k), rng);
     input = random_input(merged, {3, 0, 1, 5}, Mode::inference, rng);
     vanilla = merged;
     vanilla.kind = Kind::moe;

@@ -11,6 +11,7 @@
 #include "reference/random_layer.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -51,7 +52,7 @@ TEST_CASE("nothing is merged for a sequence without tokens, however small the sc
 TEST_CASE("one expert and a task's experts are never combined unless that is asked for", "[merge_order]") {
   CHECK(fewest<float>(Level::sequence, 1) == 1);
   CHECK(fewest<float>(Level::task, 2) == 1);
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 9}) {
       CHECK(fewest_tokens_to_merge<float>(MergeOrder::merge_first, level, top_k) == 1);
       CHECK(fewest_tokens_to_merge<float>(MergeOrder::combine_outputs, level, top_k) ==
@@ -63,17 +64,10 @@ TEST_CASE("one expert and a task's experts are never combined unless that is ask
 TEMPLATE_TEST_CASE("each sequence has the bits of the order that its own length chooses", "[merge_order]",
                    (MeoLayer<float>), (MeoLayer<double, 4>)) {
   using S = typename TestType::Scalar;
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 4}) {
-      const LayerOptions options{.in_features = 40,
-                                 .out_features = 37,
-                                 .num_experts = 4,
-                                 .top_k = top_k,
-                                 .level = level,
-                                 .reduce_factor = 8,
-                                 .task_features = level == Level::task ? 16 : 0};
       Generator rng(71);
-      const auto layer = reference::random_layer<S>(reference::Kind::meo, options, rng);
+      const auto layer = reference::random_parameters<TestType>(small_layer(level, 40, 37, top_k), rng);
       const std::vector<Index> lengths{20, 1, 0, 2, 17, 3, 15, 1, 16};
       const auto input = reference::random_input(layer, lengths, Mode::inference, rng);
       const reference::LibraryBatch<S> batch(input.batch);

@@ -14,6 +14,7 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -24,24 +25,12 @@ using Invalid = std::invalid_argument;
 
 #define MEO_LAYERS (MoeLayer<float>), (MeoLayer<double, 4>)
 
-LayerOptions options_at(Level level) {
-  LayerOptions options;
-  options.in_features = 3;
-  options.out_features = 5;
-  options.num_experts = 4;
-  options.top_k = 2;
-  options.level = level;
-  options.reduce_factor = 2;
-  if (level == Level::task) options.task_features = 6;
-  return options;
-}
+LayerOptions options_at(Level level) { return small_layer(level, 3, 5); }
 
 template <class Library>
 Library random_library(const LayerOptions& options) {
-  using S = typename Library::Scalar;
   Generator rng(41);
-  return reference::library_layer<Library>(
-      reference::random_layer<S>(reference::KindOf<Library>::value, options, rng));
+  return reference::library_layer<Library>(reference::random_parameters<Library>(options, rng));
 }
 
 /// All of a layer's parameters in one column.
@@ -212,7 +201,7 @@ struct Attempt {
 
 TEMPLATE_TEST_CASE("forward refuses shapes that do not fit", "[routed_layer]", MEO_LAYERS) {
   using S = typename TestType::Scalar;
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     Attempt<TestType> good(level);
     CHECK(good.template lacks<Invalid>({}) == "no exception");
     {
@@ -331,7 +320,7 @@ TEMPLATE_TEST_CASE("a routing from elsewhere that does not fit is refused", "[ro
   using S = typename TestType::Scalar;
   using R = Routing<S>;
   using Limits = std::numeric_limits<S>;
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : all_levels) {
     INFO(to_string(level) << " level");
     const auto lacks = [&](auto change, std::initializer_list<std::string> parts) {
       Attempt<TestType> a(level);

@@ -16,6 +16,7 @@
 #include "reference/random_layer.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -24,25 +25,12 @@ using namespace meo;
 using namespace meo::test;
 using reference::Mode;
 using reference::random_input;
-using reference::random_layer;
 using reference::RandomInput;
 
 #define MEO_LAYERS (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)
 
-constexpr Level all_levels[] = {Level::token, Level::sequence, Level::task};
-
 /// Four experts, 9 → 18 features.
-LayerOptions options_at(Level level, Index top_k = 2) {
-  LayerOptions options;
-  options.in_features = 9;
-  options.out_features = 18;
-  options.num_experts = 4;
-  options.top_k = top_k;
-  options.level = level;
-  options.reduce_factor = 4;
-  if (level == Level::task) options.task_features = 8;
-  return options;
-}
+LayerOptions options_at(Level level, Index top_k = 2) { return small_layer(level, 9, 18, top_k); }
 
 /// A random layer with a batch for it, in the reference's types and in the library's.
 template <class Library>
@@ -53,7 +41,7 @@ struct Case {
   explicit Case(const LayerOptions& options, const Lengths& lengths = {3, 0, 1, 5},
                 Mode mode = Mode::inference, std::uint64_t seed = 21)
       : rng(seed),
-        layer(random_layer<S>(reference::KindOf<Library>::value, options, rng)),
+        layer(reference::random_parameters<Library>(options, rng)),
         input(random_input(layer, lengths, mode, rng)),
         library(reference::library_layer<Library>(layer, options.merge_order)),
         batch(input.batch) {}
@@ -197,11 +185,11 @@ TEMPLATE_TEST_CASE("random start values lie within one over the square root of t
       for (Index j = 0; j < i; ++j) CHECK(layer.weight(i) != layer.weight(j));
     }
     CHECK(layer.gate().weight() == again.gate().weight());
-    check_uniform(layer.gate().weight(), level == Level::task ? 2 : 9);
+    check_uniform(layer.gate().weight(), level == Level::task ? 3 : 9);
     CHECK(layer.gate().noise_weight().isZero(0));
     if (level == Level::task) {
-      check_uniform(layer.task_projection().weight(), 8);
-      check_uniform(layer.task_projection().bias(), 8);
+      check_uniform(layer.task_projection().weight(), small_task_features);
+      check_uniform(layer.task_projection().bias(), small_task_features);
     }
     if constexpr (reference::KindOf<TestType>::value == reference::Kind::meo) {
       if (level != Level::token) continue;
@@ -309,9 +297,9 @@ TEMPLATE_TEST_CASE("ties go to the expert of lower index", "[routed_layer]", MEO
     c.layer.gate_weight.col(2) = c.layer.gate_weight.col(0);
     c.layer.gate_weight.col(3) = c.layer.gate_weight.col(1);
     if (c.layer.has_attention()) {
-      c.layer.attention_down.weight = random_integers<S>(c.rng, 2, 9, 1);
-      c.layer.attention_down.bias = random_integers<S>(c.rng, 2, 1, 1);
-      c.layer.attention_up.weight = random_integers<S>(c.rng, 9, 2, 1);
+      c.layer.attention_down.weight = random_integers<S>(c.rng, 4, 9, 1);
+      c.layer.attention_down.bias = random_integers<S>(c.rng, 4, 1, 1);
+      c.layer.attention_up.weight = random_integers<S>(c.rng, 9, 4, 1);
       c.layer.attention_up.bias = random_integers<S>(c.rng, 9, 1, 1);
     }
     c.input.x = random_integers<S>(c.rng, c.input.x.rows(), 9, 1);
@@ -519,7 +507,7 @@ TEMPLATE_TEST_CASE("sequences of one task share its gate", "[routed_layer]", MEO
   reference::Batch<S> batch = c.input.batch;
   batch.task_of_sequence = {1, 0, 1, 1, 0};
   batch.description_offsets = {0, 2, 3};
-  batch.task_embeddings = random_matrix<S>(c.rng, 3, 8);
+  batch.task_embeddings = random_matrix<S>(c.rng, 3, small_task_features);
   reference::check_forward(c.library, c.layer, c.input.x, batch);
 
   const reference::LibraryBatch<S> shared(batch);
@@ -599,7 +587,7 @@ TEMPLATE_TEST_CASE("a description without tokens has a mean of zero, of which p 
   const Case<TestType> c(options_at(Level::task), {3, 2});
   reference::Batch<S> batch = c.input.batch;
   batch.description_offsets = {0, 0, 1};
-  batch.task_embeddings = Matrix<S>::Zero(1, 8);  // whose mean is zero as well
+  batch.task_embeddings = Matrix<S>::Zero(1, small_task_features);  // whose mean is zero as well
   reference::check_forward(c.library, c.layer, c.input.x, batch);
   const reference::LibraryBatch<S> two(batch);
   const auto gates = c.library.forward(c.input.x, two.inputs()).routing.dense();

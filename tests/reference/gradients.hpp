@@ -103,11 +103,15 @@ struct Gradients {
   Matrix<S> task_embeddings;
 };
 
+/// A layer, not a block.
 template <class Library>
-using ContextOf = std::conditional_t < requires(Library library) {
+concept IsLayer = requires(const Library& library) {
   library.gate();
-}
-, Context<typename Library::Scalar>, FeedForwardContext < typename Library::Scalar >> ;
+};
+
+template <class Library>
+using ContextOf = std::conditional_t<IsLayer<Library>, Context<typename Library::Scalar>,
+                                     FeedForwardContext<typename Library::Scalar>>;
 
 /// One forward and backward pass for the loss Σ y · cotangent + d_loss · loss. parameters: the reference's.
 /// The library is given matrices amid NaN, at strides of their own.

@@ -13,6 +13,7 @@
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
+#include "reference/random_layer.hpp"
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -47,6 +48,12 @@ template <class S, int N>
 struct KindOf<MeoLayer<S, N>> {
   static constexpr Kind value = Kind::meo;
 };
+
+/// Random parameters for a library layer.
+template <class Library>
+Layer<typename Library::Scalar> random_parameters(const LayerOptions& options, test::Generator& rng) {
+  return random_layer<typename Library::Scalar>(KindOf<Library>::value, options, rng);
+}
 
 /// Sets all parameters of a library layer of the same shape.
 template <class Library, class S>

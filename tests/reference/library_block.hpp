@@ -54,9 +54,18 @@ Library library_block(const Block<S>& block, MergeOrder order = MergeOrder::auto
   return library;
 }
 
-template <class S>
-Block<S> random_block(Kind kind, Activation activation, const FeedForwardOptions& options,
-                      test::Generator& rng) {
+template <class Library>
+struct PartsOf;
+template <class L, class Function>
+struct PartsOf<FeedForward<L, Function>> {
+  using Layer = L;
+  static constexpr Activation activation = activation_of<Function>();
+};
+
+/// Random parameters for a library block.
+template <class Library>
+Block<typename Library::Scalar> random_parameters(const FeedForwardOptions& options, test::Generator& rng) {
+  using Part = typename PartsOf<Library>::Layer;
   LayerOptions up;
   up.in_features = options.features;
   up.out_features = options.hidden_features;
@@ -72,13 +81,13 @@ Block<S> random_block(Kind kind, Activation activation, const FeedForwardOptions
   LayerOptions down = up;
   std::swap(down.in_features, down.out_features);
 
-  Block<S> block;
+  Block<typename Library::Scalar> block;
   block.gated = options.gated;
   block.shared_gate = options.shared_gate;
-  block.activation = activation;
-  block.up = random_layer<S>(kind, up, rng);
-  if (block.gated) block.gate_up = random_layer<S>(kind, up, rng);
-  block.down = random_layer<S>(kind, down, rng);
+  block.activation = PartsOf<Library>::activation;
+  block.up = random_parameters<Part>(up, rng);
+  if (block.gated) block.gate_up = random_parameters<Part>(up, rng);
+  block.down = random_parameters<Part>(down, rng);
   return block;
 }
 

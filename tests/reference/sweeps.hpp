@@ -30,7 +30,7 @@ void check_random_case(const LayerOptions& options, const std::vector<Index>& le
                 << ", N " << options.num_experts << ", K " << options.top_k << ", bias " << options.bias
                 << ", gate before attention " << options.gate_before_attention << ", training "
                 << (mode == Mode::training) << ", " << lengths.size() << " sequences");
-  const Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
+  const Layer<S> layer = random_parameters<Library>(options, rng);
   const RandomInput<S> input = random_input(layer, lengths, mode, rng);
   for (const MergeOrder order : merge_orders<Library>())
     check_forward(library_layer<Library>(layer, order), layer, input.x, input.batch);
@@ -81,7 +81,7 @@ void check_all_small_shapes(Level level) {
       options.top_k = 2;
       options.level = level;
       options.bias = (d + f) % 2 == 0;
-      const Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
+      const Layer<S> layer = random_parameters<Library>(options, rng);
       for (const MergeOrder order : merge_orders<Library>()) {
         const Library library = library_layer<Library>(layer, order);
         for (Index t = 1; t <= 13; ++t) {
@@ -106,7 +106,7 @@ void check_large_batch(Level level) {
   options.num_experts = experts_of<Library>(32);
   options.top_k = 3;
   options.level = level;
-  Layer<S> layer = random_layer<S>(KindOf<Library>::value, options, rng);
+  Layer<S> layer = random_parameters<Library>(options, rng);
   layer.gate_weight.bottomRows(options.in_features - 8).setZero();
   const RandomInput<S> input = random_input(layer, {1, 40, 0, 17, 2}, Mode::inference, rng);
   for (const MergeOrder order : merge_orders<Library>())

@@ -3,7 +3,6 @@
 /// The golden files (tests/goldens/README.md): inputs, parameters and results of the authors' own PyTorch
 /// code, as the reference's types.
 
-#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <stdexcept>
@@ -14,22 +13,9 @@
 #include <meo/types.hpp>
 
 #include "reference/reference.hpp"
+#include "support/golden_files.hpp"
 
 namespace meo::test {
-
-/// The paths of all golden files whose name contains `part`, in the order of their numbers.
-inline std::vector<std::filesystem::path> golden_files(const std::string& part = "") {
-  std::vector<std::filesystem::path> paths;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(std::filesystem::path(MEO_TEST_DATA_DIR) / "goldens")) {
-    if (entry.path().extension() == ".safetensors" &&
-        entry.path().filename().string().find(part) != std::string::npos) {
-      paths.push_back(entry.path());
-    }
-  }
-  std::sort(paths.begin(), paths.end());
-  return paths;
-}
 
 /// One golden file; its tensors are read as S, which must be at least as wide as theirs.
 template <class S>

@@ -2,7 +2,6 @@
 
 /// Programs, run as a user does.
 
-#include <cstddef>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -23,12 +22,6 @@ struct Outcome {
 
   bool says(const std::string& text) const { return output.find(text) != std::string::npos; }
 };
-
-inline std::string load_text(const std::filesystem::path& path) {
-  std::string text;
-  for (const std::byte byte : load_bytes(path)) text += static_cast<char>(byte);
-  return text;
-}
 
 /// The program and its arguments as a shell reads them.
 inline std::string command_of(const std::string& program, const std::vector<std::string>& arguments) {

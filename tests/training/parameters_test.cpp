@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/kernels.hpp"
+#include "support/options.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -26,11 +27,7 @@ Names names(Layer&& layer, const std::string& prefix = "") {
   return all;
 }
 
-LayerOptions options_at(Level level) {
-  LayerOptions options{.in_features = 5, .out_features = 7, .num_experts = 4, .top_k = 2, .level = level};
-  if (level == Level::task) options.task_features = 6;
-  return options;
-}
+LayerOptions options_at(Level level) { return test::small_layer(level, 5, 7); }
 
 TEST_CASE("a layer's parameters have the names of the authors' state_dict", "[parameters]") {
   CHECK(names(MoeLayer<float>(options_at(Level::token))) == Names{"w_gate", "w_noise", "experts"});
@@ -53,8 +50,7 @@ TEST_CASE("a block's parameters are its projections', with one gate if that is s
 
 TEST_CASE("ranges are the layer's own memory, and packing's padding stays zero", "[parameters]") {
   test::Generator rng(61);
-  const auto reference_layer =
-      reference::random_layer<float>(reference::Kind::meo, options_at(Level::token), rng);
+  const auto reference_layer = reference::random_parameters<MeoLayer<float>>(options_at(Level::token), rng);
   auto layer = reference::library_layer<MeoLayer<float>>(reference_layer);
   const MeoLayer<float> before = layer;
   const auto input = reference::random_input(reference_layer, {3, 4}, reference::Mode::training, rng);
