@@ -2,6 +2,7 @@
 """Makes the tables of the README: trains every configuration, measures their speed, prints both as Markdown.
 
     run_tables.py accuracy train_text accuracy.csv   # 3 seeds, both tasks; goes on from the runs that are there
+    run_tables.py accuracy train_text accuracy_6000.csv --steps=6000 --tasks=licences
     run_tables.py speed train_text speed.csv         # short runs in turn; on a quiet machine
     run_tables.py table accuracy.csv speed.csv
 
@@ -75,8 +76,8 @@ def run(program, path, jobs):
             file.flush()
 
 
-def accuracy(program, path):
-    run(program, path, [(task, configuration, seed, STEPS) for seed in SEEDS for task in TASKS
+def accuracy(program, path, steps, tasks):
+    run(program, path, [(task, configuration, seed, steps) for seed in SEEDS for task in tasks
                         for configuration in CONFIGURATIONS])
 
 
@@ -88,6 +89,7 @@ def speed(program, path):
 
 def table(accuracy_path, speed_path):
     accuracies, speeds = read(accuracy_path), read(speed_path)
+    tasks = [task for task in TASKS if any(row["task"] == task for row in accuracies)]
 
     def values(rows, field, configuration, task=None):
         layer, level, top_k = configuration
@@ -96,12 +98,12 @@ def table(accuracy_path, speed_path):
                 and task in (None, row["task"])]
 
     dense = statistics.median(values(speeds, "tokens_per_second", CONFIGURATIONS[0]))
-    print("| blocks | K | " + " | ".join(f"{task}: accuracy, %" for task in TASKS)
-          + " | FLOPs per token | time |\n|---|---|---|---|---|---|")
+    print("| blocks | K | " + " | ".join(f"{task}: accuracy, %" for task in tasks)
+          + " | FLOPs per token | time |\n" + "|---" * (4 + len(tasks)) + "|")
     for configuration in CONFIGURATIONS:
         layer, level, top_k = configuration
         cells = []
-        for task in TASKS:
+        for task in tasks:
             found = [100 * value for value in values(accuracies, "validation_accuracy", configuration, task)]
             cells.append(f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}")
         flops = values(accuracies, "flops_per_token", configuration)[0]
@@ -114,8 +116,13 @@ def main():
     parser.add_argument("command", choices=("accuracy", "speed", "table"))
     parser.add_argument("first", help="the program, or for a table the accuracies")
     parser.add_argument("second", type=Path, help="the file to write, or for a table the speeds")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a run that measures accuracy (default %(default)s)")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="to measure accuracy of (default both)")
     arguments = parser.parse_args()
-    {"accuracy": accuracy, "speed": speed, "table": table}[arguments.command](arguments.first, arguments.second)
+    if arguments.command == "accuracy":
+        accuracy(arguments.first, arguments.second, arguments.steps, arguments.tasks)
+    else:
+        {"speed": speed, "table": table}[arguments.command](arguments.first, arguments.second)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ struct AdamWOptions {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double epsilon = 1e-8;
-  double weight_decay = 1e-2;  ///< λ
+  double weight_decay = 1e-2;  ///< λ, of all parameters; see parameters.hpp for how to leave some out
 };
 
 template <class Scalar>

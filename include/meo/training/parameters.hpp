@@ -9,6 +9,10 @@
 /// packed form has values that stand for no parameter. They and their gradients are zero, and an update that
 /// maps zeros to zero, as those of SGD and AdamW do, keeps them so.
 ///
+/// Ranges that need other options than the rest, as no weight decay, go to an optimiser of their own. Biases
+/// of experts and projections share a range with their weights, so weight decay reaches them too, as
+/// PyTorch's does by default.
+///
 /// How values are packed depends on the instruction set. To keep ranges that are no layer's, as an
 /// optimiser's moments, in a checkpoint, copy_values takes them to a layer of the same options, which
 /// io/checkpoint.hpp saves, and back.

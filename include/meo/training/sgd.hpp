@@ -18,7 +18,7 @@ namespace meo {
 struct SgdOptions {
   double learning_rate = 1e-3;  ///< η
   double momentum = 0;          ///< μ
-  double weight_decay = 0;      ///< λ
+  double weight_decay = 0;      ///< λ, of all parameters; see parameters.hpp for how to leave some out
   bool nesterov = false;
 };
 
