@@ -224,24 +224,28 @@ void activate(Matrix<Scalar>& hidden, const Activation& activation) {
 /// a single one at 17.
 template <class Scalar>
 Scalar read(std::span<const Scalar> values) {
-  using meo::detail::Packet, meo::detail::PacketOf, meo::detail::unroll;
+  using meo::detail::Packet, meo::detail::PacketOf;
   constexpr int streams = 8, packets = 2;
   constexpr Index step = packets * PacketOf<Scalar>::size;
   const Index length = static_cast<Index>(values.size()) / (streams * step) * step;
   const Packet<Scalar> one = meo::detail::broadcast(Scalar(1));
   Packet<Scalar> sums[streams];
-  unroll<streams>([&](auto s) MEO_INLINE_LAMBDA { sums[s] = meo::detail::broadcast(Scalar(0)); });
+  MEO_UNROLL_ALL
+  for (int s = 0; s < streams; ++s) sums[s] = meo::detail::broadcast(Scalar(0));
   for (Index i = 0; i < length; i += step) {
-    unroll<streams>([&](auto s) MEO_INLINE_LAMBDA {
+    MEO_UNROLL_ALL
+    for (int s = 0; s < streams; ++s) {
       const Scalar* const from = values.data() + s * length + i;
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) {
         sums[s] = meo::detail::multiply_add(one, meo::detail::load<Scalar>(from + p * PacketOf<Scalar>::size),
                                             sums[s]);
-      });
-    });
+      }
+    }
   }
   Scalar total(0);
-  unroll<streams>([&](auto s) MEO_INLINE_LAMBDA { total += meo::detail::sum<Scalar>(sums[s]); });
+  MEO_UNROLL_ALL
+  for (int s = 0; s < streams; ++s) total += meo::detail::sum<Scalar>(sums[s]);
   return total;
 }
 
@@ -268,17 +272,20 @@ constexpr Scalar multiply_adds_sum() {
 /// Independent chains of multiply-adds of registers, by one thread. Returns the sum of all scalars.
 template <class Scalar>
 Scalar multiply_adds() {
-  using meo::detail::Packet, meo::detail::unroll;
+  using meo::detail::Packet;
   Packet<Scalar> sums[peak_chains<Scalar>];
-  unroll<peak_chains<Scalar>>([&](auto c) MEO_INLINE_LAMBDA { sums[c] = meo::detail::broadcast(Scalar(c)); });
+  MEO_UNROLL_ALL
+  for (int c = 0; c < peak_chains<Scalar>; ++c) sums[c] = meo::detail::broadcast(static_cast<Scalar>(c));
   Packet<Scalar> factor = meo::detail::broadcast(Scalar(0.5)), addend = meo::detail::broadcast(Scalar(1));
   for (Index step = 0; step < peak_steps; ++step) {
-    meo::detail::keep_in_register<Scalar>(factor);
-    unroll<peak_chains<Scalar>>(
-        [&](auto c) MEO_INLINE_LAMBDA { sums[c] = meo::detail::multiply_add(factor, sums[c], addend); });
+    factor = meo::detail::in_register<Scalar>(factor);
+    MEO_UNROLL_ALL
+    for (int c = 0; c < peak_chains<Scalar>; ++c)
+      sums[c] = meo::detail::multiply_add(factor, sums[c], addend);
   }
   Scalar total(0);
-  unroll<peak_chains<Scalar>>([&](auto c) MEO_INLINE_LAMBDA { total += meo::detail::sum<Scalar>(sums[c]); });
+  MEO_UNROLL_ALL
+  for (int c = 0; c < peak_chains<Scalar>; ++c) total += meo::detail::sum<Scalar>(sums[c]);
   return total;
 }
 

@@ -29,8 +29,8 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
           panels.first += input * columns;
           panels.depth = std::min(blocks.depth, bank.in_features - input);
           if (add || input > 0) panels.starts = nullptr;
-          const StoreRows<Scalar> product{x + row * x_stride + input, x_stride,
-                                          y + row * y_stride + p * columns, y_stride};
+          const ProductRows<Scalar> product{x + row * x_stride + input, x_stride,
+                                            y + row * y_stride + p * columns, y_stride};
           const Index count = std::min(blocks.rows, rows - row);
           PrefetchQueue ahead;
           for (Index next = p + group; next < std::min(p + 2 * group, end); ++next) {

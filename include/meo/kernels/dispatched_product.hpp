@@ -41,7 +41,7 @@ class DispatchedProduct {
                PrefetchQueue& ahead) const {
     const Index first = dispatch_.begin(at.expert);
     const Index* const tokens = dispatch_.tokens.data() + first;
-    const CombineRows<Scalar> rows_of_expert{x,
+    const ProductRows<Scalar> rows_of_expert{x,
                                              x_stride,
                                              y + at.first * columns,
                                              y_stride,
@@ -54,8 +54,8 @@ class DispatchedProduct {
 
   /// out = x W_eᵀ + b_e for the expert's tokens, one after another in out.
   void gather(ExpertPanels at, const Scalar* x, Index x_stride, Scalar* out, PrefetchQueue& ahead) const {
-    const StoreRows<Scalar> rows_of_expert{x, x_stride, out + at.first * columns, bank_.out_features,
-                                           dispatch_.tokens.data() + dispatch_.begin(at.expert)};
+    const ProductRows<Scalar> rows_of_expert{x, x_stride, out + at.first * columns, bank_.out_features,
+                                             dispatch_.tokens.data() + dispatch_.begin(at.expert)};
     multiply_panels(rows_of_expert, rows(at.expert), panels(at), ahead);
   }
 

@@ -67,8 +67,8 @@ class TurnedPanels {
     for (Index i = 0; i < block_.input_panels; ++i) {
       weights.first = data_ + i * panel_stride();
       weights.outputs = std::min(columns, inputs - i * columns);
-      multiply_panels(StoreRows<Scalar>{packed, packed_gradient_stride<Scalar>(block_.panels),
-                                        dx + i * columns, dx_stride},
+      multiply_panels(ProductRows<Scalar>{packed, packed_gradient_stride<Scalar>(block_.panels),
+                                          dx + i * columns, dx_stride},
                       rows, weights, ahead);
     }
   }

@@ -23,40 +23,53 @@ struct MergeTerms {
 /// streams than these outrun what fetches them into L1.
 inline constexpr int merge_terms = 8;
 
-/// merged (+)= Σ_{i < Terms} g_i · panel_i over `size` values, a multiple of NR. Adds to `merged` if
-/// Continue.
-template <int Terms, bool Continue, class Scalar, class Storage>
-void merge_block(const Storage* const* panels, const Scalar* weights, Index size, Scalar* merged) {
-  constexpr int packet = PacketOf<Scalar>::size;
-  Packet<Scalar> gates[Terms];
-  unroll<Terms>([&](auto t) MEO_INLINE_LAMBDA { gates[t] = broadcast<Scalar>(weights[t]); });
-  const auto merge_packets = [&](Index at, auto packets) MEO_INLINE_LAMBDA {
-    Packet<Scalar> sums[packets];
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      sums[p] = Continue ? load<Scalar>(merged + at + p * packet) : broadcast<Scalar>(Scalar(0));
-    });
-    unroll<Terms>([&](auto t) MEO_INLINE_LAMBDA {
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-        sums[p] = multiply_add(gates[t], load_stored<Scalar>(panels[t] + at + p * packet), sums[p]);
-      });
-    });
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { store<Scalar>(merged + at + p * packet, sums[p]); });
-  };
-  constexpr int pair = 2 * Tile<Scalar>::packets;
-  Index at = 0;
-  for (; at + pair * packet <= size; at += pair * packet)
-    merge_packets(at, std::integral_constant<int, pair>{});
-  for (; at < size; at += Tile<Scalar>::columns) {
-    merge_packets(at, std::integral_constant<int, Tile<Scalar>::packets>{});
+/// Values of a merged panel that are summed up in registers at a time.
+template <class Scalar>
+inline constexpr int merge_packets = 2 * Tile<Scalar>::packets;
+
+/// merged[at …] = start + Σ_{i < Terms} g_i · panel_i[at …], `Packets` packets of them.
+template <int Terms, int Packets, class Scalar, class Storage>
+MEO_INLINE void merge_values(const Storage* const* panels, const Packet<Scalar>* gates, Index at,
+                             const Scalar* start, Scalar* merged) {
+  constexpr int size = PacketOf<Scalar>::size;
+  Packet<Scalar> sums[Packets];
+  MEO_UNROLL_ALL
+  for (int p = 0; p < Packets; ++p) sums[p] = load<Scalar>(start + p * size);
+  MEO_UNROLL_ALL
+  for (int t = 0; t < Terms; ++t) {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < Packets; ++p)
+      sums[p] = multiply_add(gates[t], load_stored<Scalar>(panels[t] + at + p * size), sums[p]);
   }
+  MEO_UNROLL_ALL
+  for (int p = 0; p < Packets; ++p) store<Scalar>(merged + at + p * size, sums[p]);
 }
 
-template <int Terms, bool Continue, class Scalar, class Storage>
-void merge_at_most(Index terms, const Storage* const* panels, const Scalar* weights, Index size,
+/// merged (+)= Σ_{i < Terms} g_i · panel_i over `size` values, a multiple of NR. Adds to `merged` if `add`.
+template <int Terms, class Scalar, class Storage>
+void merge_block(const Storage* const* panels, const Scalar* weights, bool add, Index size, Scalar* merged) {
+  static constexpr std::array<Scalar, merge_packets<Scalar> * PacketOf<Scalar>::size> zeros{};
+  Packet<Scalar> gates[Terms];
+  const Storage* from[Terms];
+  MEO_UNROLL_ALL
+  for (int t = 0; t < Terms; ++t) {
+    gates[t] = broadcast<Scalar>(weights[t]);
+    from[t] = panels[t];
+  }
+  constexpr Index step = merge_packets<Scalar> * PacketOf<Scalar>::size;
+  Index at = 0;
+  for (; at + step <= size; at += step)
+    merge_values<Terms, merge_packets<Scalar>>(from, gates, at, add ? merged + at : zeros.data(), merged);
+  for (; at < size; at += Tile<Scalar>::columns)
+    merge_values<Terms, Tile<Scalar>::packets>(from, gates, at, add ? merged + at : zeros.data(), merged);
+}
+
+template <int Terms, class Scalar, class Storage>
+void merge_at_most(Index terms, const Storage* const* panels, const Scalar* weights, bool add, Index size,
                    Scalar* merged) {
   if constexpr (Terms > 0) {
-    if (terms == Terms) return merge_block<Terms, Continue>(panels, weights, size, merged);
-    merge_at_most<Terms - 1, Continue>(terms, panels, weights, size, merged);
+    if (terms == Terms) return merge_block<Terms>(panels, weights, add, size, merged);
+    merge_at_most<Terms - 1>(terms, panels, weights, add, size, merged);
   }
 }
 
@@ -84,30 +97,33 @@ MEO_INLINE void merge_tile(MergeSource<Storage> source, const MergeGroup<Scalar>
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[merges][packets];
-  unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[m][p] = broadcast<Scalar>(Scalar(0)); });
-  });
+  MEO_UNROLL_ALL
+  for (int m = 0; m < merges; ++m) {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p) sums[m][p] = broadcast<Scalar>(Scalar(0));
+  }
   const auto add_term = [&](Index i) MEO_INLINE_LAMBDA {
     const Storage* const from = source.rows + terms[0].experts[i] * source.expert_stride + at;
     Packet<Scalar> weights[packets];
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      weights[p] = load_stored<Scalar>(from + p * size);
-      keep_in_register<Scalar>(weights[p]);
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p) {
+      weights[p] = in_register<Scalar>(load_stored<Scalar>(from + p * size));
       if constexpr (FetchAhead) prefetch(from + ahead + p * size);
-    });
-    unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
-      const Packet<Scalar> gate = broadcast<Scalar>(terms[m].weights[i]);
-      unroll<packets>([&](auto p)
-                          MEO_INLINE_LAMBDA { sums[m][p] = multiply_add(gate, weights[p], sums[m][p]); });
-    });
+    }
+    MEO_UNROLL_ALL
+    for (int m = 0; m < merges; ++m) {
+      const Packet<Scalar> gate = broadcast<Scalar>(terms[static_cast<std::size_t>(m)].weights[i]);
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) sums[m][p] = multiply_add(gate, weights[p], sums[m][p]);
+    }
   };
   MEO_UNROLL(4)
   for (Index i = 0; i < count; ++i) add_term(i);
-  unroll<merges>([&](auto m) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
-    });
-  });
+  MEO_UNROLL_ALL
+  for (int m = 0; m < merges; ++m) {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p) store<Scalar>(merged + m * merged_stride + at + p * size, sums[m][p]);
+  }
 }
 
 /// merged_m = Σ_{i < count} g_mi · rows of expert_i, `size` values each, a multiple of NR, for a group of
@@ -139,8 +155,7 @@ void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index cou
     for (Index t = 0; t < some; ++t)
       panels[t] = source.rows + terms.experts[first + t] * source.expert_stride;
     const Scalar* weights = terms.weights + first;
-    if (first > 0) merge_at_most<merge_terms, true>(some, panels, weights, size, merged);
-    else merge_at_most<merge_terms, false>(some, panels, weights, size, merged);
+    merge_at_most<merge_terms>(some, panels, weights, first > 0, size, merged);
   }
 }
 

@@ -260,8 +260,8 @@ class MergedProduct {
     const Panels<Scalar> panels = panels_of_merge(block, q);
     const Index first_input = block.row == 0 || !bank_.has_bias ? block.row : block.row - 1;
     for_tokens(block.chunk, block.first_merge + q, [&](Index token, Index count) {
-      const StoreRows<Scalar> rows{x_ + token * x_stride_ + first_input, x_stride_,
-                                   y_ + token * y_stride_ + block.panel * columns, y_stride_};
+      const ProductRows<Scalar> rows{x_ + token * x_stride_ + first_input, x_stride_,
+                                     y_ + token * y_stride_ + block.panel * columns, y_stride_};
       multiply_panels(rows, count, panels, ahead);
     });
   }

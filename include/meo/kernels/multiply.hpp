@@ -8,7 +8,6 @@
 /// do not depend on the number of threads, on block sizes, or on what else is in a batch.
 
 #include <algorithm>
-#include <type_traits>
 
 #include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
@@ -40,99 +39,70 @@ Panels<Scalar> panels_of(const PanelBank<Scalar, const Scalar>& bank, Index expe
   return {first + Tile<Scalar>::columns, stride, bank.in_features, outputs, first, stride};
 }
 
-/// y_r = start + x_r · panel. Row r is x's row r, or gather[r] where there is a gather.
+/// The rows of a product and where they go: y_r = start + x_r · panel, or with weights y_t += g_r (start +
+/// x_r · panel) with t = tokens[r], where the first row of a token overwrites what y_t held. Chains of rows
+/// with weights always have a start.
 template <class Scalar>
-struct StoreRows {
-  static constexpr bool combines = false;
+struct ProductRows {
   const Scalar* x;
   Index x_stride;
   Scalar* y;
   Index y_stride;
-  const Index* gather = nullptr;  ///< null: all rows in their order
-
-  const Scalar* input(Index r) const { return x + (gather != nullptr ? gather[r] : r) * x_stride; }
-  Scalar* output(Index r, Index panel) const { return y + r * y_stride + panel * Tile<Scalar>::columns; }
-};
-
-/// y_t += g_r (start + x_r · panel) with t = tokens[r]; the first row of a token overwrites what y_t held.
-/// Row r is x's row r, or gather[r] where there is a gather.
-template <class Scalar>
-struct CombineRows {
-  static constexpr bool combines = true;
-  const Scalar* x;
-  Index x_stride;
-  Scalar* y;
-  Index y_stride;
-  const Index* gather;
-  const Index* tokens;
-  const Scalar* weights;
-  const unsigned char* is_first;
+  const Index* gather = nullptr;            ///< row r is x's row gather[r]; null: r
+  const Index* tokens = nullptr;            ///< null without weights
+  const Scalar* weights = nullptr;          ///< null: products are stored as they are
+  const unsigned char* is_first = nullptr;  ///< null without weights
 
   const Scalar* input(Index r) const { return x + (gather != nullptr ? gather[r] : r) * x_stride; }
   Scalar* output(Index r, Index panel) const {
-    return y + tokens[r] * y_stride + panel * Tile<Scalar>::columns;
+    return y + (tokens != nullptr ? tokens[r] : r) * y_stride + panel * Tile<Scalar>::columns;
   }
-  const Scalar& weight(Index r) const { return weights[r]; }
   const Scalar* addend(Index r, Index panel) const {
     return is_first[r] != 0 ? zero_row<Scalar>.data() : output(r, panel);
   }
 };
 
-/// A packet of a row at the right edge, where only `valid` of its scalars exist.
-template <class Scalar>
-Packet<Scalar> load_edge(const Scalar* from, Index valid) {
-  Scalar values[PacketOf<Scalar>::size];
-  for (Index i = 0; i < PacketOf<Scalar>::size; ++i) values[i] = i < valid ? from[i] : Scalar(0);
-  return load<Scalar>(values);
-}
-
-template <class Scalar>
-void store_edge(Scalar* to, const Packet<Scalar>& packet, Index valid) {
-  Scalar values[PacketOf<Scalar>::size];
-  store<Scalar>(values, packet);
-  for (Index i = 0; i < PacketOf<Scalar>::size && i < valid; ++i) to[i] = values[i];
-}
-
 /// Rows r … r + Count − 1 times the Width panels from `panel` on. Asks for Lines lines from `ahead` on at
-/// every prefetch interval, as far as `ahead_end`, and returns how far it came. With IsEdge, Width is 1 and
-/// not all NR columns of the panel exist.
-template <int Count, int Width, int Lines, bool IsEdge = false, class Scalar, class Rows>
-MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Panels<Scalar>& panels, Index panel,
-                                     const char* ahead = nullptr, const char* ahead_end = nullptr) {
-  static_assert(Width == 1 || !IsEdge);
+/// every prefetch interval, as far as `ahead_end`, and returns how far it came.
+template <int Count, int Width, int Lines, class Scalar>
+MEO_INLINE const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
+                                     Index panel, const char* ahead = nullptr,
+                                     const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
-  const Index columns = panels.outputs - panel * Tile<Scalar>::columns;  // of an edge
-  const auto load_columns = [&](const Scalar* from, int p) MEO_INLINE_LAMBDA {
-    if constexpr (IsEdge) return load_edge<Scalar>(from + p * size, columns - p * size);
-    else return load<Scalar>(from + p * size);
-  };
   const Scalar* x[Count];
   Packet<Scalar> sums[Count][Width][packets];
-  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
-    x[i] = rows.input(r + i);
-    unroll<Width>([&](auto w) MEO_INLINE_LAMBDA {
-      const Scalar* const start = panels.starts != nullptr
-                                      ? panels.starts + (panel + w) * panels.starts_stride
-                                      : rows.output(r + i, panel + w);
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { sums[i][w][p] = load_columns(start, p); });
-    });
-  });
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) x[i] = rows.input(r + i);
+  const bool begins = panels.starts != nullptr;
+  const Scalar* start = begins ? panels.starts + panel * panels.starts_stride : rows.output(r, panel);
+  const Index to_next_panel = begins ? panels.starts_stride : Tile<Scalar>::columns;
+  const Index to_next_row = begins ? 0 : rows.y_stride;
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) {
+    MEO_UNROLL_ALL
+    for (int w = 0; w < Width; ++w) {
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) sums[i][w][p] = load<Scalar>(start + w * to_next_panel + p * size);
+    }
+    start += to_next_row;
+  }
   const Scalar* weights_at = panels.first + panel * panels.stride;
   const auto add_products = [&](Index k) MEO_INLINE_LAMBDA {
-    unroll<Width>([&](auto w) MEO_INLINE_LAMBDA {
+    MEO_UNROLL_ALL
+    for (int w = 0; w < Width; ++w) {
       Packet<Scalar> weights[packets];
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-        weights[p] = load<Scalar>(weights_at + w * panels.stride + p * size);
-        keep_in_register<Scalar>(weights[p]);
-      });
-      unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) {
+        weights[p] = in_register<Scalar>(load<Scalar>(weights_at + w * panels.stride + p * size));
+      }
+      MEO_UNROLL_ALL
+      for (int i = 0; i < Count; ++i) {
         const Packet<Scalar> activation = broadcast<Scalar>(x[i][k]);
-        unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-          sums[i][w][p] = multiply_add(activation, weights[p], sums[i][w][p]);
-        });
-      });
-    });
+        MEO_UNROLL_ALL
+        for (int p = 0; p < packets; ++p) sums[i][w][p] = multiply_add(activation, weights[p], sums[i][w][p]);
+      }
+    }
     weights_at += Tile<Scalar>::columns;
   };
   const Index depth = panels.depth;
@@ -145,46 +115,85 @@ MEO_INLINE const char* multiply_tile(const Rows& rows, Index r, const Panels<Sca
       MEO_UNROLL(8)
       for (Index step = 0; step < interval; ++step) add_products(k + step);
     }
+    MEO_UNROLL(1)
+    for (; k < depth; ++k) add_products(k);
+  } else {
+    MEO_UNROLL(4)
+    for (; k < depth; ++k) add_products(k);
   }
-  MEO_UNROLL(4)
-  for (; k < depth; ++k) add_products(k);
-  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
-    unroll<Width>([&](auto w) MEO_INLINE_LAMBDA {
+  if (rows.weights == nullptr) {
+    Scalar* y = rows.output(r, panel);
+    MEO_UNROLL_ALL
+    for (int i = 0; i < Count; ++i) {
+      MEO_UNROLL_ALL
+      for (int w = 0; w < Width; ++w) {
+        MEO_UNROLL_ALL
+        for (int p = 0; p < packets; ++p)
+          store<Scalar>(y + w * Tile<Scalar>::columns + p * size, sums[i][w][p]);
+      }
+      y += rows.y_stride;
+    }
+    return ahead;
+  }
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) {
+    const Packet<Scalar> weight = broadcast<Scalar>(rows.weights[r + i]);
+    MEO_UNROLL_ALL
+    for (int w = 0; w < Width; ++w) {
       Scalar* const y = rows.output(r + i, panel + w);
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-        Packet<Scalar>& sum = sums[i][w][p];
-        if constexpr (Rows::combines) {
-          sum = multiply_add(broadcast<Scalar>(rows.weight(r + i)), sum,
-                             load_columns(rows.addend(r + i, panel + w), p));
-        }
-        if constexpr (IsEdge) store_edge<Scalar>(y + p * size, sum, columns - p * size);
-        else store<Scalar>(y + p * size, sum);
-      });
-    });
-  });
+      const Scalar* const addend = rows.addend(r + i, panel + w);
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) {
+        store<Scalar>(y + p * size, multiply_add(weight, sums[i][w][p], load<Scalar>(addend + p * size)));
+      }
+    }
+  }
   return ahead;
 }
 
+/// The same for the last panel where not all NR columns of it exist: by way of rows that have them.
+template <int Count, class Scalar>
+MEO_INLINE void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
+                              Index panel) {
+  constexpr Index columns = Tile<Scalar>::columns;
+  const Index valid = panels.outputs - panel * columns;
+  Scalar outputs[Count * columns] = {};
+  for (Index i = 0; i < Count; ++i) {
+    if (panels.starts == nullptr || (rows.weights != nullptr && rows.is_first[r + i] == 0))
+      std::copy_n(rows.output(r + i, panel), valid, outputs + i * columns);
+  }
+  ProductRows<Scalar> whole{rows.gather != nullptr ? rows.x : rows.x + r * rows.x_stride, rows.x_stride,
+                            outputs, columns};
+  if (rows.gather != nullptr) whole.gather = rows.gather + r;
+  if (rows.weights != nullptr) {
+    whole.weights = rows.weights + r;
+    whole.is_first = rows.is_first + r;
+  }
+  Panels<Scalar> edge = panels;
+  edge.first += panel * panels.stride;
+  if (edge.starts != nullptr) edge.starts += panel * panels.starts_stride;
+  multiply_tile<Count, 1, 0>(whole, 0, edge, 0);
+  for (Index i = 0; i < Count; ++i) std::copy_n(outputs + i * columns, valid, rows.output(r + i, panel));
+}
+
 /// A full tile, with what is ahead.
-template <class Scalar, class Rows>
-void multiply_full_tile(const Rows& rows, Index r, const Panels<Scalar>& panels, Index panel,
+template <class Scalar>
+void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
                         PrefetchQueue& ahead) {
   constexpr int count = Tile<Scalar>::rows;
-  const auto tile = [&](auto lines) {
-    ahead.advance(multiply_tile<count, 1, lines>(rows, r, panels, panel, ahead.at(), ahead.end()));
-  };
   switch (ahead.lines()) {
     case 0:
       multiply_tile<count, 1, 0>(rows, r, panels, panel);
       break;
     case 1:
-      tile(std::integral_constant<int, 1>{});
+      ahead.advance(multiply_tile<count, 1, 1>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
     case 2:
-      tile(std::integral_constant<int, 2>{});
+      ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
     default:
-      tile(std::integral_constant<int, PrefetchQueue::max_lines>{});
+      ahead.advance(
+          multiply_tile<count, 1, PrefetchQueue::max_lines>(rows, r, panels, panel, ahead.at(), ahead.end()));
   }
 }
 
@@ -192,8 +201,9 @@ void multiply_full_tile(const Rows& rows, Index r, const Panels<Scalar>& panels,
 constexpr int tile_width(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 /// Rows r … r + Count − 1 times all panels.
-template <int Count, class Scalar, class Rows>
-void multiply_rows(const Rows& rows, Index r, const Panels<Scalar>& panels, PrefetchQueue& ahead) {
+template <int Count, class Scalar>
+void multiply_rows(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
+                   PrefetchQueue& ahead) {
   constexpr int width = tile_width(Count);
   const Index full = panels.outputs / Tile<Scalar>::columns;
   Index panel = 0;
@@ -204,12 +214,12 @@ void multiply_rows(const Rows& rows, Index r, const Panels<Scalar>& panels, Pref
     if constexpr (Count < Tile<Scalar>::rows) multiply_tile<Count, 1, 0>(rows, r, panels, panel);
     else multiply_full_tile(rows, r, panels, panel, ahead);
   }
-  if (panel < panels.count()) multiply_tile<Count, 1, 0, true>(rows, r, panels, panel);
+  if (panel < panels.count()) multiply_edge<Count>(rows, r, panels, panel);
 }
 
 /// The last rows of a product, fewer than a whole tile.
-template <int Count, class Scalar, class Rows>
-void multiply_last_rows(const Rows& rows, Index r, Index count, const Panels<Scalar>& panels,
+template <int Count, class Scalar>
+void multiply_last_rows(const ProductRows<Scalar>& rows, Index r, Index count, const Panels<Scalar>& panels,
                         PrefetchQueue& ahead) {
   if constexpr (Count > 0) {
     if (count == Count) multiply_rows<Count>(rows, r, panels, ahead);
@@ -218,8 +228,8 @@ void multiply_last_rows(const Rows& rows, Index r, Index count, const Panels<Sca
 }
 
 /// Asks for the stored values that the chains of rows begin … end − 1 go on from.
-template <class Scalar, class Rows>
-void prefetch_outputs(const Rows& rows, Index begin, Index end, const Panels<Scalar>& panels) {
+template <class Scalar>
+void prefetch_outputs(const ProductRows<Scalar>& rows, Index begin, Index end, const Panels<Scalar>& panels) {
   const Index bytes = panels.outputs * static_cast<Index>(sizeof(Scalar));
   for (Index r = begin; r < end; ++r) {
     const char* const output = reinterpret_cast<const char*>(rows.output(r, 0));
@@ -230,8 +240,9 @@ void prefetch_outputs(const Rows& rows, Index begin, Index end, const Panels<Sca
 /// y_r = start_r + x_r · panel for `count` rows and all panels. A tile of rows is multiplied with every panel
 /// before the next, so that x is read from far away once. Chains that go on from y would wait for it at every
 /// tile, so the next tile's part of it is on its way meanwhile: backward takes 1 to 2 % less (Zen 4).
-template <class Scalar, class Rows>
-void multiply_panels(const Rows& rows, Index count, const Panels<Scalar>& panels, PrefetchQueue& ahead) {
+template <class Scalar>
+void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<Scalar>& panels,
+                     PrefetchQueue& ahead) {
   constexpr int tile_rows = Tile<Scalar>::rows;
   Index r = 0;
   for (; r + tile_rows <= count; r += tile_rows) {

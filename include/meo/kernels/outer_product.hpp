@@ -73,31 +73,34 @@ void outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool ad
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[Count][packets];
-  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p)
       sums[i][p] = add ? load<Scalar>(out + (i * packets + p) * size) : broadcast<Scalar>(Scalar(0));
-    });
-  });
+  }
   const auto add_token = [&]() MEO_INLINE_LAMBDA {
     Packet<Scalar> gradients[packets];
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      gradients[p] = load<Scalar>(dy + p * size);
-      keep_in_register<Scalar>(gradients[p]);
-    });
-    unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p) {
+      gradients[p] = in_register<Scalar>(load<Scalar>(dy + p * size));
+    }
+    MEO_UNROLL_ALL
+    for (int i = 0; i < Count; ++i) {
       const Packet<Scalar> input = broadcast<Scalar>(x[i]);
-      unroll<packets>([&](auto p)
-                          MEO_INLINE_LAMBDA { sums[i][p] = multiply_add(input, gradients[p], sums[i][p]); });
-    });
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) sums[i][p] = multiply_add(input, gradients[p], sums[i][p]);
+    }
     x += Tile<Scalar>::rows;
     dy += Tile<Scalar>::columns;
   };
   MEO_UNROLL(8)
   for (Index t = 0; t < tokens; ++t) add_token();
-  unroll<Count>([&](auto i) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p)
-                        MEO_INLINE_LAMBDA { store<Scalar>(out + (i * packets + p) * size, sums[i][p]); });
-  });
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) {
+    MEO_UNROLL_ALL
+    for (int p = 0; p < packets; ++p) store<Scalar>(out + (i * packets + p) * size, sums[i][p]);
+  }
 }
 
 /// The last inputs of a panel, fewer than a whole tile.

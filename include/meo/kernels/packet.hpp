@@ -67,10 +67,10 @@ MEO_INLINE P multiply_add(const P& a, const P& b, const P& c) {
   return Eigen::internal::pmadd(a, b, c);
 }
 
-/// Has a packet loaded into a register before it is used. GCC would rather read it from memory at each use,
+/// The packet, loaded into a register before it is used. GCC would rather read it from memory at each use,
 /// which more than doubles the loads of a tile.
 template <class Scalar>
-MEO_INLINE void keep_in_register([[maybe_unused]] Packet<Scalar>& packet) {
+MEO_INLINE Packet<Scalar> in_register(Packet<Scalar> packet) {
 #if defined(__GNUC__) && !defined(__clang__)
   if constexpr (PacketOf<Scalar>::size > 1 && std::is_floating_point_v<Scalar>) {
 #if defined(__AVX512F__)
@@ -82,6 +82,7 @@ MEO_INLINE void keep_in_register([[maybe_unused]] Packet<Scalar>& packet) {
 #endif
   }
 #endif
+  return packet;
 }
 
 /// The sum of a packet's scalars.

@@ -30,22 +30,25 @@ void spread_block(const SpreadTerm<Scalar>* terms, const Scalar* weights, Index 
   constexpr int packet = PacketOf<Scalar>::size;
   Packet<Scalar> gates[Terms], products[Terms];
   const Scalar* merged[Terms];
-  unroll<Terms>([&](auto t) MEO_INLINE_LAMBDA {
+  MEO_UNROLL_ALL
+  for (int t = 0; t < Terms; ++t) {
     gates[t] = broadcast<Scalar>(terms[t].weight);
     products[t] = broadcast<Scalar>(Scalar(0));
     merged[t] = terms[t].merged_gradient;
-  });
+  }
   for (Index at = 0; at < size; at += packet) {
     const Packet<Scalar> weight = load<Scalar>(weights + at);
     Packet<Scalar> sums = load<Scalar>(gradient + at);
-    unroll<Terms>([&](auto t) MEO_INLINE_LAMBDA {
+    MEO_UNROLL_ALL
+    for (int t = 0; t < Terms; ++t) {
       const Packet<Scalar> value = load<Scalar>(merged[t] + at);
       sums = multiply_add(gates[t], value, sums);
       products[t] = multiply_add(weight, value, products[t]);
-    });
+    }
     store<Scalar>(gradient + at, sums);
   }
-  unroll<Terms>([&](auto t) MEO_INLINE_LAMBDA { *terms[t].product += sum<Scalar>(products[t]); });
+  MEO_UNROLL_ALL
+  for (int t = 0; t < Terms; ++t) *terms[t].product += sum<Scalar>(products[t]);
 }
 
 template <int Terms, class Scalar>

@@ -13,6 +13,31 @@
 
 namespace meo::detail {
 
+/// sums[p][r] = Σ_{i < top_k} g_i W_i[r][p …] for Rows rows and Packets packets of columns, from `at` on.
+template <int Rows, int Packets, class Scalar>
+MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
+                                      const MergeTerms<Scalar>& terms, Index top_k, Index at,
+                                      Packet<Scalar> (&sums)[Packets][Rows]) {
+  constexpr int size = PacketOf<Scalar>::size;
+  MEO_UNROLL_ALL
+  for (int p = 0; p < Packets; ++p) {
+    MEO_UNROLL_ALL
+    for (int r = 0; r < Rows; ++r) sums[p][r] = broadcast<Scalar>(Scalar(0));
+  }
+  for (Index i = 0; i < top_k; ++i) {
+    const Scalar* const from = source.rows + terms.experts[i] * source.expert_stride + at;
+    const Packet<Scalar> gate = broadcast<Scalar>(terms.weights[i]);
+    MEO_UNROLL_ALL
+    for (int p = 0; p < Packets; ++p) {
+      MEO_UNROLL_ALL
+      for (int r = 0; r < Rows; ++r) {
+        const Scalar* const row = from + r * Tile<Scalar>::columns + p * size;
+        sums[p][r] = multiply_add(gate, load<Scalar>(row), sums[p][r]);
+      }
+    }
+  }
+}
+
 /// turned[c][r] = Σ_{i < top_k} g_i W_i[r][c] for r < count, at most NR, and all NR columns c. source: count
 /// × NR of each expert; turned: NR rows at a distance of NR values, of which each gets `count`.
 template <class Scalar>
@@ -22,39 +47,25 @@ void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, In
   constexpr int size = PacketOf<Scalar>::size;
   // Packets of a row that are merged together: enough chains, as far as there are registers.
   constexpr int packets = size * Tile<Scalar>::packets < num_registers ? Tile<Scalar>::packets : 1;
-  const auto add_terms = [&]<int rows>(Index at, Packet<Scalar>(&sums)[packets][rows]) MEO_INLINE_LAMBDA {
-    unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-      unroll<rows>([&](auto r) MEO_INLINE_LAMBDA { sums[p][r] = broadcast<Scalar>(Scalar(0)); });
-    });
-    for (Index i = 0; i < top_k; ++i) {
-      const Scalar* const from = source.rows + terms.experts[i] * source.expert_stride + at;
-      const Packet<Scalar> gate = broadcast<Scalar>(terms.weights[i]);
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
-        unroll<rows>([&](auto r) MEO_INLINE_LAMBDA {
-          sums[p][r] = multiply_add(gate, load<Scalar>(from + r * columns + p * size), sums[p][r]);
-        });
-      });
-    }
-  };
   Index r = 0;
   for (; r + size <= count; r += size) {
     for (Index c = 0; c < columns; c += packets * size) {
       Packet<Scalar> sums[packets][size];
-      add_terms(r * columns + c, sums);
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA {
+      merge_packets_of_rows(source, terms, top_k, r * columns + c, sums);
+      MEO_UNROLL_ALL
+      for (int p = 0; p < packets; ++p) {
         transpose(sums[p]);
-        unroll<size>([&](auto i) MEO_INLINE_LAMBDA {
-          store<Scalar>(turned + (c + p * size + i) * columns + r, sums[p][i]);
-        });
-      });
+        MEO_UNROLL_ALL
+        for (int i = 0; i < size; ++i) store<Scalar>(turned + (c + p * size + i) * columns + r, sums[p][i]);
+      }
     }
   }
   for (; r < count; ++r) {
     for (Index c = 0; c < columns; c += packets * size) {
       Packet<Scalar> sums[packets][1];
-      add_terms(r * columns + c, sums);
+      merge_packets_of_rows(source, terms, top_k, r * columns + c, sums);
       Scalar values[packets * size];
-      unroll<packets>([&](auto p) MEO_INLINE_LAMBDA { store<Scalar>(values + p * size, sums[p][0]); });
+      for (int p = 0; p < packets; ++p) store<Scalar>(values + p * size, sums[p][0]);
       for (Index i = 0; i < packets * size; ++i) turned[(c + i) * columns + r] = values[i];
     }
   }

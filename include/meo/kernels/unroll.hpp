@@ -1,10 +1,9 @@
 #pragma once
 
-/// Loops that the compiler must unroll, so that accumulators indexed by them live in registers at any -O
-/// level.
-
-#include <type_traits>
-#include <utility>
+/// Loops that the compiler must unroll, so that accumulators indexed by their counters live in registers.
+///
+/// Plain loops under a pragma, and no templates that are called with every number: of those a tile would have
+/// thousands, and they are what a compiler takes longest for.
 
 #include <meo/kernels/packet.hpp>
 
@@ -14,8 +13,7 @@
 #define MEO_INLINE_LAMBDA
 #endif
 
-/// Before a loop: repeats its body `count` times between two checks. Unlike unroll below leaves GCC's
-/// accumulators in the registers that they are in.
+/// Before a loop: repeats its body `count` times between two checks.
 #if defined(__clang__)
 #define MEO_PRAGMA(text) _Pragma(#text)
 #define MEO_UNROLL(count) MEO_PRAGMA(clang loop unroll_count(count))
@@ -26,15 +24,9 @@
 #define MEO_UNROLL(count)
 #endif
 
-namespace meo::detail {
-
-/// Calls f(0), …, f(Count − 1), each with its number as a compile-time constant.
-template <int Count, class Function>
-MEO_INLINE void unroll(Function&& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) MEO_INLINE_LAMBDA {
-    (f(std::integral_constant<int, i>{}), ...);
-  }
-  (std::make_integer_sequence<int, Count>{});
-}
-
-}  // namespace meo::detail
+/// Before a loop of a count that is constant, at most 64: leaves no loop.
+#if defined(__clang__)
+#define MEO_UNROLL_ALL MEO_PRAGMA(clang loop unroll(full))
+#else
+#define MEO_UNROLL_ALL MEO_UNROLL(64)
+#endif
