@@ -8,7 +8,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 template <class... Parts>
 std::string message(const Parts&... parts) {
@@ -33,4 +33,4 @@ inline void require_expert(Index expert, Index num_experts) {
   require(expert >= 0 && expert < num_experts, "expert: expected 0 to ", num_experts - 1, ", got ", expert);
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

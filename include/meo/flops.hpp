@@ -18,7 +18,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// dense: y = x Wᵀ. moe: K products a token, then their weighted sum. meo: K experts merged into one, then
 /// one product.
@@ -170,4 +170,4 @@ constexpr ModelFlops flops(Method method, const ModelShape& shape, Index top_k,
   return count;
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -10,7 +10,7 @@
 #include <omp.h>
 #endif
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Threads that the next parallel loop may use: the user's OpenMP setting; one inside somebody else's
 /// parallel region.
@@ -41,4 +41,4 @@ void parallel_ranges(Index count, Index threads, const Body& body) {
   if (count > 0) body(Index{0}, count, Index{0});
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

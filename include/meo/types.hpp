@@ -11,7 +11,9 @@
 
 #include <Eigen/Core>
 
-namespace meo {
+#include <meo/abi.hpp>
+
+namespace meo::inline MEO_ABI {
 
 using Index = Eigen::Index;
 
@@ -87,4 +89,4 @@ constexpr Index reduced_features(Index features, Index reduce_factor) {
 }
 
 }  // namespace detail
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -1,7 +1,8 @@
 # cmake -D COMPILER=… -D SOURCE=… -D INCLUDES=… -P expect_error.cmake
 #
 # Passes if SOURCE does not compile and the compiler says the text of SOURCE's first line, `// expect: text`, and if
-# SOURCE does compile with -DMEO_CONTROL. The control shows that the error comes from the one thing under test.
+# SOURCE does compile with -DMEO_CONTROL. The control shows that the error comes from the one thing under test. That may
+# be flags: `// flags: …` on the second line names those that SOURCE is compiled with, but not the control.
 
 file(READ ${SOURCE} source)
 if(NOT source MATCHES "^// expect: ([^\n]+)\n")
@@ -17,7 +18,11 @@ if(failed)
   message(FATAL_ERROR "the control does not compile either:\n${errors}")
 endif()
 
-execute_process(COMMAND ${compile} RESULT_VARIABLE failed ERROR_VARIABLE errors)
+set(flags "")
+if(source MATCHES "^[^\n]+\n// flags: ([^\n]+)\n")
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_1}")
+endif()
+execute_process(COMMAND ${compile} ${flags} RESULT_VARIABLE failed ERROR_VARIABLE errors)
 if(NOT failed)
   message(FATAL_ERROR "${SOURCE} compiles")
 endif()

@@ -1,7 +1,8 @@
 # cmake -D INCLUDE=… -P layering.cmake
 #
 # Passes if the headers in the folder INCLUDE include none of a layer above their own, in the order below; if only
-# kernels/packet.hpp names Eigen::internal; and if only io/ names nlohmann_json, which the library does without.
+# kernels/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which the library does without; and if every
+# name lies in the inline namespace of abi.hpp.
 
 # Folders of meo/ from the bottom to the top; `.` are the headers in meo/ itself, but for meo.hpp.
 set(order . kernels experts routing layers training meo.hpp io)
@@ -43,6 +44,14 @@ foreach(header IN LISTS headers)
   file(READ ${INCLUDE}/meo/${header} text)
   if(NOT header STREQUAL "kernels/packet.hpp" AND text MATCHES "Eigen::internal")
     message(SEND_ERROR "${header} names Eigen::internal, which kernels/packet.hpp is to keep to itself")
+  endif()
+  if(NOT header STREQUAL "abi.hpp")
+    if(text MATCHES "namespace meo *[{]|namespace meo::[^i]|namespace meo::i[^n]")
+      message(SEND_ERROR "${header}: expected namespace meo::inline MEO_ABI, see abi.hpp")
+    endif()
+    if(text MATCHES "MEO_ABI" AND NOT text MATCHES "#include <meo/(abi|types)\\.hpp>")
+      message(SEND_ERROR "${header} names MEO_ABI and includes neither abi.hpp nor types.hpp, which define it")
+    endif()
   endif()
   if(NOT header MATCHES "^io/" AND text MATCHES "nlohmann")
     message(SEND_ERROR "${header} names nlohmann, which only io/ needs")

@@ -39,11 +39,11 @@
                                                      Index)
 
 #if defined(MEO_TEST_INSTANCES) && !defined(MEO_TINY_BLOCKS)  // tiny blocks: kernels of the program's own
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 MEO_KERNEL_INSTANCES(extern, float);
 MEO_KERNEL_INSTANCES(extern, double);
 MEO_KERNEL_INSTANCES(extern, long double);
 MEO_GRADIENT_KERNEL_INSTANCES(extern, float);
 MEO_GRADIENT_KERNEL_INSTANCES(extern, double);
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail
 #endif

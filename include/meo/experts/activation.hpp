@@ -7,7 +7,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// max(x, 0); NaN stays NaN.
 struct Relu {
@@ -84,4 +84,4 @@ struct Identity {
   }
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -13,7 +13,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 inline constexpr std::size_t cache_line_bytes = 64;
 
@@ -60,4 +60,4 @@ T* reserve(AlignedVector<T>& buffer, Index count) {
   return buffer.data();
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -13,7 +13,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Scalar is what is computed with, Storage what is stored. New experts are zero.
 template <class Scalar, class Storage = Scalar>
@@ -108,4 +108,4 @@ class ExpertBank {
   detail::AlignedVector<Storage> data_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

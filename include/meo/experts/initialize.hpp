@@ -8,7 +8,7 @@
 #include <meo/experts/expert_bank.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Weights and biases uniform in ±1/√in_features, as PyTorch's nn.Linear starts; drawn in the order experts,
 /// weight row by row, bias.
@@ -27,4 +27,4 @@ void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng) {
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

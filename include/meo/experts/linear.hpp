@@ -15,7 +15,7 @@
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 template <class Scalar>
 class Linear {
@@ -83,4 +83,4 @@ class Linear {
   ExpertBank<Scalar> bank_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

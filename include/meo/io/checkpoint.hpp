@@ -31,7 +31,7 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
 
-namespace meo::io {
+namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
@@ -202,4 +202,4 @@ void save(const FeedForward<Layer, Activation>& block, SafetensorsWriter& writer
   save(block.down(), writer, prefix + "down.");
 }
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

@@ -18,7 +18,9 @@
 
 #include <Eigen/Core>
 
-namespace meo::io {
+#include <meo/abi.hpp>
+
+namespace meo::inline MEO_ABI::io {
 
 /// Named as in the files; unknown stands for the types of newer versions of the format, which cannot be read.
 enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, unknown };
@@ -279,4 +281,4 @@ std::string no_value(DType dtype, std::size_t element, Number number) {
 
 }  // namespace detail
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

@@ -8,7 +8,9 @@
 
 #include <nlohmann/json.hpp>
 
-namespace meo::io {
+#include <meo/abi.hpp>
+
+namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
@@ -30,4 +32,4 @@ class Error : public std::runtime_error {
       : Error(file, "tensor " + detail::in_quotes(tensor) + ": " + std::string(reason)) {}
 };
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

@@ -29,7 +29,7 @@
 #include <meo/io/error.hpp>
 #include <meo/types.hpp>
 
-namespace meo::io {
+namespace meo::inline MEO_ABI::io {
 
 /// What the header says of a tensor.
 struct TensorInfo {
@@ -281,4 +281,4 @@ inline SafetensorsHeader parse_header(const std::string& file, std::string_view 
 
 }  // namespace detail
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

@@ -28,7 +28,7 @@
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
 
-namespace meo::io {
+namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
@@ -241,4 +241,4 @@ class SafetensorsReader {
   std::uint64_t data_begin_ = 0;
 };
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

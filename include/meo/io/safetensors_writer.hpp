@@ -29,7 +29,7 @@
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
 
-namespace meo::io {
+namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
@@ -202,4 +202,4 @@ class SafetensorsWriter {
   std::map<std::string, Tensor> tensors_;
 };
 
-}  // namespace meo::io
+}  // namespace meo::inline MEO_ABI::io

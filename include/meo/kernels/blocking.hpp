@@ -7,7 +7,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Upper bound of a thread's scratch, whatever the sizes of the problem.
 inline constexpr Index max_scratch_bytes = Index{1} << 21;
@@ -106,4 +106,4 @@ DenseBlocks dense_blocks(Index depth, Index rows) {
 #endif
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -10,7 +10,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// x: rows × in_features at x_stride; y: rows × out_features at y_stride, not overlapping x. With `add`, y +=
 /// x Wᵀ and the bias is left out.
@@ -45,4 +45,4 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
   });
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

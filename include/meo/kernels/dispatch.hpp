@@ -9,7 +9,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Plain data. Slots begins[e] … begins[e + 1] − 1 are expert e's, by ascending token.
 template <class Scalar>
@@ -70,4 +70,4 @@ void dispatch_tokens(std::span<const Index> experts, std::span<const Scalar> wei
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -16,7 +16,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Panels of one expert: what a dispatched product multiplies with at a time.
 struct ExpertPanels {
@@ -143,4 +143,4 @@ void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
   });
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

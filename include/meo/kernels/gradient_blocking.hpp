@@ -9,7 +9,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Q at most, however small the experts are.
 inline constexpr Index max_gradient_merges = 32;
@@ -102,4 +102,4 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
   return {panels, input_panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), tokens};
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -12,7 +12,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Part of the gradient of x: some panels of NR inputs, with what some panels of NR outputs add to it.
 struct TurnedBlock {
@@ -128,4 +128,4 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, c
   });
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -10,7 +10,7 @@
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// The K selected experts of one merge, by ascending expert, with their gate weights.
 template <class Scalar>
@@ -159,4 +159,4 @@ void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index cou
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -10,7 +10,7 @@
 #include <meo/kernels/merge.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Plain data; sequences stand in an order that puts equal and similar selections side by side.
 template <class Scalar>
@@ -87,4 +87,4 @@ void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights
   plan.merge_begins.push_back(static_cast<Index>(plan.sequences.size()));
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -9,7 +9,7 @@
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Merges that are worked on together.
 struct MergeRange {
@@ -63,4 +63,4 @@ class MergeTokens {
   std::span<const Index> offsets_;
 };
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

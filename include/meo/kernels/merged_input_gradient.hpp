@@ -21,7 +21,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Belongs to one thread, which computes the panels begin … end − 1 of inputs.
 template <class Scalar>
@@ -181,4 +181,4 @@ void merged_input_gradient(const PanelBank<Scalar, const Scalar>& bank, const Me
   });
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -23,7 +23,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Scalars of scratch that merged_product needs for each thread, for so many merges of any tokens: no less
 /// for more merges, so that a smaller batch never needs more.
@@ -298,4 +298,4 @@ void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePla
   });
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

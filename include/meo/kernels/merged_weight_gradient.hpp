@@ -29,7 +29,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Panels are summed up in at most so many chunks, a chunk by one thread, and then chunk by chunk: products
 /// are the same for any number of threads.
@@ -231,4 +231,4 @@ void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const P
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

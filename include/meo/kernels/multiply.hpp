@@ -15,7 +15,7 @@
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Panels whose outputs lie side by side, and where their chains start.
 template <class Scalar>
@@ -260,4 +260,4 @@ Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
   return tiles * (panels.depth / prefetch_interval<Scalar>);
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -17,7 +17,7 @@
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Rows of a matrix in a given order, each with an optional factor.
 template <class Scalar>
@@ -138,4 +138,4 @@ void column_sums(const Scalar* dy, Index tokens, bool add, Scalar* out) {
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -20,7 +20,7 @@
 #define MEO_INLINE inline
 #endif
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 template <class Scalar>
 struct PacketOf {
@@ -111,4 +111,4 @@ MEO_INLINE void prefetch(const void* address) {
 #endif
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

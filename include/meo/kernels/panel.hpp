@@ -23,7 +23,7 @@
 #include <meo/kernels/packet.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// The register tile: MR rows of activations times NR columns of weights. NR is three packets: with 4 × 3
 /// accumulators, three weights and one broadcast activation fill 16 registers exactly, with 8 × 3 they fill
@@ -92,4 +92,4 @@ struct PanelBank {
   Storage& bias(Index expert, Index out) const { return panel(out / columns, expert)[out % columns]; }
 };
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -15,7 +15,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Steps of depth between two prefetches: where a core multiplies and adds 64 bytes a cycle, 48 cycles of a
 /// tile of any size. Time is what memory delivers by, so a larger tile asks after fewer steps.
@@ -90,4 +90,4 @@ class PrefetchQueue {
   Index burst_ = 0;
 };
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

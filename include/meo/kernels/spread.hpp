@@ -10,7 +10,7 @@
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Merges whose gradients an expert takes at a time: with four, sums, weights and a packet of each operand
 /// stay within 16 registers.
@@ -70,4 +70,4 @@ void spread(const SpreadTerm<Scalar>* terms, Index count, const Scalar* weights,
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -11,7 +11,7 @@
 #include <meo/kernels/unroll.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// sums[p][r] = Σ_{i < top_k} g_i W_i[r][p …] for Rows rows and Packets packets of columns, from `at` on.
 template <int Rows, int Packets, class Scalar>
@@ -71,4 +71,4 @@ void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, In
   }
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -10,7 +10,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// Inputs of a stretch of tokens that are packed at a time; they stay in L2 while all panels go by.
 inline constexpr Index packed_inputs_at_once = 192;
@@ -63,4 +63,4 @@ Scalar product_with_bias(const PanelBank<Scalar, const Scalar>& bank, Index expe
   return product;
 }
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

@@ -10,7 +10,7 @@
 #include <meo/routing/gate.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 namespace detail {
 
@@ -60,4 +60,4 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar> partial_products;  ///< MEO: the same for each chunk of panels
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

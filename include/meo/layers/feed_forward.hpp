@@ -26,7 +26,7 @@
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 struct FeedForwardOptions {
   Index features = 0;             ///< D
@@ -503,4 +503,4 @@ class FeedForward {
   std::optional<Layer> gate_up_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

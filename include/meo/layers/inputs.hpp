@@ -9,7 +9,7 @@
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Everything is optional but for the task embeddings at task level. Nothing is copied: what is pointed to
 /// must live until forward returns.
@@ -34,4 +34,4 @@ struct Output {
   Routing<Scalar> routing;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -8,7 +8,7 @@
 #include <meo/layers/merge_order.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 struct LayerOptions {
   Index in_features = 0;          ///< D
@@ -59,4 +59,4 @@ LayerOptions checked_options(LayerOptions options) {
 }
 
 }  // namespace detail
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

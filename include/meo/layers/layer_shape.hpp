@@ -8,7 +8,7 @@
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// The shape of a MoeLayer or MeoLayer with the options that its options() returns, over a batch. Sequences
 /// that MeoLayer<Scalar> combines are told from those that it merges. What the layer saves where sequences
@@ -37,4 +37,4 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
   return shape;
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -16,7 +16,7 @@
 #include <meo/layers/token_attention.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// At token level token attention comes first, x ← x + TokenAttention(x), and the gate sees the new x, or the
 /// old one with options.gate_before_attention. Sequences with the same selection and weights, as those of one
@@ -280,4 +280,4 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   std::optional<TokenAttention<Scalar>> token_attention_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -25,7 +25,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// automatic: as the cost model says, and merged first at task level, where sequences share what is merged.
 enum class MergeOrder { automatic, merge_first, combine_outputs };
@@ -40,4 +40,4 @@ constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_
   return (detail::merge_cost_of_caches<Scalar> + top_k - 2) / (top_k - 1);
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

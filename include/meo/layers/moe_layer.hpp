@@ -13,7 +13,7 @@
 #include <meo/layers/routed_layer.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// S(t) is the selection of the row that gates token t: at token level its own, else that of its sequence.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
@@ -173,4 +173,4 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   }
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

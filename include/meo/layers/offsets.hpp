@@ -8,7 +8,7 @@
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
-namespace meo::detail {
+namespace meo::inline MEO_ABI::detail {
 
 /// A view of `sequences`, or 0 and `rows` if there are none.
 class Offsets {
@@ -28,4 +28,4 @@ class Offsets {
   std::array<Index, 2> single_;
 };
 
-}  // namespace meo::detail
+}  // namespace meo::inline MEO_ABI::detail

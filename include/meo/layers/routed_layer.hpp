@@ -27,7 +27,7 @@
 #include <meo/routing/gate.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 template <class Layer, class Activation>
 class FeedForward;
@@ -494,4 +494,4 @@ class RoutedLayer {
   std::optional<Linear<Scalar>> task_projection_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

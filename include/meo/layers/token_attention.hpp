@@ -9,7 +9,7 @@
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 template <class Scalar>
 class TokenAttention {
@@ -74,4 +74,4 @@ class TokenAttention {
   Linear<Scalar> up_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

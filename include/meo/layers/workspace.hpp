@@ -11,7 +11,7 @@
 #include <meo/routing/routing.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Belongs to one forward at a time; any layer of the scalar may use it. Buffers grow to the largest batch
 /// seen and are kept, so that a forward of no larger batch allocates nothing.
@@ -33,4 +33,4 @@ class Workspace {
   detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

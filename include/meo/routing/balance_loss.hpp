@@ -7,7 +7,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Squared coefficient of variation, var(v) / (mean(v)² + 1e-10), with the unbiased variance; 0 for one
 /// value.
@@ -40,4 +40,4 @@ void add_cv_squared_gradient(std::span<const Scalar> values, const Scalar& scale
     gradient[j] += scale * (of_deviation * (values[j] - mean) - of_mean);
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -18,7 +18,7 @@
 #include <meo/routing/routing.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 namespace detail {
 
@@ -337,4 +337,4 @@ class Gate {
   Scalar noise_epsilon_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

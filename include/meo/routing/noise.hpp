@@ -8,7 +8,7 @@
 #include <meo/errors.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// rows × num_experts standard normal values, drawn row by row.
 template <class Scalar, class Generator>
@@ -57,4 +57,4 @@ class Noise {
   MatrixView<Scalar> given_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -7,7 +7,7 @@
 
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Letters: R gated rows (tokens for an MoE at token level, else sequences), N num_experts, K top_k.
 template <class Scalar>
@@ -43,4 +43,4 @@ struct Routing {
   }
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -11,7 +11,7 @@
 #include <meo/routing/routing.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Sums over every routing that was added since the construction or the last reset.
 class RoutingStatistics {
@@ -96,4 +96,4 @@ class RoutingStatistics {
   Index selections_ = 0;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -12,7 +12,7 @@
 #include <meo/errors.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// Sequence b has the rows begin(b) … begin(b) + length(b) − 1 of the batch. A sequence may be empty.
 class Sequences {
@@ -71,4 +71,4 @@ class Sequences {
   std::vector<Index> offsets_;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

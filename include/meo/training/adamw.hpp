@@ -15,7 +15,7 @@
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 struct AdamWOptions {
   double learning_rate = 1e-3;  ///< η
@@ -108,4 +108,4 @@ class AdamW {
   Index steps_ = 0;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -10,7 +10,7 @@
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 /// The Euclidean norm, summed in double at least.
 template <class Scalar>
@@ -39,4 +39,4 @@ Scalar clip_gradient_norm(const Parameters<Scalar>& gradients, const Scalar& max
   return norm;
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -27,7 +27,7 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 template <class Scalar>
 struct ParameterRange {
@@ -124,4 +124,4 @@ void copy_values(const Parameters<Scalar>& from, const Parameters<Scalar>& to) {
     std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
 }
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -13,7 +13,7 @@
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
-namespace meo {
+namespace meo::inline MEO_ABI {
 
 struct SgdOptions {
   double learning_rate = 1e-3;  ///< η
@@ -91,4 +91,4 @@ class Sgd {
   Index steps_ = 0;
 };
 
-}  // namespace meo
+}  // namespace meo::inline MEO_ABI

@@ -1,0 +1,3 @@
+#include "run_layer.hpp"
+
+extern "C" [[gnu::visibility("default")]] bool is_right_there() { return layer_is_right(); }
