@@ -65,9 +65,8 @@ struct ProductRows {
 /// Rows r … r + Count − 1 times the Width panels from `panel` on. Asks for Lines lines from `ahead` on at
 /// every prefetch interval, as far as `ahead_end`, and returns how far it came.
 template <int Count, int Width, int Lines, class Scalar>
-MEO_INLINE const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
-                                     Index panel, const char* ahead = nullptr,
-                                     const char* ahead_end = nullptr) {
+const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
+                          const char* ahead = nullptr, const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   const Scalar* x[Count];
@@ -153,8 +152,7 @@ MEO_INLINE const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, c
 
 /// The same for the last panel where not all NR columns of it exist: by way of rows that have them.
 template <int Count, class Scalar>
-MEO_INLINE void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
-                              Index panel) {
+void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel) {
   constexpr Index columns = Tile<Scalar>::columns;
   const Index valid = panels.outputs - panel * columns;
   Scalar outputs[Count * columns] = {};
