@@ -244,9 +244,10 @@ TEST_CASE("a caller's memory is filled whole or not at all", "[io][reader]") {
 }
 
 TEST_CASE("tensors larger than the buffer between file and memory", "[io][reader]") {
-  // Around multiples of its 16384 bytes, in each width.
+  // Around multiples of it, in each width.
   for (const std::size_t size : {1u, 2u, 4u, 8u}) {
-    for (const std::size_t count : {16384 / size - 1, 16384 / size, 16384 / size + 1, 3 * 16384 / size + 5}) {
+    const std::size_t whole = meo::io::read_bytes / size;
+    for (const std::size_t count : {whole - 1, whole, whole + 1, 3 * whole + 5}) {
       Bytes data;
       std::vector<std::uint64_t> expected;
       for (std::size_t i = 0; i < count; ++i) {
@@ -254,8 +255,13 @@ TEST_CASE("tensors larger than the buffer between file and memory", "[io][reader
         data = data.empty() ? little_endian(expected[i], size)
                             : std::move(data) + little_endian(expected[i], size);
       }
-      CHECK(read<std::uint64_t>(file_of("U" + std::to_string(8 * size), "[" + std::to_string(count) + "]",
-                                        data)) == expected);
+      const Bytes bytes = file_of("U" + std::to_string(8 * size), "[" + std::to_string(count) + "]", data);
+      CHECK(read<std::uint64_t>(bytes) == expected);
+      // A part that begins within one buffer and ends within a later one.
+      const std::size_t begin = 3;
+      CHECK(SafetensorsReader(bytes, "f")
+                .read<std::uint64_t>("t", begin, static_cast<Index>(count - begin - 1)) ==
+            std::vector<std::uint64_t>(expected.begin() + begin, expected.end() - 1));
     }
   }
 }

@@ -6,6 +6,7 @@
 
 #include "kernels/merged_problem.hpp"
 #include "kernels/threads.hpp"
+#include "support/block_sizes.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 
@@ -109,6 +110,47 @@ TEMPLATE_TEST_CASE("more merges than are formed at a time change no bit", "[merg
     REQUIRE((in_features > group_strip_rows<S>(top_k, 16)) == (in_features == 400));
     CHECK(bit_difference(problem.computed(), problem.expected()) == "");
   }
+}
+
+TEMPLATE_TEST_CASE("a merge whose experts alone differ from the others' is told from them, at any place",
+                   "[merged_product]", float, double) {
+  using S = TestType;
+  Generator rng(38);
+  constexpr Index most = merges_beyond_blocks();
+  for (Index merges = 2; merges <= most; ++merges) {
+    // The plan puts selections in ascending order: the other comes first, or last.
+    for (const bool first : {true, false}) {
+      INFO(merges << " merges, of which the " << (first ? "first" : "last") << " has other experts");
+      MergedProblem<S> problem(rng, {4, 2, 5, 7, false},
+                               std::vector<Index>(static_cast<std::size_t>(merges), 1));
+      const std::size_t other = rng() % static_cast<std::size_t>(merges);
+      for (std::size_t m = 0; m < static_cast<std::size_t>(merges); ++m) {
+        problem.selections.experts[2 * m] = 1;
+        problem.selections.experts[2 * m + 1] = 2;
+      }
+      problem.selections.experts[2 * other] = first ? 0 : 3;
+      CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("sizes beyond every block change no bit of a merged product", "[merged_product]", float,
+                   double) {
+  using S = TestType;
+  Generator rng(39);
+  const auto check = [&](Index inputs, Index outputs, Index experts, Index top_k,
+                         const std::vector<Index>& lengths) {
+    INFO(inputs << " inputs, " << outputs << " outputs, K " << top_k << ", " << lengths.size()
+                << " sequences");
+    const MergedProblem<S> problem(rng, {experts, top_k, inputs, outputs, true}, lengths);
+    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+  };
+  check(3, outputs_beyond_blocks<S>(), 3, 2, {1, 2});
+  check(inputs_beyond_blocks<S>(), 3, 3, 2, {1, 2});
+  check(3, 5, experts_beyond_blocks(), experts_beyond_blocks() - 1, {1, 2});
+  check(3, 5, 7, 3, std::vector<Index>(static_cast<std::size_t>(merges_beyond_blocks()), 2));
+  check(3, 5, 3, 2, {tokens_beyond_blocks<S>(), 1});
+  check(max_block_depth, 3, 3, 2, {1, tokens_beyond_cache<S>(max_block_depth), 1});
 }
 
 TEMPLATE_TEST_CASE("a thread's scratch has room for every block, at most 2 MiB, and no less for more merges",

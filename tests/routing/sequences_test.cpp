@@ -57,6 +57,16 @@ TEST_CASE("lengths and offsets that make no sequences are refused", "[sequences]
               Sequences::from_offsets({0, 4, 3});
             },
             {"ascending", "got 3 after 4"}) == "");
+  CHECK(error_lacks<Invalid>(
+            [] {
+              Sequences::from_offsets({0, -1});
+            },
+            {"ascending", "got -1 after 0"}) == "");
+  CHECK(error_lacks<Invalid>(
+            [] {
+              Sequences::from_offsets({0, -3, 5});
+            },
+            {"ascending", "got -3 after 0"}) == "");
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(-1, 3); }, {"count", "at least 0", "got -1"}) == "");
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(2, -3); }, {"length", "at least 0", "got -3"}) == "");
 }

@@ -30,6 +30,9 @@
 
 namespace meo::inline MEO_ABI::io {
 
+/// Bytes of a tensor that are read and converted at a time: beyond a stream's buffer, within the L1 cache.
+inline constexpr std::size_t read_bytes = 16384;
+
 namespace detail {
 
 /// The bytes of a file that stays open, or of somebody's memory. Several threads may read, also through
@@ -215,7 +218,7 @@ class SafetensorsReader {
         throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
       } else {
         using Raw = typename Format::Raw;
-        constexpr std::size_t chunk = 16384 / sizeof(Raw);  // beyond a stream's buffer, within the L1 cache
+        constexpr std::size_t chunk = read_bytes / sizeof(Raw);
         std::array<std::byte, chunk * sizeof(Raw)> buffer;
         for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
           const auto part = out.subspan(begin, std::min(chunk, out.size() - begin));

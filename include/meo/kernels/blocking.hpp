@@ -15,7 +15,7 @@ inline constexpr Index max_scratch_bytes = Index{1} << 21;
 /// Panels that a product of `rows` rows multiplies with together: one, whose rows of weights are then read in
 /// a single stream; with fewer rows than a tile has as many as make up for its missing chains.
 template <class Scalar>
-Index panels_at_once(Index rows) {
+constexpr Index panels_at_once(Index rows) {
   return rows < Tile<Scalar>::rows ? 4 : 1;
 }
 

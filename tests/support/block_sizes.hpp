@@ -1,0 +1,68 @@
+#pragma once
+
+/// Every block, chunk and buffer that the library works in, and sizes beyond each of them: what tests take
+/// where a size has to reach past the first. A new constant of the kernels or the reader belongs here too.
+
+#include <algorithm>
+
+#include <meo/kernels/blocking.hpp>
+#include <meo/kernels/gradient_blocking.hpp>
+#include <meo/kernels/merge.hpp>
+#include <meo/kernels/merged_weight_gradient.hpp>
+#include <meo/kernels/panel.hpp>
+#include <meo/kernels/prefetch.hpp>
+#include <meo/kernels/spread.hpp>
+#include <meo/kernels/weight_gradient.hpp>
+#include <meo/types.hpp>
+
+namespace meo::test {
+
+/// Outputs in more panels than are summed up by themselves, taken together by few rows, or packed for an
+/// input's gradient; the last of them not whole.
+template <class S>
+constexpr Index outputs_beyond_blocks() {
+  constexpr Index panels = std::max<Index>(
+      {detail::max_product_chunks, detail::panels_at_once<S>(1), 192 / detail::Tile<S>::columns});
+  return (2 * panels + 1) * detail::Tile<S>::columns + 1;
+}
+
+/// Inputs beyond a block of depth, those whose gradients are formed at a time, and those packed at a time.
+template <class S>
+constexpr Index inputs_beyond_blocks() {
+  return 2 * std::max(
+                 {detail::max_block_depth, detail::gradient_inputs<S>(), detail::packed_inputs_at_once}) +
+         detail::Tile<S>::rows + 1;
+}
+
+/// Merges beyond those formed together, in a product and in its gradient.
+constexpr Index merges_beyond_blocks() {
+  return 2 * std::max(detail::max_merges_at_once, detail::max_gradient_merges) + 3;
+}
+
+/// Experts beyond those added at a time, and those that share a gradient at a time; twice as many as
+/// stretches of a prefetch queue would be 128, which no constant but the queue's own depends on.
+constexpr Index experts_beyond_blocks() {
+  return 2 * std::max(detail::merge_terms, detail::spread_merges) + 5;
+}
+
+/// Tokens beyond those that are multiplied, packed and summed up at a time.
+template <class S>
+constexpr Index tokens_beyond_blocks() {
+  return 2 * std::max({detail::outer_product_tokens<S>(), detail::packed_gradient_rows,
+                       Index{detail::Tile<S>::rows}}) +
+         3;
+}
+
+/// Tokens whose gradients of one panel are more than a thread's scratch holds.
+template <class S>
+constexpr Index tokens_beyond_scratch() {
+  return detail::gradient_tokens<S>() + detail::outer_product_tokens<S>() + 1;
+}
+
+/// Tokens of so many inputs beyond what stays in a shared cache.
+template <class S>
+Index tokens_beyond_cache(Index inputs) {
+  return 2 * detail::max_activation_bytes / (inputs * static_cast<Index>(sizeof(S))) + 3;
+}
+
+}  // namespace meo::test
