@@ -29,6 +29,23 @@ function(meo_missing package debian_package)
                       "  -D MEO_FETCH_DEPENDENCIES=ON")
 endfunction()
 
+# meo_part(<name> <default>): a cache variable MEO_BUILD_<NAME>. ON: the part is wanted, and a dependency of it that is
+# missing is an error; AUTO: what of it this machine has the dependencies for; OFF: not at all.
+function(meo_part name default)
+  string(TOUPPER MEO_BUILD_${name} variable)
+  set(${variable} ${default} CACHE STRING "Build the ${name}: ON, OFF, or AUTO, as far as its dependencies are found")
+  set_property(CACHE ${variable} PROPERTY STRINGS AUTO ON OFF)
+endfunction()
+
+# meo_leave_out(<part> <what> <package> <debian package>): what of a part cannot be built for want of the package.
+function(meo_leave_out part what package debian_package)
+  string(TOUPPER MEO_BUILD_${part} variable)
+  if(NOT ${variable} STREQUAL AUTO)
+    meo_missing(${package} ${debian_package})
+  endif()
+  message(STATUS "meo: no ${package} (Debian: ${debian_package}), so ${what} left out")
+endfunction()
+
 # Global, because a parent project that links meo::meo must see what meo::meo links.
 function(meo_add_headers target include_dir)
   add_library(${target} INTERFACE IMPORTED GLOBAL)
@@ -61,14 +78,13 @@ macro(meo_find_json)
   endif()
 endmacro()
 
-macro(meo_require_catch)
+# Optional: without it the tests are left out.
+macro(meo_find_catch)
   if(NOT TARGET Catch2::Catch2)
     find_package(Catch2 QUIET)
     if(NOT Catch2_FOUND AND MEO_FETCH_DEPENDENCIES)
       FetchContent_MakeAvailable(Catch2)
       list(APPEND CMAKE_MODULE_PATH ${catch2_SOURCE_DIR}/contrib)
-    elseif(NOT Catch2_FOUND)
-      meo_missing(Catch2 catch2)
     endif()
   endif()
 endmacro()

@@ -21,6 +21,7 @@
 
 #include "baselines.hpp"
 #include "cases.hpp"
+#include "instruction_sets.hpp"
 #include "problem.hpp"
 
 namespace {
@@ -250,7 +251,7 @@ int run(const std::vector<std::string>& words) {
   initialize_benchmark(arguments.others);
   bench::set_threads(arguments.threads);
   benchmark::AddCustomContext("threads", std::to_string(arguments.threads));
-  benchmark::AddCustomContext("instructions", Eigen::SimdInstructionSetsInUse());
+  benchmark::AddCustomContext("instructions", bench::instruction_sets());
   benchmark::AddCustomContext("compiler", compiler);
   benchmark::AddCustomContext("dense_products", bench::describe_dense_products());
 

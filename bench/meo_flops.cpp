@@ -26,6 +26,7 @@
 
 #include <Eigen/Core>
 
+#include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/layer_shape.hpp>
@@ -33,6 +34,8 @@
 #include <meo/layers/moe_layer.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
+
+#include "instruction_sets.hpp"
 
 namespace {
 
@@ -92,8 +95,10 @@ Output
 The run is at sequence level, where MoE and MEO are the same function; that both
 give Eigen's output, to rounding, is checked before anything is timed. Times are
 medians, in milliseconds, of runs in turn: dense, MoE, MEO, dense, ... "x dense"
-is the ratio to dense: one product y = x W^T of the same sizes by Eigen, or in
-the table of models the (exact) count with ordinary feed-forward layers.
+is the ratio to dense: in the table of models the (exact) count with ordinary
+feed-forward layers, in the run one product y = x W^T of the same sizes, by
+Eigen or by this library's meo::Linear, whichever is the faster; the line below
+the table names it.
 With one selected expert MEO has nothing to merge, and for a few tokens it
 combines outputs instead; the figure counts merges anyway.
 
@@ -451,6 +456,7 @@ class LayerPair {
   LayerPair(const Arguments& arguments, Index top_k)
       : moe_(up_projection(arguments, top_k, Level::sequence)),
         meo_(moe_.options()),
+        linear_(arguments.model.features, arguments.model.hidden_features, false),
         x_(arguments.model.tokens, arguments.model.features),
         y_(arguments.model.tokens, arguments.model.hidden_features) {
     std::mt19937_64 rng(42);
@@ -460,14 +466,16 @@ class LayerPair {
     std::uniform_real_distribution<Scalar> uniform(-1, 1);
     for (Scalar& value : x_.reshaped()) value = uniform(rng);
     dense_weight_ = meo_.weight(0);
+    linear_.set_weight(dense_weight_);
   }
 
-  void run_dense() { y_.noalias() = x_ * dense_weight_.transpose(); }
+  void run_eigen() { y_.noalias() = x_ * dense_weight_.transpose(); }
+  void run_linear() { linear_.apply(meo::MatrixView<Scalar>(x_), y_.data(), y_.cols()); }
   void run_moe() { moe_.forward(x_, {}, y_, workspace_); }
   void run_meo() { meo_.forward(x_, {}, y_, workspace_); }
 
-  /// The larger of MEO's error against Eigen's product with the merged weight and of MoE's against MEO, as a
-  /// share of what rounding allows; infinite where the selections differ.
+  /// The largest of MEO's error against Eigen's product with the merged weight, of MoE's against MEO and of
+  /// meo::Linear's against Eigen's, as a share of what rounding allows; infinite where the selections differ.
   double error() const {
     const auto [y_moe, routing_moe] = moe_.forward(x_);
     const auto [y_meo, routing_meo] = meo_.forward(x_);
@@ -484,23 +492,39 @@ class LayerPair {
     const Matrix expected = x_ * merged.transpose();
     const Matrix magnitude = x_.cwiseAbs() * merged_magnitude.transpose();
     const Index terms = x_.cols() + routing_meo.top_k + 1;
-    return std::max(error_of_bound(y_meo, expected, magnitude, terms),
-                    error_of_bound(y_moe, y_meo, magnitude, terms));
+    const Matrix dense = x_ * dense_weight_.transpose();
+    const Matrix dense_magnitude = x_.cwiseAbs() * dense_weight_.cwiseAbs().transpose();
+    return std::max({error_of_bound(y_meo, expected, magnitude, terms),
+                     error_of_bound(y_moe, y_meo, magnitude, terms),
+                     error_of_bound(linear_.forward(x_), dense, dense_magnitude, x_.cols())});
   }
 
  private:
   MoeLayer moe_;
   MeoLayer meo_;
+  meo::Linear<Scalar> linear_;
   Matrix dense_weight_;
   Matrix x_;
   Matrix y_;
   meo::Workspace<Scalar> workspace_;
 };
 
-/// Median milliseconds of dense, MoE and MEO, run in turn so that none of them has the machine, or its
-/// caches, to itself.
+/// What a pair runs, the dense products first.
+struct Run {
+  std::string_view name;
+  Method method;
+  void (LayerPair::*run)();
+};
+constexpr std::array<Run, 4> runs{{{"dense, Eigen", Method::dense, &LayerPair::run_eigen},
+                                   {"dense, meo::Linear", Method::dense, &LayerPair::run_linear},
+                                   {"MoE", Method::moe, &LayerPair::run_moe},
+                                   {"MEO", Method::meo, &LayerPair::run_meo}}};
+constexpr std::size_t num_dense = 2;
+
+/// Median milliseconds of the runs, made in turn so that none of them has the machine, or its caches, to
+/// itself.
 struct Times {
-  double dense, moe, meo;
+  std::array<double, runs.size()> milliseconds;
   std::size_t rounds;
 };
 
@@ -509,15 +533,13 @@ Times measure(LayerPair& pair) {
   constexpr std::size_t fewest = 5, most = 101;
   constexpr std::chrono::seconds budget{2};
 
-  const std::array<void (LayerPair::*)(), 3> runs{&LayerPair::run_dense, &LayerPair::run_moe,
-                                                  &LayerPair::run_meo};
-  std::array<std::vector<double>, 3> milliseconds;
-  for (const auto run : runs) (pair.*run)();  // grows the workspace
+  std::array<std::vector<double>, runs.size()> milliseconds;
+  for (const Run& run : runs) (pair.*run.run)();  // grows the workspace
   const Clock::time_point start = Clock::now();
   for (std::size_t round = 0; round < fewest || (round < most && Clock::now() - start < budget); ++round) {
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const Clock::time_point begin = Clock::now();
-      (pair.*runs[i])();
+      (pair.*runs[i].run)();
       milliseconds[i].push_back(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
     }
   }
@@ -526,39 +548,51 @@ Times measure(LayerPair& pair) {
     std::nth_element(values.begin(), middle, values.end());
     return *middle;
   };
-  return {median(milliseconds[0]), median(milliseconds[1]), median(milliseconds[2]), milliseconds[0].size()};
+  Times times{.milliseconds = {}, .rounds = milliseconds[0].size()};
+  std::transform(milliseconds.begin(), milliseconds.end(), times.milliseconds.begin(), median);
+  return times;
 }
 
 /// Returns whether the outputs agree.
 bool run_layer(const Arguments& arguments) {
   std::cout << "The same layer run at sequence level: float, Eigen " << EIGEN_WORLD_VERSION << '.'
-            << EIGEN_MAJOR_VERSION << '.' << EIGEN_MINOR_VERSION << " (" << Eigen::SimdInstructionSetsInUse()
-            << "), " << Eigen::nbThreads() << " thread(s)\n\n";
-  Table table({"method", "K", "MFLOPs", "FLOPs x dense", "ms", "time x dense", "GFLOP/s", "runs"}, 1);
+            << EIGEN_MAJOR_VERSION << '.' << EIGEN_MINOR_VERSION << ", " << Eigen::nbThreads()
+            << " thread(s),\ncompiled for " << bench::instruction_sets() << "\n\n";
+  std::vector<Times> all_times;
+  std::array<double, num_dense> dense_milliseconds{};  // over all K, to choose by
   double worst_error = 0;
   for (const Index top_k : arguments.top_k) {
     LayerPair pair(arguments, top_k);
     worst_error = std::max(worst_error, pair.error());
     if (worst_error > 1) {
-      std::cerr << "meo_flops: at K = " << top_k << " the outputs of MoE, MEO and Eigen disagree\n";
+      std::cerr << "meo_flops: at K = " << top_k
+                << " the outputs of MoE, MEO, meo::Linear and Eigen disagree\n";
       return false;
     }
-    const Times times = measure(pair);
+    all_times.push_back(measure(pair));
+    for (std::size_t i = 0; i < num_dense; ++i) dense_milliseconds[i] += all_times.back().milliseconds[i];
+  }
+
+  const auto fastest = static_cast<std::size_t>(
+      std::min_element(dense_milliseconds.begin(), dense_milliseconds.end()) - dense_milliseconds.begin());
+  Table table({"method", "K", "MFLOPs", "FLOPs x dense", "ms", "time x dense", "GFLOP/s", "runs"}, 1);
+  for (std::size_t k = 0; k < all_times.size(); ++k) {
+    const Index top_k = arguments.top_k[k];
+    const Times& times = all_times[k];
     const LayerShape shape = shape_of(up_projection(arguments, top_k, Level::sequence), arguments);
     const double dense = mflops(meo::flops(Method::dense, shape).total());
-    const auto add = [&](Method method, double milliseconds) {
-      const double count = mflops(meo::flops(method, shape).total());
-      table.add({std::string(name(method)), method == Method::dense ? "-" : std::to_string(top_k),
-                 fixed(count, 3), fixed(count / dense, 3), fixed(milliseconds, 3),
-                 fixed(milliseconds / times.dense, 3), fixed(count / milliseconds, 1),
-                 std::to_string(times.rounds)});
-    };
     table.add({});
-    add(Method::dense, times.dense);
-    add(Method::moe, times.moe);
-    add(Method::meo, times.meo);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const double count = mflops(meo::flops(runs[i].method, shape).total());
+      table.add({std::string(runs[i].name), runs[i].method == Method::dense ? "-" : std::to_string(top_k),
+                 fixed(count, 3), fixed(count / dense, 3), fixed(times.milliseconds[i], 3),
+                 fixed(times.milliseconds[i] / times.milliseconds[fastest], 3),
+                 fixed(count / times.milliseconds[i], 1), std::to_string(times.rounds)});
+    }
   }
-  std::cout << table << "\nMoE, MEO and Eigen agree in every element, to " << fixed(worst_error, 4)
+  std::cout << table << "\nTime x dense is over \"" << runs[fastest].name
+            << "\", the fastest dense product of this build.\n"
+            << "MoE, MEO, meo::Linear and Eigen agree in every element, to " << fixed(worst_error, 4)
             << " of the rounding error's bound.\n";
   return true;
 }

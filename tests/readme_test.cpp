@@ -1,6 +1,7 @@
-/// The README's C++ is compiled code, and its figures are what the library computes.
+/// The README's C++ is compiled code, and bench/README.md's figures are what the library computes.
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <random>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <meo/io/checkpoint.hpp>
 #include <meo/meo.hpp>
 
 #include "support/catch.hpp"
@@ -47,7 +49,7 @@ std::vector<std::string> cpp_blocks(const std::string& readme) {
 
 }  // namespace
 
-// The README's second snippet, word for word.
+// The README's snippets from the second on, word for word.
 TEST_CASE("A batch is one matrix and its Sequences, as the README has it", "[readme]") {
   std::mt19937_64 rng(42);
   meo::MeoLayer<float, 8> layer({.in_features = 768, .out_features = 3072, .top_k = 2});
@@ -59,19 +61,74 @@ TEST_CASE("A batch is one matrix and its Sequences, as the README has it", "[rea
   CHECK(routing.rows == 3);
 }
 
-TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
-  const std::vector<std::string> blocks = cpp_blocks(read_file("../README.md"));
-  REQUIRE(blocks.size() == 2);
-  CHECK(blocks[0] == read_file("../examples/quickstart/main.cpp"));
-  const std::vector<std::string> here = lines_of(read_file("readme_test.cpp"));
-  const std::vector<std::string> snippet = lines_of(blocks[1]);
-  CHECK(std::search(here.begin(), here.end(), snippet.begin(), snippet.end()) != here.end());
+TEST_CASE("A block runs on a batch, as the README has it", "[readme]") {
+  std::mt19937_64 rng(42);
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
+  const auto batch = meo::Sequences::from_lengths({12, 1, 7});
+  // Gated as in T5 v1.1, 768 -> 2048 -> 768; one gate decides for all three projections.
+  meo::FeedForward<meo::MeoLayer<float, 4>, meo::Gelu> block(
+      {.features = 768, .hidden_features = 2048, .top_k = 2, .gated = true, .shared_gate = true});
+  block.initialize(rng);
+  const meo::Matrix<float> output = block.forward(x, batch).y;
+  CHECK(output.rows() == 20);
+  CHECK(output.cols() == 768);
 }
 
-TEST_CASE("The README's table of FLOPs is what flops.hpp computes", "[readme]") {
+TEST_CASE("Training as the README has it comes nearer to its target", "[readme]") {
+  constexpr int steps = 1;
+  std::mt19937_64 rng(42);
+  meo::MeoLayer<float, 8> layer({.in_features = 768, .out_features = 3072, .top_k = 2});
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
+  const meo::Matrix<float> target = meo::Matrix<float>::Random(20, 3072);
+  const auto batch = meo::Sequences::from_lengths({12, 1, 7});
+  const float before = (layer.forward(x, batch).y - target).squaredNorm();
+  meo::MeoLayer<float, 8> gradients(layer.options());  // parameters and gradients are of one form
+  meo::AdamW<float> optimizer(meo::parameters(layer), {.learning_rate = 1e-3});
+  meo::Context<float> context;  // what a forward leaves for its backward
+  meo::Matrix<float> y(x.rows(), 3072), dx(x.rows(), 768);
+  for (int step = 0; step < steps; ++step) {
+    meo::Inputs<float> inputs{.sequences = &batch};
+    inputs.noise = meo::Noise<float>(rng);
+    layer.forward(x, inputs, y, context);
+    const meo::Matrix<float> dy = (y - target) / static_cast<float>(y.size());  // of half the mean square
+    meo::set_zero(meo::parameters(gradients));
+    layer.backward(x, inputs, context, dy, gradients, dx);  // the balance loss's gradient included
+    meo::clip_gradient_norm(meo::parameters(gradients), 1.0f);
+    optimizer.step(meo::parameters(layer), meo::parameters(gradients));
+  }
+  CHECK((layer.forward(x, batch).y - target).squaredNorm() < before);
+}
+
+TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[readme]") {
+  meo::MeoLayer<float> saved({.in_features = 768, .out_features = 3072, .num_experts = 8, .top_k = 2});
+  saved.set_weight(7, meo::Matrix<float>::Random(3072, 768));
+  saved.gate().set_weight(meo::Matrix<float>::Random(768, 8));
+  meo::io::SafetensorsWriter writer;
+  meo::io::save(saved, writer, "");
+  writer.write("layer.safetensors");
+  meo::MeoLayer<float> layer({.in_features = 768, .out_features = 3072, .num_experts = 8, .top_k = 2});
+  meo::io::load(layer, meo::io::SafetensorsReader("layer.safetensors"), "");
+  CHECK(layer.weight(7) == saved.weight(7));
+  CHECK(layer.gate().weight() == saved.gate().weight());
+  std::filesystem::remove("layer.safetensors");
+}
+
+TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
+  const std::vector<std::string> blocks = cpp_blocks(read_file("../README.md"));
+  REQUIRE(blocks.size() == 5);
+  CHECK(blocks[0] == read_file("../examples/quickstart/main.cpp"));
+  const std::vector<std::string> here = lines_of(read_file("readme_test.cpp"));
+  for (std::size_t i = 1; i < blocks.size(); ++i) {
+    CAPTURE(blocks[i]);
+    const std::vector<std::string> snippet = lines_of(blocks[i]);
+    CHECK(std::search(here.begin(), here.end(), snippet.begin(), snippet.end()) != here.end());
+  }
+}
+
+TEST_CASE("bench/README.md's table of FLOPs is what flops.hpp computes", "[readme]") {
   const std::map<std::string, meo::ModelShape> models{
       {"Small", meo::bert_small}, {"Base", meo::bert_base}, {"Large", meo::bert_large}};
-  const std::vector<std::string> lines = lines_of(read_file("../README.md"));
+  const std::vector<std::string> lines = lines_of(read_file("../bench/README.md"));
   for (const auto& [name, shape] : models) {
     for (const auto& [method_name, method] :
          {std::pair{"MoE", meo::Method::moe}, std::pair{"MEO", meo::Method::meo}}) {

@@ -78,7 +78,7 @@ void check_concurrent_passes(const Layer& layer, Level level, Index out_features
   std::vector<std::vector<Pass>> passes(num_threads, std::vector<Pass>(batches.size()));
   std::latch start(num_threads);
   {
-    std::vector<std::jthread> threads;
+    std::vector<std::thread> threads;
     for (std::size_t thread = 0; thread < num_threads; ++thread) {
       threads.emplace_back([&, thread] {
         Context own;
@@ -90,6 +90,7 @@ void check_concurrent_passes(const Layer& layer, Level level, Index out_features
         }
       });
     }
+    for (std::thread& thread : threads) thread.join();
   }
   for (const auto& of_thread : passes) {
     for (std::size_t batch = 0; batch < batches.size(); ++batch) {

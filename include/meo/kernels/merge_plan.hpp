@@ -47,7 +47,7 @@ void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights
   plan.experts.assign(experts.begin(), experts.end());
   plan.weights.assign(weights.begin(), weights.end());
   plan.has_unit_weights =
-      std::ranges::all_of(weights, [](const Scalar& weight) { return weight == Scalar(1); });
+      std::all_of(weights.begin(), weights.end(), [](const Scalar& weight) { return weight == Scalar(1); });
   plan.sequences.clear();
   plan.merge_begins.clear();
   for (Index b = 0; b < count; ++b) {
