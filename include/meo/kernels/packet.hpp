@@ -131,7 +131,7 @@ MEO_INLINE P maximum(const P& a, const P& b) {
   return Eigen::internal::pmax(a, b);
 }
 
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__GNUC__) && !defined(__clang__)
 // The same instructions by other names: of those that Eigen uses GCC says that they read what is not set.
 MEO_INLINE __m512 minimum(const __m512& a, const __m512& b) { return _mm512_maskz_min_ps(0xFFFF, b, a); }
 MEO_INLINE __m512 maximum(const __m512& a, const __m512& b) { return _mm512_maskz_max_ps(0xFFFF, b, a); }

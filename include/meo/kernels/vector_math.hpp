@@ -126,14 +126,15 @@ struct VectorConstants<double> {
 /// a · b + c with the product unrounded, to 2 digits more than a scalar's where c takes it away almost whole.
 template <class Scalar>
 MEO_INLINE Packet<Scalar> exact_multiply_add(const Packet<Scalar>& a, const Packet<Scalar>& b,
-                                             const Packet<Scalar>& c) {
+                                             Packet<Scalar> c) {
   if constexpr (has_fused_multiply_add<Scalar>) {
     return multiply_add(a, b, c);
   } else {
     const auto mask = broadcast(VectorConstants<Scalar>::upper_half);
     const auto a_high = bit_and(a, mask), b_high = bit_and(b, mask);
     const auto a_low = subtract(a, a_high), b_low = subtract(b, b_high);
-    // Products of halves are exact. The order of the sums counts, and is hidden from -ffast-math.
+    // Products of halves are exact; the order of the sums counts, and is kept from -ffast-math.
+    hide<Scalar>(c);
     auto high = add(multiply(a_high, b_high), c);
     hide<Scalar>(high);
     auto sum = add(high, add(multiply(a_high, b_low), multiply(a_low, b)));
@@ -177,11 +178,15 @@ MEO_INLINE Packet<Scalar> bounded_magnitude(const Packet<Scalar>& x, Scalar larg
 
 /// f and f' at x from a Q(a) / down and G(a) / down.
 template <class Scalar>
-MEO_INLINE ValueAndSlope<Packet<Scalar>> from_tail(const Packet<Scalar>& x, const Packet<Scalar>& tail,
-                                                   const Packet<Scalar>& tail_slope) {
+MEO_INLINE ValueAndSlope<Packet<Scalar>> from_tail(const Packet<Scalar>& x, Packet<Scalar> tail,
+                                                   Packet<Scalar> tail_slope) {
   const auto down = broadcast(-VectorConstants<Scalar>::down), half = broadcast(Scalar(0.5));
   const auto sign = bit_and(x, broadcast(Scalar(-0.0)));
-  const auto step = add(bit_or(half, sign), half);
+  auto step = add(bit_or(half, sign), half);
+  // What -ffast-math would take apart.
+  hide<Scalar>(tail);
+  hide<Scalar>(tail_slope);
+  hide<Scalar>(step);
   return {bit_or(multiply_add(tail, down, maximum(x, broadcast(Scalar(0)))), sign),
           multiply_add(bit_xor(tail_slope, sign), down, step)};
 }
