@@ -50,8 +50,8 @@ struct SmoothActivation {
     } else if constexpr (is_short_float<Scalar>) {
       return static_cast<Scalar>((*this)(static_cast<float>(x)));
     } else {
-      if (x < Scalar(0)) return -lost_to_tail(Scalar(-x));
-      return x - lost_to_tail(x);
+      if (x > Scalar(0)) return x - tail_part(x);
+      return -tail_part(Scalar(-x));  // so that -0 stays -0
     }
   }
 
@@ -62,8 +62,8 @@ struct SmoothActivation {
     } else if constexpr (is_short_float<Scalar>) {
       return static_cast<Scalar>(derivative(static_cast<float>(x)));
     } else {
-      if (x < Scalar(0)) return Tail::tail_slope(Scalar(-x));
-      return Scalar(1) - Tail::tail_slope(x);
+      if (x > Scalar(0)) return Scalar(1) - Tail::tail_slope(x);
+      return Tail::tail_slope(Scalar(-x));
     }
   }
 
@@ -75,7 +75,7 @@ struct SmoothActivation {
  private:
   /// a Q(a), also at ∞.
   template <class Scalar>
-  static Scalar lost_to_tail(const Scalar& a) {
+  static Scalar tail_part(const Scalar& a) {
     const Scalar tail = Tail::tail(a);
     return tail == Scalar(0) ? tail : Scalar(a * tail);
   }
