@@ -4,6 +4,7 @@
 /// activation has a form on packets.
 
 #include <algorithm>
+#include <concepts>
 
 #include <meo/experts/activation.hpp>
 #include <meo/kernels/packet.hpp>
@@ -61,13 +62,13 @@ void activate_backward(const Activation& f, const Scalar* x, const Scalar* facto
       store<Scalar>(gradient + i, multiply(d, at_x.slope));
     }
     if (whole == count) return;
-    Scalar last[size] = {}, last_factor[size] = {}, last_gradient[size] = {};
+    Scalar last[size] = {}, last_factor[size] = {}, last_gradient[size] = {}, last_d_factor[size];
     std::copy_n(x + whole, count - whole, last);
     std::copy_n(gradient + whole, count - whole, last_gradient);
     if (factor != nullptr) std::copy_n(factor + whole, count - whole, last_factor);
-    activate_backward(f, last, factor != nullptr ? last_factor : nullptr, size, last_gradient, last_factor);
+    activate_backward(f, last, factor != nullptr ? last_factor : nullptr, size, last_gradient, last_d_factor);
     std::copy_n(last_gradient, count - whole, gradient + whole);
-    if (factor != nullptr) std::copy_n(last_factor, count - whole, d_factor + whole);
+    if (factor != nullptr) std::copy_n(last_d_factor, count - whole, d_factor + whole);
   } else {
     for (Index i = 0; i < count; ++i) {
       const Scalar slope = f.derivative(x[i]);
