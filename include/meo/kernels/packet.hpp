@@ -5,7 +5,10 @@
 /// Float and double map to the widest packets that the compiler's flags allow (SSE, AVX, AVX-512, NEON, …).
 /// Any other scalar is a packet of one, for which a type needs no more than +, * and conversion from int.
 
+#include <algorithm>
+#include <bit>
 #include <concepts>
+#include <cstdint>
 #include <type_traits>
 
 #include <Eigen/Core>
@@ -67,22 +70,127 @@ MEO_INLINE P multiply_add(const P& a, const P& b, const P& c) {
   return Eigen::internal::pmadd(a, b, c);
 }
 
-/// The packet, loaded into a register before it is used. GCC would rather read it from memory at each use,
-/// which more than doubles the loads of a tile.
+/// Whether multiply_add rounds once.
 template <class Scalar>
-MEO_INLINE Packet<Scalar> in_register(Packet<Scalar> packet) {
-#if defined(__GNUC__) && !defined(__clang__)
-  if constexpr (PacketOf<Scalar>::size > 1 && std::is_floating_point_v<Scalar>) {
+inline constexpr bool has_fused_multiply_add =
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__ARM_FEATURE_FMA)
+    PacketOf<Scalar>::size > 1;
+#else
+    false;
+#endif
+
+/// Hides from the compiler what a packet was computed from.
+template <class Scalar>
+MEO_INLINE void hide([[maybe_unused]] Packet<Scalar>& packet) {
+#if defined(__GNUC__) || defined(__clang__)
+  if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
 #if defined(__AVX512F__)
     asm("" : "+v"(packet));
-#elif defined(__SSE__)
+#elif defined(__SSE2__)
     asm("" : "+x"(packet));
 #elif defined(__aarch64__)
     asm("" : "+w"(packet));
 #endif
   }
 #endif
+}
+
+/// The packet, loaded into a register before it is used. GCC would rather read it from memory at each use,
+/// which more than doubles the loads of a tile.
+template <class Scalar>
+MEO_INLINE Packet<Scalar> in_register(Packet<Scalar> packet) {
+#if defined(__GNUC__) && !defined(__clang__)
+  if constexpr (PacketOf<Scalar>::size > 1) hide<Scalar>(packet);
+#endif
   return packet;
+}
+
+template <class P>
+MEO_INLINE P add(const P& a, const P& b) {
+  return Eigen::internal::padd(a, b);
+}
+template <class P>
+MEO_INLINE P subtract(const P& a, const P& b) {
+  return Eigen::internal::psub(a, b);
+}
+template <class P>
+MEO_INLINE P multiply(const P& a, const P& b) {
+  return Eigen::internal::pmul(a, b);
+}
+template <class P>
+MEO_INLINE P divide(const P& a, const P& b) {
+  return Eigen::internal::pdiv(a, b);
+}
+
+/// The smaller and the larger of a and b; NaN where a is.
+template <class P>
+MEO_INLINE P minimum(const P& a, const P& b) {
+  return Eigen::internal::pmin(a, b);
+}
+template <class P>
+MEO_INLINE P maximum(const P& a, const P& b) {
+  return Eigen::internal::pmax(a, b);
+}
+
+#if defined(EIGEN_VECTORIZE_AVX512) && defined(__GNUC__) && !defined(__clang__)
+// The same instructions by other names: of those that Eigen uses GCC says that they read what is not set.
+MEO_INLINE __m512 minimum(const __m512& a, const __m512& b) { return _mm512_maskz_min_ps(0xFFFF, b, a); }
+MEO_INLINE __m512 maximum(const __m512& a, const __m512& b) { return _mm512_maskz_max_ps(0xFFFF, b, a); }
+MEO_INLINE __m512d minimum(const __m512d& a, const __m512d& b) { return _mm512_maskz_min_pd(0xFF, b, a); }
+MEO_INLINE __m512d maximum(const __m512d& a, const __m512d& b) { return _mm512_maskz_max_pd(0xFF, b, a); }
+#endif
+
+/// All bits of a scalar where a < b, none elsewhere.
+template <class P>
+MEO_INLINE P less(const P& a, const P& b) {
+  return Eigen::internal::pcmp_lt(a, b);
+}
+
+template <class P>
+MEO_INLINE P bit_and(const P& a, const P& b) {
+  return Eigen::internal::pand(a, b);
+}
+/// a with the bits of b cleared.
+template <class P>
+MEO_INLINE P bit_clear(const P& a, const P& b) {
+  return Eigen::internal::pandnot(a, b);
+}
+template <class P>
+MEO_INLINE P bit_or(const P& a, const P& b) {
+  return Eigen::internal::por(a, b);
+}
+template <class P>
+MEO_INLINE P bit_xor(const P& a, const P& b) {
+  return Eigen::internal::pxor(a, b);
+}
+
+/// An unsigned integer of the scalar's size.
+template <class Scalar>
+using BitsOf = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+
+/// Moves the bits of each scalar, float or double, up by `count`.
+template <class Scalar, int count>
+MEO_INLINE Packet<Scalar> shift_bits_up(const Packet<Scalar>& packet) {
+  if constexpr (PacketOf<Scalar>::size == 1) {
+    return std::bit_cast<Scalar>(std::bit_cast<BitsOf<Scalar>>(packet) << count);
+  } else {
+#if defined(__GNUC__) || defined(__clang__)
+    using Bits [[gnu::vector_size(sizeof(Packet<Scalar>))]] = BitsOf<Scalar>;
+    return reinterpret_cast<Packet<Scalar>>(reinterpret_cast<Bits>(packet) << count);
+#else
+    Scalar scalars[PacketOf<Scalar>::size];
+    store<Scalar>(scalars, packet);
+    for (Scalar& scalar : scalars) scalar = shift_bits_up<Scalar, count>(scalar);
+    return load<Scalar>(scalars);
+#endif
+  }
+}
+
+template <class Scalar>
+MEO_INLINE Scalar first(const Packet<Scalar>& packet) {
+  Scalar scalars[PacketOf<Scalar>::size];  // Eigen's pfirst makes GCC warn with AVX-512
+  store<Scalar>(scalars, packet);
+  return scalars[0];
 }
 
 /// The sum of a packet's scalars.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <meo/errors.hpp>
+#include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/input_gradient.hpp>
@@ -317,10 +318,10 @@ class FeedForward {
   void activate(const Hidden& h, Index rows) const {
     const Index cols = options_.hidden_features;
     detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
-      for (Index i = begin * cols; i < end * cols; ++i) {
-        h.hidden[i] = activation_(h.pre_activation[i]);
-        if (h.gate_hidden != nullptr) h.hidden[i] = h.hidden[i] * h.gate_hidden[i];
-      }
+      const Index at = begin * cols;
+      detail::activate(activation_, h.pre_activation + at,
+                       h.gate_hidden != nullptr ? h.gate_hidden + at : nullptr, end * cols - at,
+                       h.hidden + at);
     });
   }
 
@@ -330,15 +331,11 @@ class FeedForward {
                          Scalar* hidden_gradient, Scalar* gate_hidden_gradient) const {
     const Index cols = options_.hidden_features;
     detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
-      for (Index i = begin * cols; i < end * cols; ++i) {
-        const Scalar slope = activation_.derivative(pre_activation[i]);
-        if (gate_hidden == nullptr) {
-          hidden_gradient[i] = hidden_gradient[i] * slope;
-        } else {
-          gate_hidden_gradient[i] = hidden_gradient[i] * activation_(pre_activation[i]);
-          hidden_gradient[i] = hidden_gradient[i] * gate_hidden[i] * slope;
-        }
-      }
+      const Index at = begin * cols;
+      detail::activate_backward(activation_, pre_activation + at,
+                                gate_hidden != nullptr ? gate_hidden + at : nullptr, end * cols - at,
+                                hidden_gradient + at,
+                                gate_hidden != nullptr ? gate_hidden_gradient + at : nullptr);
     });
   }
 

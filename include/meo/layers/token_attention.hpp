@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
@@ -44,8 +45,7 @@ class TokenAttention {
   /// features, contiguous, not overlapping x.
   void apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
     down_.apply(x, rows, reduced_features());
-    const Relu relu;
-    for (Index i = 0; i < x.rows() * reduced_features(); ++i) rows[i] = relu(rows[i]);
+    detail::activate<Relu, Scalar>({}, rows, nullptr, x.rows() * reduced_features(), rows);
     const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
     up_.apply(reduced, attended, features());
     for (Index t = 0; t < x.rows(); ++t) {

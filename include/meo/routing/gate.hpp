@@ -13,6 +13,7 @@
 
 #include <meo/errors.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/kernels/vector_math.hpp>
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
@@ -138,6 +139,8 @@ class Gate {
       if (training && top_k_ < num_experts()) estimate_load(workspace, row, routing);
       else count_load(workspace, routing);
     }
+    detail::exponentials(routing.weights.data(), static_cast<Index>(pairs));
+    for (Index row = 0; row < z.rows(); ++row) normalize(row, routing);
     routing.loss =
         loss_coefficient_ * (cv_squared<Scalar>(routing.importance) + cv_squared<Scalar>(routing.load));
   }
@@ -289,16 +292,23 @@ class Gate {
     }
   }
 
+  /// A row's experts, and for weights how far their logits lie below the largest: the exponents of the
+  /// softmax.
   void select(const Scalar* logits, const Index* ranking, Index row, Routing<Scalar>& routing) const {
-    using std::exp;
     Index* const experts = routing.experts.data() + row * top_k_;
     Scalar* const weights = routing.weights.data() + row * top_k_;
-    Scalar sum(0);
     for (Index i = 0; i < top_k_; ++i) {
       experts[i] = ranking[i];
-      weights[i] = exp(logits[ranking[i]] - logits[ranking[0]]);
-      sum += weights[i];
+      weights[i] = logits[ranking[i]] - logits[ranking[0]];
     }
+  }
+
+  /// From exponentials to a row's weights.
+  void normalize(Index row, Routing<Scalar>& routing) const {
+    const Index* const experts = routing.experts.data() + row * top_k_;
+    Scalar* const weights = routing.weights.data() + row * top_k_;
+    Scalar sum(0);
+    for (Index i = 0; i < top_k_; ++i) sum += weights[i];
     for (Index i = 0; i < top_k_; ++i) {
       weights[i] = weights[i] / sum;
       routing.importance[static_cast<std::size_t>(experts[i])] += weights[i];

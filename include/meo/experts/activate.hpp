@@ -1,0 +1,85 @@
+#pragma once
+
+/// Activations of whole arrays, forward and backward, for float and double packet by packet where the
+/// activation has a form on packets.
+
+#include <algorithm>
+#include <concepts>
+
+#include <meo/experts/activation.hpp>
+#include <meo/kernels/packet.hpp>
+#include <meo/types.hpp>
+
+namespace meo::inline MEO_ABI::detail {
+
+/// Activation computes values and slopes of packets of Scalar.
+template <class Activation, class Scalar>
+concept PacketActivation = VectorMath<Scalar> && requires(const Activation& f, const Packet<Scalar>& x) {
+  { f.template packets<Scalar>(x) } -> std::same_as<ValueAndSlope<Packet<Scalar>>>;
+};
+
+/// y = f(x) · factor, the factor only where there is one. y may be x. An element's bits do not depend on
+/// where in an array it stands.
+template <class Activation, class Scalar>
+void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index count, Scalar* y) {
+  if constexpr (PacketActivation<Activation, Scalar>) {
+    constexpr Index size = PacketOf<Scalar>::size;
+    const Index whole = count - count % size;
+    for (Index i = 0; i < whole; i += size) {
+      Packet<Scalar> value = f.template packets<Scalar>(load<Scalar>(x + i)).value;
+      if (factor != nullptr) value = multiply(value, load<Scalar>(factor + i));
+      store<Scalar>(y + i, value);
+    }
+    if (whole == count) return;
+    Scalar last[size] = {}, last_factor[size] = {};
+    std::copy_n(x + whole, count - whole, last);
+    if (factor != nullptr) std::copy_n(factor + whole, count - whole, last_factor);
+    activate(f, last, factor != nullptr ? last_factor : nullptr, size, last);
+    std::copy_n(last, count - whole, y + whole);
+  } else {
+    for (Index i = 0; i < count; ++i) {
+      y[i] = f(x[i]);
+      if (factor != nullptr) y[i] = y[i] * factor[i];
+    }
+  }
+}
+
+/// Gradients of activate(f, x, factor, count, y): from that of y to that of x in place, and with a factor to
+/// its own, d_factor.
+template <class Activation, class Scalar>
+void activate_backward(const Activation& f, const Scalar* x, const Scalar* factor, Index count,
+                       Scalar* gradient, Scalar* d_factor) {
+  if constexpr (PacketActivation<Activation, Scalar>) {
+    constexpr Index size = PacketOf<Scalar>::size;
+    const Index whole = count - count % size;
+    for (Index i = 0; i < whole; i += size) {
+      const auto at_x = f.template packets<Scalar>(load<Scalar>(x + i));
+      Packet<Scalar> d = load<Scalar>(gradient + i);
+      if (factor != nullptr) {
+        store<Scalar>(d_factor + i, multiply(d, at_x.value));
+        d = multiply(d, load<Scalar>(factor + i));
+      }
+      store<Scalar>(gradient + i, multiply(d, at_x.slope));
+    }
+    if (whole == count) return;
+    Scalar last[size] = {}, last_factor[size] = {}, last_gradient[size] = {}, last_d_factor[size];
+    std::copy_n(x + whole, count - whole, last);
+    std::copy_n(gradient + whole, count - whole, last_gradient);
+    if (factor != nullptr) std::copy_n(factor + whole, count - whole, last_factor);
+    activate_backward(f, last, factor != nullptr ? last_factor : nullptr, size, last_gradient, last_d_factor);
+    std::copy_n(last_gradient, count - whole, gradient + whole);
+    if (factor != nullptr) std::copy_n(last_d_factor, count - whole, d_factor + whole);
+  } else {
+    for (Index i = 0; i < count; ++i) {
+      const Scalar slope = f.derivative(x[i]);
+      if (factor == nullptr) {
+        gradient[i] = gradient[i] * slope;
+      } else {
+        d_factor[i] = gradient[i] * f(x[i]);
+        gradient[i] = gradient[i] * factor[i] * slope;
+      }
+    }
+  }
+}
+
+}  // namespace meo::inline MEO_ABI::detail
