@@ -3,6 +3,7 @@
 /// Everything of the library that needs only Eigen.
 
 #include <meo/experts/activation.hpp>
+#include <meo/experts/any_activation.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>

@@ -18,11 +18,20 @@ concept PacketActivation = VectorMath<Scalar> && requires(const Activation& f, c
   { f.template packets<Scalar>(x) } -> std::same_as<ValueAndSlope<Packet<Scalar>>>;
 };
 
+/// Activation stands for another that is known only when the program runs, and visit calls a function with
+/// it.
+template <class Activation>
+concept ChosenActivation = requires(const Activation& f) {
+  f.visit([](const auto&) {});
+};
+
 /// y = f(x) · factor, the factor only where there is one. y may be x. An element's bits do not depend on
 /// where in an array it stands.
 template <class Activation, class Scalar>
 void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index count, Scalar* y) {
-  if constexpr (PacketActivation<Activation, Scalar>) {
+  if constexpr (ChosenActivation<Activation>) {
+    f.visit([&](const auto& chosen) { activate(chosen, x, factor, count, y); });
+  } else if constexpr (PacketActivation<Activation, Scalar>) {
     constexpr Index size = PacketOf<Scalar>::size;
     const Index whole = count - count % size;
     for (Index i = 0; i < whole; i += size) {
@@ -49,7 +58,9 @@ void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index 
 template <class Activation, class Scalar>
 void activate_backward(const Activation& f, const Scalar* x, const Scalar* factor, Index count,
                        Scalar* gradient, Scalar* d_factor) {
-  if constexpr (PacketActivation<Activation, Scalar>) {
+  if constexpr (ChosenActivation<Activation>) {
+    f.visit([&](const auto& chosen) { activate_backward(chosen, x, factor, count, gradient, d_factor); });
+  } else if constexpr (PacketActivation<Activation, Scalar>) {
     constexpr Index size = PacketOf<Scalar>::size;
     const Index whole = count - count % size;
     for (Index i = 0; i < whole; i += size) {
