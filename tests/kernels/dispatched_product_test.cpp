@@ -45,10 +45,10 @@ TEMPLATE_TEST_CASE("dispatched_product is within the rounding of K products and 
       const auto e = std::size_t(expert);
       const Matrix<Wide<S>> weight = problem.experts.weights[e].template cast<Wide<S>>();
       const Vector<Wide<S>> bias = problem.experts.biases[e].template cast<Wide<S>>();
-      expected.value.row(t) += Wide<S>(gate) * (x.row(t) * weight.transpose() + bias.transpose());
+      expected.value.row(t) += Wide<S>(gate) * (times_transposed(x.row(t), weight) + bias.transpose());
       expected.error.row(t) +=
           gamma<S>(300 + 1 + 4) * std::abs(Wide<S>(gate)) *
-          (x.row(t).cwiseAbs() * weight.cwiseAbs().transpose() + bias.cwiseAbs().transpose());
+          (times_transposed(x.row(t).cwiseAbs(), weight.cwiseAbs()) + bias.cwiseAbs().transpose());
     }
   }
   CHECK(disagreement(problem.computed(), expected) == "");

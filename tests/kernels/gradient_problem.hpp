@@ -21,6 +21,7 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/kernels.hpp"
+#include "support/product.hpp"
 #include "support/random.hpp"
 
 namespace meo::test {
@@ -90,7 +91,8 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
     dy.row(r) = problem.dy.row(gather.back());
     weighted.row(r) = factors(r) * dy.row(r);
   }
-  const Matrix<S> dw = weighted.transpose() * x, dx = dy * problem.bank.weight(1);
+  const Matrix<S> dw = times_transposed(weighted.transpose(), x.transpose()),
+                  dx = times_transposed(dy, problem.bank.weight(1).transpose());
   const Vector<S> db = weighted.colwise().sum().transpose();
   with_threads([&](Index threads) {
     ExpertBank<S> gradients = problem.start;
@@ -146,7 +148,7 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
       const auto b = static_cast<std::size_t>(plan.sequence(i));
       const Matrix<S> x = problem.x.middleRows(offsets[b], lengths[b]),
                       dy = problem.dy.middleRows(offsets[b], lengths[b]);
-      const Matrix<S> merged_dw = dy.transpose() * x;
+      const Matrix<S> merged_dw = times_transposed(dy.transpose(), x.transpose());
       const Vector<S> merged_db = dy.colwise().sum().transpose();
       for (Index k = 0; k < top_k; ++k) {
         const auto [e, g] = detail::MergeTerms<S>{plan.terms(m).experts + k, plan.terms(m).weights + k};
@@ -154,7 +156,8 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
         db[static_cast<std::size_t>(*e)] += *g * merged_db;
         products(m, k) += merged_dw.cwiseProduct(problem.bank.weight(*e)).sum();
         if (bias) products(m, k) += merged_db.dot(problem.bank.bias(*e));
-        dx.middleRows(offsets[b], lengths[b]) += *g * (dy * problem.bank.weight(*e));
+        dx.middleRows(offsets[b], lengths[b]) +=
+            *g * times_transposed(dy, problem.bank.weight(*e).transpose());
       }
     }
   }

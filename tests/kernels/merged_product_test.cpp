@@ -60,9 +60,9 @@ TEMPLATE_TEST_CASE("merged_product is within the rounding of a merge and a produ
     const Matrix<Wide<S>> x =
         problem.x.middleRows(problem.begin(b), problem.length(b)).template cast<Wide<S>>();
     Bounded<S> expected(x.rows(), deep.out_features);
-    expected.value = (x * weight.transpose()).rowwise() + bias.transpose();
+    expected.value = times_transposed(x, weight).rowwise() + bias.transpose();
     expected.error = gamma<S>(deep.top_k + deep.in_features + 1) *
-                     ((x.cwiseAbs() * magnitude.transpose()).rowwise() + bias_magnitude.transpose());
+                     (times_transposed(x.cwiseAbs(), magnitude).rowwise() + bias_magnitude.transpose());
     CHECK(disagreement(y.middleRows(problem.begin(b), problem.length(b)), expected) == "");
   }
 }

@@ -83,7 +83,8 @@ std::string difference(const Output<S>& a, const Output<S>& b) {
 template <class S>
 Bounded<S> dense(const Bounded<S>& x, const reference::Affine<S>& affine, Index top_k) {
   Bounded<S> y = affine(x);
-  Matrix<Wide<S>> magnitude = x.magnitude() * affine.weight.cwiseAbs().transpose().template cast<Wide<S>>();
+  Matrix<Wide<S>> magnitude =
+      times_transposed(x.magnitude(), affine.weight.cwiseAbs().template cast<Wide<S>>());
   if (affine.bias.size() != 0) {
     magnitude.rowwise() += affine.bias.cwiseAbs().transpose().template cast<Wide<S>>();
   }

@@ -253,11 +253,12 @@ Bounded<S> token_attention(const Layer<S>& layer, const Bounded<S>& x) {
   const Matrix<W> weight = layer.attention_up.weight.template cast<W>();
   const Vector<W> bias = layer.attention_up.bias.template cast<W>();
   Bounded<S> y(x.rows(), x.cols());
-  y.value = x.value + ((hidden.value * weight.transpose()).rowwise() + bias.transpose());
+  y.value = x.value + (test::times_transposed(hidden.value, weight).rowwise() + bias.transpose());
   const Matrix<W> magnitude =
       x.magnitude() +
-      ((hidden.magnitude() * weight.cwiseAbs().transpose()).rowwise() + bias.cwiseAbs().transpose());
-  y.error = x.error + hidden.error * weight.cwiseAbs().transpose() + gamma<S>(hidden.cols() + 2) * magnitude;
+      (test::times_transposed(hidden.magnitude(), weight.cwiseAbs()).rowwise() + bias.cwiseAbs().transpose());
+  y.error = x.error + test::times_transposed(hidden.error, weight.cwiseAbs()) +
+            gamma<S>(hidden.cols() + 2) * magnitude;
   return y;
 }
 
@@ -269,10 +270,10 @@ Bounded<S> mean_projection(const Affine<S>& projection, const Matrix<S>& embeddi
   if (embeddings.rows() == 0) return Bounded<S>::exact(projection.bias.transpose());
   const Bounded<S> projected = projection(Bounded<S>::exact(embeddings));
   Bounded<S> mean = test::mean_of_rows(projected);
-  const Matrix<W> magnitude =
-      (embeddings.cwiseAbs().template cast<W>() * projection.weight.cwiseAbs().template cast<W>().transpose())
-          .rowwise() +
-      projection.bias.cwiseAbs().template cast<W>().transpose();
+  const Matrix<W> magnitude = test::times_transposed(embeddings.cwiseAbs().template cast<W>(),
+                                                     projection.weight.cwiseAbs().template cast<W>())
+                                  .rowwise() +
+                              projection.bias.cwiseAbs().template cast<W>().transpose();
   mean.error = gamma<S>(embeddings.cols() + embeddings.rows() + 2) * magnitude.colwise().mean();
   return mean;
 }
@@ -325,19 +326,19 @@ Bounded<S> mixture(const Layer<S>& layer, const Bounded<S>& x, const Gating<S>& 
     const Matrix<W> weight = layer.experts[std::size_t(i)].weight.template cast<W>();
     const Vector<W> bias = layer.has_bias() ? Vector<W>(layer.experts[std::size_t(i)].bias.template cast<W>())
                                             : Vector<W>(Vector<W>::Zero(layer.out_features()));
-    const Matrix<W> output = (x.value * weight.transpose()).rowwise() + bias.transpose();
+    const Matrix<W> output = test::times_transposed(x.value, weight).rowwise() + bias.transpose();
     const Matrix<W> magnitude =
-        (x.magnitude() * weight.cwiseAbs().transpose()).rowwise() + bias.cwiseAbs().transpose();
+        test::times_transposed(x.magnitude(), weight.cwiseAbs()).rowwise() + bias.cwiseAbs().transpose();
 
     merged_weight += g * weight;
     merged_bias += g * bias;
     if (layer.kind == Kind::moe) y.value += g * output;
-    y.error += g_error * (output.cwiseAbs() + x.error * weight.cwiseAbs().transpose());
+    y.error += g_error * (output.cwiseAbs() + test::times_transposed(x.error, weight.cwiseAbs()));
     y.error += gamma<S>(layer.in_features() + layer.top_k + 2) * (g + g_error) * magnitude;
   }
   if (layer.kind == Kind::meo)
-    y.value = (x.value * merged_weight.transpose()).rowwise() + merged_bias.transpose();
-  y.error += x.error * merged_weight.cwiseAbs().transpose();
+    y.value = test::times_transposed(x.value, merged_weight).rowwise() + merged_bias.transpose();
+  y.error += test::times_transposed(x.error, merged_weight.cwiseAbs());
   return y;
 }
 

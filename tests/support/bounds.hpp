@@ -27,6 +27,8 @@
 
 #include <meo/types.hpp>
 
+#include "support/product.hpp"
+
 namespace meo::test {
 
 /// What the reference computes in when S is tested.
@@ -89,13 +91,13 @@ struct Bounded {
 template <class S>
 Bounded<S> affine(const Bounded<S>& x, const Matrix<Wide<S>>& weight, const Vector<Wide<S>>& bias) {
   Bounded<S> y(x.rows(), weight.rows());
-  Matrix<Wide<S>> magnitude = x.magnitude() * weight.cwiseAbs().transpose();
-  y.value = x.value * weight.transpose();
+  Matrix<Wide<S>> magnitude = times_transposed(x.magnitude(), weight.cwiseAbs());
+  y.value = times_transposed(x.value, weight);
   if (bias.size() != 0) {
     y.value.rowwise() += bias.transpose();
     magnitude.rowwise() += bias.cwiseAbs().transpose();
   }
-  y.error = x.error * weight.cwiseAbs().transpose() + gamma<S>(x.cols() + 1) * magnitude;
+  y.error = times_transposed(x.error, weight.cwiseAbs()) + gamma<S>(x.cols() + 1) * magnitude;
   return y;
 }
 
