@@ -87,12 +87,12 @@ struct NormalTail {
   template <class Scalar>
   static Scalar tail(const Scalar& a) {
     using std::erfc;
-    return Scalar(0.5) * erfc(a * Scalar(0.70710678118654752440L));
+    return Scalar(0.5) * erfc(a * Scalar(0.7071067811865475244008443621048490393L));
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
     using std::exp;
-    const Scalar density = Scalar(0.39894228040143267794L) * exp(Scalar(-0.5) * a * a);
+    const Scalar density = Scalar(0.3989422804014326779399460599343818685L) * exp(Scalar(-0.5) * a * a);
     return density == Scalar(0) ? density : Scalar(tail(a) - a * density);
   }
   template <VectorMath Scalar>
@@ -140,7 +140,8 @@ struct TanhTail {
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
-    const Scalar a_slope = a * (Scalar(1.59576912160573071176L) * (Scalar(1) + Scalar(0.134145L) * a * a));
+    const Scalar a_slope =
+        a * (Scalar(1.595769121605730711759784239737527474L) * (Scalar(1) + Scalar(0.134145L) * a * a));
     return logistic_tail_slope(exponent(a), a_slope);
   }
   template <VectorMath Scalar>
@@ -151,7 +152,7 @@ struct TanhTail {
  private:
   template <class Scalar>
   static Scalar exponent(const Scalar& a) {
-    return Scalar(1.59576912160573071176L) * (a * (Scalar(1) + Scalar(0.044715L) * a * a));
+    return Scalar(1.595769121605730711759784239737527474L) * (a * (Scalar(1) + Scalar(0.044715L) * a * a));
   }
 };
 
