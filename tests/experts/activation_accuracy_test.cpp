@@ -94,7 +94,7 @@ TEST_CASE("with other scalars activations are as exact as their exponent", "[act
   using S = long double;
   const auto check = [](const auto& f) {
     Largest value, slope;  // in units of what is granted
-    for (S x = -150; x <= 150; x += 0.0078125L) {
+    for (S x = -150; x <= 150; x += 0.03125L) {
       const ExactActivation expected = exact(f, x);
       const S tail = x < 0 ? expected.slope_terms : 1;
       const auto roundings = function_roundings + 8 + 12 * Index(std::ceil(-std::log(std::min(tail, 1.0L))));

@@ -108,10 +108,10 @@ std::vector<S> all_over(S range) {
       const Bits<S> begin = (sign + exponent) << mantissa_bits;
       x.push_back(from_bits<S>(begin));
       x.push_back(from_bits<S>(begin + least - 1));
-      for (int i = 0; i < 16; ++i) x.push_back(from_bits<S>(begin + Bits<S>(rng()) % least));
+      for (int i = 0; i < 8; ++i) x.push_back(from_bits<S>(begin + Bits<S>(rng()) % least));
     }
   }
-  for (int i = 0; i < 60000; ++i) {
+  for (int i = 0; i < 30000; ++i) {
     const double uniform = static_cast<double>(rng() >> 11) * 0x1p-52 - 1;
     x.push_back(static_cast<S>(uniform) * range);
     x.push_back(static_cast<S>(uniform));

@@ -3,24 +3,26 @@
 /// Activations of feed-forward blocks, with their derivatives. Any other functor Scalar → Scalar serves as
 /// well; to be trained through it needs a member `derivative`, Scalar → Scalar, too.
 ///
-/// Those here are right over the whole range of the scalar: at ±0, at numbers below the normal ones, as
-/// arguments and as results, at the largest ones and at ±∞, where the smooth ones are x and −0, their
-/// derivatives 1 and 0; NaN stays NaN. For float and double blocks evaluate them on packets, and a call by
-/// itself gives the same bits. The largest errors, over all x, in units in the last place of the exact value;
-/// for derivatives in those of Q + |a Q'| for x < 0, where f' = Q − a |Q'| has a zero, see below:
+/// Those here are right over the whole range of the scalar: at ±0, below the normal numbers, at the largest
+/// ones, and at ±∞, where the smooth ones are x and −0 and their derivatives 1 and 0. NaN stays NaN, though
+/// Relu's derivative is 0 there.
+///
+/// Blocks evaluate them on packets for float and double, and a call by itself gives the same bits. Their
+/// largest errors then, over all x and with any instruction set, in units in the last place; below the normal
+/// numbers that is the smallest number above 0. The derivatives pass through 0 for one x < 0 each, about
+/// −0.75 and Silu's −1.28, as differences of two terms: their units are those of the terms' sum.
 ///
 /// | activation | float | double |
 /// |------------|------:|-------:|
-/// | Gelu       |   5.0 |    6.5 |
-/// | Gelu'      |   5.0 |    6.0 |
+/// | Gelu       |   6.5 |    7.5 |
+/// | Gelu'      |   6.0 |    6.0 |
 /// | GeluTanh   |   4.0 |    4.0 |
-/// | GeluTanh'  |   6.0 |    6.0 |
+/// | GeluTanh'  |   6.5 |    6.0 |
 /// | Silu       |   4.0 |    4.0 |
-/// | Silu'      |   5.0 |    5.0 |
+/// | Silu'      |   4.5 |    5.0 |
 ///
-/// 16-bit scalars compute in float and round once more. With any other scalar, long double among them, the
-/// error in the tail x → −∞ grows with the exponent: as that of exp and erfc for an argument that was
-/// rounded.
+/// 16-bit scalars are computed in float and rounded once more. With any other scalar the error in the tail x
+/// → −∞ is that of the scalar's exp or erfc for an argument that was rounded.
 
 #include <cmath>
 #include <limits>
@@ -33,7 +35,7 @@ namespace meo::inline MEO_ABI {
 
 namespace detail {
 
-/// Has less digits than float.
+/// Has fewer digits than float.
 template <class Scalar>
 inline constexpr bool is_short_float =
     std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_integer &&
@@ -85,12 +87,12 @@ struct NormalTail {
   template <class Scalar>
   static Scalar tail(const Scalar& a) {
     using std::erfc;
-    return Scalar(0.5) * erfc(a * Scalar(0.70710678118654752440L));
+    return Scalar(0.5) * erfc(a * Scalar(0.7071067811865475244008443621048490393L));
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
     using std::exp;
-    const Scalar density = Scalar(0.39894228040143267794L) * exp(Scalar(-0.5) * a * a);
+    const Scalar density = Scalar(0.3989422804014326779399460599343818685L) * exp(Scalar(-0.5) * a * a);
     return density == Scalar(0) ? density : Scalar(tail(a) - a * density);
   }
   template <VectorMath Scalar>
@@ -99,7 +101,7 @@ struct NormalTail {
   }
 };
 
-/// 1 / (1 + exp(u)) and its slope where u is given with a u'.
+/// Q = 1 / (1 + exp(u)), and G, which takes a u' too.
 template <class Scalar>
 Scalar logistic_tail(const Scalar& u) {
   using std::exp;
@@ -138,7 +140,8 @@ struct TanhTail {
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
-    const Scalar a_slope = a * (Scalar(1.59576912160573071176L) * (Scalar(1) + Scalar(0.134145L) * a * a));
+    const Scalar a_slope =
+        a * (Scalar(1.595769121605730711759784239737527474L) * (Scalar(1) + Scalar(0.134145L) * a * a));
     return logistic_tail_slope(exponent(a), a_slope);
   }
   template <VectorMath Scalar>
@@ -149,7 +152,7 @@ struct TanhTail {
  private:
   template <class Scalar>
   static Scalar exponent(const Scalar& a) {
-    return Scalar(1.59576912160573071176L) * (a * (Scalar(1) + Scalar(0.044715L) * a * a));
+    return Scalar(1.595769121605730711759784239737527474L) * (a * (Scalar(1) + Scalar(0.044715L) * a * a));
   }
 };
 
