@@ -66,7 +66,7 @@ TEST_CASE("A block runs on a batch, as the README has it", "[readme]") {
   const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
   const auto batch = meo::Sequences::from_lengths({12, 1, 7});
   // Gated as in T5 v1.1, 768 -> 2048 -> 768; one gate decides for all three projections.
-  meo::FeedForward<meo::MeoLayer<float, 4>, meo::Gelu> block(
+  meo::FeedForward<meo::MeoLayer<float, 4>, meo::GeluTanh> block(
       {.features = 768, .hidden_features = 2048, .top_k = 2, .gated = true, .shared_gate = true});
   block.initialize(rng);
   const meo::Matrix<float> output = block.forward(x, batch).y;
