@@ -6,10 +6,13 @@
 #include <chrono>
 #include <exception>
 #include <iostream>
+#include <locale>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -104,7 +107,9 @@ class Metadata {
   }
   Index count(const std::string& key) const {
     const std::string& value = reader_.metadata(key);
-    const Index count = number<Index>(key, value);
+    Index count = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), count);
+    if (error != std::errc() || end != value.data() + value.size()) fail(key, "a number", value);
     if (count < 1) fail(key, "a number of at least 1", value);
     return count;
   }
@@ -112,7 +117,13 @@ class Metadata {
     return reader_.metadata().contains(key) ? count(key) : otherwise;
   }
   double real(const std::string& key, double otherwise) const {
-    return reader_.metadata().contains(key) ? number<double>(key, reader_.metadata(key)) : otherwise;
+    if (!reader_.metadata().contains(key)) return otherwise;
+    const std::string& value = reader_.metadata(key);
+    double number = 0;
+    std::istringstream text(value);  // not from_chars, which libc++ has for whole numbers only
+    text.imbue(std::locale::classic());
+    if (!(text >> std::noskipws >> number) || !text.eof()) fail(key, "a number", value);
+    return number;
   }
   Level level() const {
     const std::string& value = reader_.metadata("level");
@@ -129,14 +140,6 @@ class Metadata {
   }
 
  private:
-  template <class Number>
-  Number number(const std::string& key, const std::string& value) const {
-    Number result{};
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    if (error != std::errc{} || end != value.data() + value.size()) fail(key, "a number", value);
-    return result;
-  }
-
   const meo::io::SafetensorsReader& reader_;
 };
 
@@ -236,7 +239,7 @@ void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& pr
   const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
     reader.check_shape(prefix + name, shape);
   };
-  const auto reduced = [&](Index features) { return std::max<Index>(features / options.reduce_factor, 1); };
+  const auto reduced = [&](Index features) { return (std::max<Index>)(features / options.reduce_factor, 1); };
   const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
   if constexpr (Layer::merges_experts) {
     check("weight", {experts, rows, cols});
@@ -268,7 +271,7 @@ template <class Scalar>
 void print_selection(std::string_view name, const meo::Routing<Scalar>& routing) {
   constexpr Index most = 8;
   std::cout << name << ", expert (weight) of each of " << routing.rows << " rows:\n";
-  for (Index row = 0; row < std::min(routing.rows, most); ++row) {
+  for (Index row = 0; row < (std::min)(routing.rows, most); ++row) {
     std::cout << "  row " << row << ':';
     for (std::size_t i = 0; i < routing.row_experts(row).size(); ++i) {
       std::cout << "  " << routing.row_experts(row)[i] << " (" << routing.row_weights(row)[i] << ')';

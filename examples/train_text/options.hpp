@@ -71,7 +71,7 @@ Integer parse_whole(const std::string& option, const std::string& text, Integer 
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < least) {
     throw UsageError(option + " needs a whole number from " + std::to_string(least) + " to " +
-                     std::to_string(std::numeric_limits<Integer>::max()) + ", not '" + text + "'");
+                     std::to_string((std::numeric_limits<Integer>::max)()) + ", not '" + text + "'");
   }
   return value;
 }
@@ -90,7 +90,7 @@ inline double parse_positive(const std::string& option, const std::string& text)
 
 inline const std::string& parse_choice(const std::string& option, const std::string& text,
                                        std::initializer_list<std::string_view> choices) {
-  if (std::ranges::find(choices, text) != choices.end()) return text;
+  if (std::find(choices.begin(), choices.end(), text) != choices.end()) return text;
   std::string all;
   for (const std::string_view choice : choices) all += (all.empty() ? "" : "|") + std::string(choice);
   throw UsageError(option + " needs " + all + ", not '" + text + "'");

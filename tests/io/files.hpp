@@ -21,7 +21,7 @@ namespace meo::test {
 using Bytes = std::vector<std::byte>;
 
 inline Bytes to_bytes(std::string_view text) {
-  const auto bytes = std::as_bytes(std::span(text));
+  const auto bytes = std::as_bytes(std::span(text.data(), text.size()));
   return {bytes.begin(), bytes.end()};
 }
 

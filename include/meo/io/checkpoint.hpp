@@ -68,7 +68,8 @@ class ParameterReader {
     for (const std::string& name : file_.names()) {
       if (!name.starts_with(prefix_) || used_.contains(name)) continue;
       const std::string_view rest = std::string_view(name).substr(prefix_.size());
-      if (std::ranges::find(first_words, rest.substr(0, rest.find('.'))) != first_words.end()) {
+      const std::string_view word = rest.substr(0, rest.find('.'));
+      if (std::find(first_words.begin(), first_words.end(), word) != first_words.end()) {
         throw Error(file_.file(), name, "is no parameter of what is loaded");
       }
     }

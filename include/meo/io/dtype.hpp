@@ -109,15 +109,15 @@ template <class T>
 T load(const std::byte* bytes) {
   std::array<std::byte, sizeof(T)> raw;
   std::copy_n(bytes, sizeof(T), raw.begin());
-  if constexpr (std::endian::native == std::endian::big) std::ranges::reverse(raw);
+  if constexpr (std::endian::native == std::endian::big) std::reverse(raw.begin(), raw.end());
   return std::bit_cast<T>(raw);
 }
 
 template <class T>
 void store(T value, std::byte* bytes) {
   auto raw = std::bit_cast<std::array<std::byte, sizeof(T)>>(value);
-  if constexpr (std::endian::native == std::endian::big) std::ranges::reverse(raw);
-  std::ranges::copy(raw, bytes);
+  if constexpr (std::endian::native == std::endian::big) std::reverse(raw.begin(), raw.end());
+  std::copy(raw.begin(), raw.end(), bytes);
 }
 
 /// The nearest number of a 16-bit format, ties to even, from a double: going through float would round twice.
@@ -137,15 +137,15 @@ constexpr std::uint16_t round_to_16_bits(double value) {
 
   // Below the smallest normal number every step of the exponent costs a bit of the significand.
   const std::uint64_t significand = fraction | std::uint64_t{1} << 52;
-  const int lost_bits = std::min(52 - FractionBits + std::max(smallest_normal - exponent, 0), 63);
+  const int lost_bits = (std::min)(52 - FractionBits + (std::max)(smallest_normal - exponent, 0), 63);
   const std::uint64_t kept = significand >> lost_bits;
   const std::uint64_t lost = significand - (kept << lost_bits);
   const std::uint64_t half = std::uint64_t{1} << (lost_bits - 1);
   const bool up = lost > half || (lost == half && kept % 2 == 1);
   // The leading one that kept includes is carried into the exponent, and so is rounding up to a power of two.
-  const auto biased = static_cast<std::uint64_t>(std::max(exponent - smallest_normal, 0));
+  const auto biased = static_cast<std::uint64_t>((std::max)(exponent - smallest_normal, 0));
   return static_cast<std::uint16_t>(sign |
-                                    std::min((biased << FractionBits) + kept + (up ? 1 : 0), infinity));
+                                    (std::min)((biased << FractionBits) + kept + (up ? 1 : 0), infinity));
 }
 
 // A format has the type Raw that lies in the file and decode(Raw), the number. A floating format has
@@ -271,8 +271,8 @@ template <class T, class Number>
 std::string no_value(DType dtype, std::size_t element, Number number) {
   std::string range = "0 to 1";
   if (dtype != DType::BOOL) {
-    range = std::to_string(std::numeric_limits<T>::min()) + " to " +
-            std::to_string(std::numeric_limits<T>::max());
+    range = std::to_string((std::numeric_limits<T>::min)()) + " to " +
+            std::to_string((std::numeric_limits<T>::max)());
   }
   return "element " + std::to_string(element) + ": expected " + range + ", got " + std::to_string(number);
 }

@@ -64,7 +64,7 @@ inline std::optional<Index> element_count(const std::vector<Index>& shape) {
   Index count = 1;
   for (const Index dimension : shape) {
     if (dimension < 0) return std::nullopt;
-    if (dimension > 0 && count > std::numeric_limits<Index>::max() / dimension) return std::nullopt;
+    if (dimension > 0 && count > (std::numeric_limits<Index>::max)() / dimension) return std::nullopt;
     count *= dimension;
   }
   return count;
@@ -190,7 +190,7 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
       case Place::tensor:
         return key_ + (key_ == "dtype" ? ": expected a string" : ": expected an array");
       case Place::shape:
-        return "shape: expected integers from 0 to " + std::to_string(std::numeric_limits<Index>::max());
+        return "shape: expected integers from 0 to " + std::to_string((std::numeric_limits<Index>::max)());
       case Place::data_offsets:
         return "data_offsets: expected integers from 0 to 2^64 - 1";
     }
@@ -244,8 +244,10 @@ inline void check_data(const std::string& file, const SafetensorsHeader& header,
     in_order.push_back(&entry);
   }
 
-  std::ranges::sort(in_order, {},
-                    [](const Entry* entry) { return std::pair(entry->second.begin, entry->second.end); });
+  std::sort(in_order.begin(), in_order.end(), [](const Entry* left, const Entry* right) {
+    return std::pair(left->second.begin, left->second.end) <
+           std::pair(right->second.begin, right->second.end);
+  });
   const auto check_hole = [&](std::uint64_t begin, std::uint64_t end) {
     if (begin < end) {
       throw Error(file,

@@ -50,7 +50,8 @@ class ByteSource {
   /// False if the bytes are not there, because the file has become shorter or its medium fails.
   bool read(std::uint64_t offset, std::span<std::byte> out) const {
     if (file_ == nullptr) {
-      std::ranges::copy(memory_.subspan(static_cast<std::size_t>(offset), out.size()), out.begin());
+      const auto bytes = memory_.subspan(static_cast<std::size_t>(offset), out.size());
+      std::copy(bytes.begin(), bytes.end(), out.begin());
       return true;
     }
     const std::lock_guard lock(file_->mutex);
@@ -152,7 +153,8 @@ class SafetensorsReader {
           "expected " + std::to_string(out.size()) + " elements, got " + std::to_string(info(name).size));
     }
     // By way of a vector: an error in the middle must not leave half a tensor behind.
-    std::ranges::copy(read<S>(name), out.begin());
+    const std::vector<S> values = read<S>(name);
+    std::copy(values.begin(), values.end(), out.begin());
   }
 
   template <Element S>
@@ -184,7 +186,7 @@ class SafetensorsReader {
     std::array<std::byte, length_size> length_bytes{};
     read_at(0, length_bytes);
     const auto length = detail::load<std::uint64_t>(length_bytes.data());
-    const std::uint64_t limit = std::min(detail::max_header_size, source_.size() - length_size);
+    const std::uint64_t limit = (std::min)(detail::max_header_size, source_.size() - length_size);
     if (length > limit) {
       throw Error(file_, "expected a header of at most " + std::to_string(limit) + " bytes, got " +
                              std::to_string(length));
@@ -218,7 +220,7 @@ class SafetensorsReader {
         constexpr std::size_t chunk = 16384 / sizeof(Raw);  // beyond a stream's buffer, within the L1 cache
         std::array<std::byte, chunk * sizeof(Raw)> buffer;
         for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
-          const auto part = out.subspan(begin, std::min(chunk, out.size() - begin));
+          const auto part = out.subspan(begin, (std::min)(chunk, out.size() - begin));
           const auto bytes = std::span(buffer).first(part.size() * sizeof(Raw));
           if (!source_.read(data_begin_ + tensor.begin + (first + begin) * sizeof(Raw), bytes)) {
             throw Error(file_, name, "its data cannot be read any more");

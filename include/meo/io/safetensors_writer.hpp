@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <map>
 #include <ranges>
 #include <span>
@@ -53,7 +52,8 @@ inline std::vector<std::byte> file_head(std::string_view file, std::string heade
   }
   std::vector<std::byte> bytes(sizeof(std::uint64_t) + header.size());
   store(static_cast<std::uint64_t>(header.size()), bytes.data());
-  std::ranges::copy(std::as_bytes(std::span(header)), bytes.begin() + sizeof(std::uint64_t));
+  const auto text = std::as_bytes(std::span(header));
+  std::copy(text.begin(), text.end(), bytes.begin() + sizeof(std::uint64_t));
   return bytes;
 }
 
@@ -179,8 +179,9 @@ class SafetensorsWriter {
   std::vector<const Entry*> in_order() const {
     std::vector<const Entry*> entries;
     for (const Entry& entry : tensors_) entries.push_back(&entry);
-    std::ranges::stable_sort(entries, std::ranges::greater{},
-                             [](const Entry* entry) { return size_of(entry->second.dtype); });
+    std::stable_sort(entries.begin(), entries.end(), [](const Entry* left, const Entry* right) {
+      return size_of(left->second.dtype) > size_of(right->second.dtype);
+    });
     return entries;
   }
 
