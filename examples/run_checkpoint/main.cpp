@@ -2,8 +2,10 @@
 /// `--help` says which metadata and tensors it reads and what it writes.
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <iostream>
 #include <locale>
@@ -13,6 +15,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -56,6 +59,9 @@ block under up., gate_up. and down. Sizes are those of the tensors.
 
 OUT gets y, gates (R, N), load (N) and loss (1); for a block y and loss. They have the
 input's dtype, or that of FILE's tensor of the same name where there is one.
+
+Parameters that are not finite are an error, and so is a y that is not; the error names
+the first, y's by its row among all tokens and its column.
 
 Exit code: 0 fine, 1 FILE does not fit, 2 wrong options.
 )";
@@ -314,6 +320,23 @@ class Results {
   meo::io::SafetensorsWriter writer_;
 };
 
+/// Throws if y, tokens × features, is not finite everywhere. Looks at the bits, because with -ffast-math
+/// compilers take every number for finite.
+template <class Scalar>
+void check_finite(const meo::io::SafetensorsReader& reader, const meo::Matrix<Scalar>& y) {
+  using Bits = std::conditional_t<sizeof(Scalar) == 8, std::uint64_t, std::uint32_t>;
+  constexpr auto infinity = static_cast<Bits>(sizeof(Scalar) == 8 ? 0x7ff0000000000000 : 0x7f800000);
+  for (Index row = 0; row < y.rows(); ++row) {
+    for (Index col = 0; col < y.cols(); ++col) {
+      const auto bits = std::bit_cast<Bits>(y(row, col));
+      if ((bits & infinity) != infinity) continue;
+      const char* const got = bits << 1 != infinity << 1 ? "nan" : bits == infinity ? "inf" : "-inf";
+      throw meo::io::Error(reader.file(), "y: expected finite numbers, got " + std::string(got) + " in row " +
+                                              std::to_string(row) + ", column " + std::to_string(col));
+    }
+  }
+}
+
 /// The input's shape with another number of features.
 std::vector<Index> output_shape(std::vector<Index> shape, Index features) {
   shape.back() = features;
@@ -328,11 +351,12 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
   check_sizes<Layer>(reader, arguments.prefix, options);
   Layer layer(options);
-  meo::io::load(layer, reader, arguments.prefix);
+  meo::io::load(layer, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), options.out_features);
   meo::Workspace<Scalar> workspace;
   const meo::Routing<Scalar>& routing = layer.forward(run.x.tokens, run.inputs(), y, workspace);
+  check_finite(reader, y);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   const std::vector<Index> y_shape = output_shape(x_shape, options.out_features);
@@ -376,11 +400,12 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
                                              .gate_before_attention = up.gate_before_attention,
                                              .loss_coefficient = up.loss_coefficient,
                                              .noise_epsilon = up.noise_epsilon});
-  meo::io::load(block, reader, arguments.prefix);
+  meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
   meo::FeedForwardWorkspace<Scalar> workspace;
   const Scalar loss = block.forward(run.x.tokens, run.inputs(), y, workspace);
+  check_finite(reader, y);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   print_input(arguments.input, x_shape, run);

@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/io/safetensors.hpp>
@@ -324,6 +326,78 @@ TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
         at("param.experts.0.dense.weight") + "is no parameter of what is loaded\n");
   CHECK(fault(changed(folder, task, {}, without("task_embeddings"))) ==
         at("task_embeddings") + "is not in the file\n");
+}
+
+TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the first is",
+          "[run_checkpoint]") {
+  const Folder folder;
+  const Path out = folder / "out.safetensors";
+  const auto fault = [&](const Path& path, const std::string& name,
+                         const std::function<double(std::size_t, double)>& change) {
+    const SafetensorsReader file(path);
+    auto values = file.read<double>(name);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = change(i, values[i]);
+    const Path copy = changed(folder, path, {}, without(name), [&](SafetensorsWriter& writer) {
+      writer.add(name, file.info(name).shape, values, file.info(name).dtype);
+    });
+    const Outcome outcome = run(folder, {copy.string(), "--output", out.string()});
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    CHECK_FALSE(std::filesystem::exists(out));
+    const std::string start = "run_checkpoint: meo: " + copy.string() + ": ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  // Layers of MoE and MEO and a block, in double and in float.
+  for (const auto& [number, weight] : {std::pair{"005_", "param.experts.1.dense.weight"},
+                                       {"006_", "param.experts.1.dense.weight"},
+                                       {"053_", "param.weight"},
+                                       {"054_", "param.weight"},
+                                       {"099_", "param.down.weight"}}) {
+    CAPTURE(number);
+    const Path path = golden(number);
+    CHECK(fault(path, weight, [&](std::size_t i, double value) { return i >= 2 ? nan : value; }) ==
+          "tensor \"" + std::string(weight) + "\": element 2: expected a finite number, got nan\n");
+    CHECK(fault(path, weight, [&](std::size_t i, double value) { return i == 0 ? nan : value; }) ==
+          "tensor \"" + std::string(weight) + "\": element 0: expected a finite number, got nan\n");
+  }
+
+  // Finite parameters and a y that is not: token 9's first feature alone is so large that output 2 is
+  // infinite, or it is NaN and so is all of the token's y. (At task level no gate sees x.)
+  const auto fault_of_y = [&](const Path& path, double feature) {
+    const SafetensorsReader file(path);
+    const auto& shape = file.info("param.weight").shape;
+    const auto out_features = static_cast<std::size_t>(shape[1]),
+               features = static_cast<std::size_t>(shape[2]);
+    auto weight = file.read<double>("param.weight"), x = file.read<double>("x");
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      if (i / features % out_features == 2)
+        weight[i] = i % features == 0 ? std::numeric_limits<double>::max() / 2 : 0;
+    }
+    for (std::size_t i = 0; i < x.size(); i += features) x[i] = i == 9 * features ? feature : 0.5;
+    const Path copy = changed(
+        folder, path, {},
+        [](const std::string& name) { return name == "x" || name == "param.weight" ? "" : name; },
+        [&](SafetensorsWriter& writer) {
+          writer.add("param.weight", shape, weight);
+          writer.add("x", file.info("x").shape, x);
+        });
+    const Outcome outcome = run(folder, {copy.string(), "--output", out.string()});
+    if (outcome.exit_code == 0) return std::string("no error");
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    CHECK_FALSE(std::filesystem::exists(out));
+    const std::string start = "run_checkpoint: meo: " + copy.string() + ": y: expected finite numbers, got ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  for (const char* number : {"051_", "063_"}) {  // of one selected expert, whose infinities meet no other's
+    CAPTURE(number);
+    CHECK(fault_of_y(golden(number), 1) == "no error");
+    std::filesystem::remove(out);
+    CHECK(fault_of_y(golden(number), 5) == "inf in row 9, column 2\n");
+    CHECK(fault_of_y(golden(number), -5) == "-inf in row 9, column 2\n");
+  }
+  CHECK(fault_of_y(golden("063_"), nan) == "nan in row 9, column 0\n");
 }
 
 TEST_CASE("run_checkpoint takes no memory for what is not in the file", "[run_checkpoint]") {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -149,11 +150,16 @@ constexpr std::uint16_t round_to_16_bits(double value) {
 }
 
 // A format has the type Raw that lies in the file and decode(Raw), the number. A floating format has
-// encode(number) as well, an integer format holds(integer), whether the integer is one of its values.
+// encode(number) as well and the bits of infinity, an integer format holds(integer), whether the integer is
+// one of its values.
 
 template <std::floating_point T>
 struct FloatFormat {
   using Raw = T;
+  static constexpr auto infinity = [] {
+    if constexpr (sizeof(T) == 8) return std::uint64_t{0x7ff0000000000000};
+    else return std::uint32_t{0x7f800000};
+  }();
   static T decode(T raw) { return raw; }
   template <class S>
   static T encode(const S& value) {
@@ -163,6 +169,7 @@ struct FloatFormat {
 
 struct F16Format {
   using Raw = std::uint16_t;
+  static constexpr std::uint16_t infinity = 0x7c00;
   static float decode(std::uint16_t raw) {
     const std::uint32_t sign = std::uint32_t{raw} >> 15 << 31;
     const std::uint32_t exponent = raw >> 10 & 0x1f;
@@ -179,6 +186,7 @@ struct F16Format {
 
 struct BF16Format {
   using Raw = std::uint16_t;
+  static constexpr std::uint16_t infinity = 0x7f80;
   static float decode(std::uint16_t raw) { return std::bit_cast<float>(std::uint32_t{raw} << 16); }
   template <class S>
   static std::uint16_t encode(const S& value) {
@@ -254,6 +262,32 @@ bool read_number(typename Format::Raw raw, S& out) {
   return true;
 }
 
+/// "nan", "inf" or "-inf" for an element, of these bytes, that is no finite number; else empty. Looks at the
+/// bits, because with -ffast-math compilers take every number for finite.
+template <class Format>
+std::string_view not_finite(const std::byte* bytes) {
+  if constexpr (!HoldsIntegers<Format>) {
+    constexpr auto infinity = Format::infinity;
+    using Bits = std::remove_const_t<decltype(infinity)>;
+    const auto bits = load<Bits>(bytes);
+    if ((bits & infinity) != infinity) return {};
+    if (bits == infinity) return "inf";
+    return static_cast<Bits>(bits << 1) == static_cast<Bits>(infinity << 1) ? "-inf" : "nan";
+  }
+  return {};
+}
+
+/// Whether S has finite numbers as large as this finite one.
+template <FloatLike S>
+bool reaches(double number) {
+  using Limits = std::numeric_limits<S>;
+  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
+    const auto largest = static_cast<double>((Limits::max)());
+    return -largest <= number && number <= largest;
+  }
+  return true;
+}
+
 /// The other way.
 template <class Format, Element S>
 bool write_number(const S& number, typename Format::Raw& out) {
@@ -264,6 +298,15 @@ bool write_number(const S& number, typename Format::Raw& out) {
     out = Format::encode(number);
   }
   return true;
+}
+
+/// The message for a finite number that S does not reach.
+template <FloatLike S>
+std::string beyond(std::size_t element, double number) {
+  const auto largest = static_cast<double>((std::numeric_limits<S>::max)());
+  std::ostringstream text;
+  text << "element " << element << ": expected " << -largest << " to " << largest << ", got " << number;
+  return text.str();
 }
 
 /// The message for an integer that is none of the values of T, or of BOOL.

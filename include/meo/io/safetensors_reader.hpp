@@ -123,6 +123,26 @@ class SafetensorsReader {
     }
   }
 
+  /// Throws unless the tensor is there, is of a type that can be read, and all its elements are finite and
+  /// within what S holds; names the first that is not. Also with -ffast-math.
+  template <FloatLike S = double>
+  void check_finite(std::string_view name) const {
+    const TensorInfo& tensor = readable(name);
+    detail::with_format(tensor.dtype, [&]<class Format>(Format) {
+      using Raw = typename Format::Raw;
+      const auto check = [&](std::size_t element, const std::byte* bytes) {
+        if (const std::string_view what = detail::not_finite<Format>(bytes); !what.empty()) {
+          throw Error(
+              file_, name,
+              "element " + std::to_string(element) + ": expected a finite number, got " + std::string(what));
+        }
+        const auto number = static_cast<double>(Format::decode(detail::load<Raw>(bytes)));
+        if (!detail::reaches<S>(number)) throw Error(file_, name, detail::beyond<S>(element, number));
+      };
+      for_each_element<Raw>(name, 0, static_cast<std::size_t>(tensor.size), check);
+    });
+  }
+
   /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
   /// another shape or size than asked for, or holds what S cannot.
   template <Element S>
@@ -217,24 +237,32 @@ class SafetensorsReader {
         throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
       } else {
         using Raw = typename Format::Raw;
-        constexpr std::size_t chunk = 16384 / sizeof(Raw);  // beyond a stream's buffer, within the L1 cache
-        std::array<std::byte, chunk * sizeof(Raw)> buffer;
-        for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
-          const auto part = out.subspan(begin, (std::min)(chunk, out.size() - begin));
-          const auto bytes = std::span(buffer).first(part.size() * sizeof(Raw));
-          if (!source_.read(data_begin_ + tensor.begin + (first + begin) * sizeof(Raw), bytes)) {
-            throw Error(file_, name, "its data cannot be read any more");
+        for_each_element<Raw>(name, first, out.size(), [&](std::size_t element, const std::byte* bytes) {
+          const Raw raw = detail::load<Raw>(bytes);
+          if (!detail::read_number<Format>(raw, out[element - first])) {
+            using Range = std::conditional_t<Integer<S>, S, Raw>;
+            throw Error(file_, name, detail::no_value<Range>(tensor.dtype, element, raw));
           }
-          for (std::size_t i = 0; i < part.size(); ++i) {
-            const Raw raw = detail::load<Raw>(bytes.data() + i * sizeof(Raw));
-            if (!detail::read_number<Format>(raw, part[i])) {
-              using Range = std::conditional_t<Integer<S>, S, Raw>;
-              throw Error(file_, name, detail::no_value<Range>(tensor.dtype, first + begin + i, raw));
-            }
-          }
-        }
+        });
       }
     });
+  }
+
+  /// Calls visit(number of the element, its bytes) for `count` elements from `first` on.
+  template <class Raw, class Visitor>
+  void for_each_element(std::string_view name, std::size_t first, std::size_t count,
+                        const Visitor& visit) const {
+    const std::uint64_t data = data_begin_ + info(name).begin;
+    constexpr std::size_t chunk = 16384 / sizeof(Raw);  // beyond a stream's buffer, within the L1 cache
+    std::array<std::byte, chunk * sizeof(Raw)> buffer;
+    for (std::size_t begin = 0; begin < count; begin += chunk) {
+      const std::size_t size = (std::min)(chunk, count - begin);
+      const auto bytes = std::span(buffer).first(size * sizeof(Raw));
+      if (!source_.read(data + (first + begin) * sizeof(Raw), bytes)) {
+        throw Error(file_, name, "its data cannot be read any more");
+      }
+      for (std::size_t i = 0; i < size; ++i) visit(first + begin + i, bytes.data() + i * sizeof(Raw));
+    }
   }
 
   detail::ByteSource source_;
