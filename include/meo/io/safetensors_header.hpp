@@ -8,7 +8,12 @@
 ///     {"__metadata__": {"key": "value", …}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0,
 ///     24]}, …}
 ///
-/// Offsets count from the start of the data. Every byte of the data belongs to exactly one tensor.
+/// Offsets count from the start of the data. Every byte of the data belongs to exactly one tensor. Metadata
+/// may be null, as the format's own reader has it, which is as if there were none.
+///
+/// That reader passes over keys of a tensor that the format does not have; here they are refused. One that
+/// says how the bytes are to be read, a scale or an order, must not be lost without a word, and notes have
+/// their place in the metadata.
 
 #include <algorithm>
 #include <cstddef>
@@ -76,7 +81,11 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderParser(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
 
-  bool null() override { refuse("null"); }
+  bool null() override {
+    if (place_ != Place::names || name_ != metadata_key) refuse("null");
+    return true;
+  }
+
   bool boolean(bool) override { refuse("a boolean"); }
   bool number_integer(number_integer_t value) override { refuse(std::to_string(value)); }
   bool number_float(number_float_t, const string_t& text) override { refuse(text); }
