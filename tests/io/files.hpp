@@ -2,6 +2,7 @@
 
 /// Safetensors files made by hand, and what reading them says.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -71,10 +72,21 @@ class Folder {
   Folder& operator=(const Folder&) = delete;
 
   std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+  operator const std::filesystem::path&() const { return path_; }
 
  private:
   std::filesystem::path path_;
 };
+
+/// Names of what is in a folder, in alphabetical order.
+inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 inline void save(const std::filesystem::path& path, const Bytes& bytes) {
   std::ofstream stream(path, std::ios::binary | std::ios::trunc);

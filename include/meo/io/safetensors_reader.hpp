@@ -39,9 +39,9 @@ class ByteSource {
   explicit ByteSource(const std::filesystem::path& path) : file_(std::make_shared<File>()) {
     std::error_code error;
     size_ = std::filesystem::file_size(path, error);
-    if (error) throw Error(path.string(), "cannot be read: " + error.message());
+    if (error) throw Error(in_utf8(path), "cannot be read: " + error.message());
     file_->stream.open(path, std::ios::binary);
-    if (!file_->stream) throw Error(path.string(), "cannot be opened");
+    if (!file_->stream) throw Error(in_utf8(path), "cannot be opened");
   }
   explicit ByteSource(std::span<const std::byte> memory) : memory_(memory), size_(memory.size()) {}
 
@@ -79,7 +79,7 @@ class ByteSource {
 class SafetensorsReader {
  public:
   explicit SafetensorsReader(const std::filesystem::path& path)
-      : SafetensorsReader(detail::ByteSource(path), path.string()) {}
+      : SafetensorsReader(detail::ByteSource(path), detail::in_utf8(path)) {}
 
   /// Reads from memory that outlives the reader and its copies; name stands for the file in messages.
   SafetensorsReader(std::span<const std::byte> bytes, std::string name)

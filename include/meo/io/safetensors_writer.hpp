@@ -10,13 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -25,6 +23,7 @@
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
 
@@ -105,35 +104,17 @@ class SafetensorsWriter {
     return bytes;
   }
 
-  /// Writes a file beside it, named path.partial, and renames that: a failure leaves what was at path.
+  /// Writes a file beside it, path.partial-N (which stays if the program is killed), to the disk and then
+  /// gives it the path's name: a failure leaves what was there, or says that it has been replaced. A symbolic
+  /// link is followed, and the file that it leads to replaced, or created. The new file gets the permissions
+  /// of the old one, be that read-only; owner and further hard links it does not get.
   void write(const std::filesystem::path& path) const {
-    const std::string file = path.string();
-    std::error_code error;
-    // A device, say, must not be replaced by a file.
-    if (const auto status = std::filesystem::status(path, error);
-        std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-      throw Error(file, "expected a regular file");
-    }
     const std::vector<const Entry*> entries = in_order();
-    const std::vector<std::byte> head = header(file, entries);
-
-    std::filesystem::path partial = path;
-    partial += ".partial";
-    std::ofstream stream(partial, std::ios::binary | std::ios::trunc);
-    if (!stream) throw Error(file, partial.string() + " cannot be created");
-    const auto put = [&](std::span<const std::byte> part) {
-      stream.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
-    };
-    put(head);
-    for (const Entry* entry : entries) put(entry->second.bytes);
-    stream.close();
-    const bool written = stream.good();
-    if (written) std::filesystem::rename(partial, path, error);
-    if (!written || error) {
-      std::error_code ignored;
-      std::filesystem::remove(partial, ignored);
-      throw Error(file, written ? "cannot be replaced: " + error.message() : "cannot be written");
-    }
+    const std::vector<std::byte> head = header(detail::in_utf8(path), entries);
+    detail::OutputFile file(path);
+    file.write(head);
+    for (const Entry* entry : entries) file.write(entry->second.bytes);
+    file.commit();
   }
 
  private:
