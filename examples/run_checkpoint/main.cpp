@@ -63,7 +63,8 @@ input's dtype, or that of FILE's tensor of the same name where there is one.
 Parameters that are not finite are an error, and so is a y that is not; the error names
 the first, y's by its row among all tokens and its column.
 
-Exit code: 0 fine, 1 FILE does not fit, 2 wrong options.
+Exit code: 0 fine, 1 FILE does not fit, or OUT cannot be written (which is tried before
+the run), 2 wrong options.
 )";
 
 struct UsageError : std::runtime_error {
@@ -447,6 +448,7 @@ void run_scalar(const meo::io::SafetensorsReader& reader, const Arguments& argum
 }
 
 void run(const Arguments& arguments) {
+  if (arguments.output) meo::io::require_writable(*arguments.output);
   const meo::io::SafetensorsReader reader(arguments.file);
   // Doubles are computed as doubles, everything else in float.
   if (reader.info(arguments.input).dtype == meo::io::DType::F64) run_scalar<double>(reader, arguments);

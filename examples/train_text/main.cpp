@@ -9,6 +9,7 @@
 #include <string>
 
 #include <meo/flops.hpp>
+#include <meo/io/output_file.hpp>
 #include <meo/meo.hpp>
 
 #include "data.hpp"
@@ -69,6 +70,7 @@ void train(const Arguments& a, const Task& task) {
     return;
   }
 
+  if (!a.checkpoint.empty()) meo::io::require_writable(a.checkpoint);
   constexpr Index validation_windows = 1000;
   const train_text::Batch validation = task.validation(validation_windows);
   train_text::Log log(a.log,

@@ -280,9 +280,6 @@ TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
         "run_checkpoint: meo: " + meo.string() + ": tensor \"z\": is not in the file\n");
   CHECK(fault(meo, {"--prefix", "q."}) ==
         "run_checkpoint: meo: " + meo.string() + ": tensor \"q.weight\": is not in the file\n");
-  const Path nowhere = folder / "no/out";
-  CHECK(fault(meo, {"--output", nowhere.string()}) == "run_checkpoint: meo: " + nowhere.string() + ": " +
-                                                          nowhere.string() + ".partial cannot be created\n");
 
   const auto metadata_fault = [&](const Path& path, const std::string& key, const std::string& value) {
     return fault(changed(folder, path, {{key, value}}));
@@ -328,6 +325,33 @@ TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
         at("task_embeddings") + "is not in the file\n");
 }
 
+TEST_CASE("run_checkpoint looks whether it can write before it runs", "[run_checkpoint]") {
+  const Folder folder;
+  const std::string path = golden("053_").string();
+  const auto fault = [&](const Path& out) {
+    const Outcome outcome = run(folder, {path, "--output", out.string()});
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");  // which it prints after the run
+    const std::string start = "run_checkpoint: meo: " + out.string() + ": ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  CHECK(fault(folder / "no/out") == "no file can be created beside it: No such file or directory\n");
+  std::filesystem::create_directory(folder / "directory");
+  CHECK(fault(folder / "directory") == "expected a regular file\n");
+#if !defined(_WIN32)
+  CHECK(fault("/dev/full") == "expected a regular file\n");
+#endif
+
+  // A run that fails for another reason leaves what is there, or nothing.
+  const Path out = folder / "out";
+  CHECK(run(folder, {path, "--output", out.string(), "--input", "z"}).exit_code == 1);
+  CHECK_FALSE(std::filesystem::exists(out));
+  meo::test::save(out, meo::test::to_bytes("old"));
+  CHECK(run(folder, {path, "--output", out.string(), "--input", "z"}).exit_code == 1);
+  CHECK(meo::test::load_text(out) == "old");
+  CHECK(meo::test::names_in(folder) == std::vector<std::string>{"directory", "out", "stderr", "stdout"});
+}
+
 TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the first is",
           "[run_checkpoint]") {
   const Folder folder;
@@ -348,6 +372,7 @@ TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the
     return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double largest = std::numeric_limits<double>::max();
   // Layers of MoE and MEO and a block, in double and in float.
   for (const auto& [number, weight] : {std::pair{"005_", "param.experts.1.dense.weight"},
                                        {"006_", "param.experts.1.dense.weight"},
@@ -371,8 +396,7 @@ TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the
                features = static_cast<std::size_t>(shape[2]);
     auto weight = file.read<double>("param.weight"), x = file.read<double>("x");
     for (std::size_t i = 0; i < weight.size(); ++i) {
-      if (i / features % out_features == 2)
-        weight[i] = i % features == 0 ? std::numeric_limits<double>::max() / 2 : 0;
+      if (i / features % out_features == 2) weight[i] = i % features == 0 ? largest / 2 : 0;
     }
     for (std::size_t i = 0; i < x.size(); i += features) x[i] = i == 9 * features ? feature : 0.5;
     const Path copy = changed(
@@ -397,6 +421,9 @@ TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the
     CHECK(fault_of_y(golden(number), 5) == "inf in row 9, column 2\n");
     CHECK(fault_of_y(golden(number), -5) == "-inf in row 9, column 2\n");
   }
+  CHECK(fault(golden("099_"), "param.down.weight", [&](std::size_t i, double value) {
+          return i / 28 % 12 == 2 ? largest : value;
+        }).starts_with("y: expected finite numbers, got "));
   CHECK(fault_of_y(golden("063_"), nan) == "nan in row 9, column 0\n");
 }
 
