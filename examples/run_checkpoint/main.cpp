@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <locale>
 #include <optional>
@@ -448,7 +449,12 @@ void run_scalar(const meo::io::SafetensorsReader& reader, const Arguments& argum
 }
 
 void run(const Arguments& arguments) {
-  if (arguments.output) meo::io::require_writable(*arguments.output);
+  if (arguments.output) {
+    std::error_code not_there;
+    if (std::filesystem::equivalent(arguments.file, *arguments.output, not_there))
+      throw UsageError("--output would replace the file that it runs, '" + arguments.file + "'");
+    meo::io::require_writable(*arguments.output);
+  }
   const meo::io::SafetensorsReader reader(arguments.file);
   // Doubles are computed as doubles, everything else in float.
   if (reader.info(arguments.input).dtype == meo::io::DType::F64) run_scalar<double>(reader, arguments);
@@ -462,6 +468,7 @@ int main(int argc, char** argv) {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
     else run(arguments);
+    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
     return 0;
   } catch (const UsageError& error) {
     std::cerr << "run_checkpoint: " << error.what() << "\nTry --help.\n";

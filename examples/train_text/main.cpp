@@ -6,6 +6,7 @@
 #include <iostream>
 #include <random>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include <meo/flops.hpp>
@@ -131,6 +132,7 @@ int main(int argc, char** argv) {
     if (arguments.help) std::cout << train_text::help_text;
     else if (arguments.domains) train(arguments, train_text::DomainTask(1, arguments.window));
     else train(arguments, train_text::FileTask(arguments.files, arguments.window));
+    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
     return 0;
   } catch (const train_text::UsageError& error) {
     std::cerr << "train_text: " << error.what() << "; --help lists the options\n";

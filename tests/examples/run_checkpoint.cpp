@@ -1,6 +1,7 @@
 // The example run_checkpoint: what it writes for the golden files, what its options do, and what it refuses.
 
 #include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -258,6 +259,15 @@ TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
   for (const std::string option : {"--prefix", "--input", "--output"}) {
     check({"a", option}, option + " needs a value");
   }
+
+  // Its parameters would be lost.
+  const Path model = folder / "model.safetensors";
+  std::filesystem::copy_file(golden("053_"), model);
+  const Bytes before = meo::test::load_bytes(model);
+  const std::string other_name = (folder / "./model.safetensors").string();
+  check({model.string(), "--output", other_name},
+        "--output would replace the file that it runs, '" + model.string() + "'");
+  CHECK(meo::test::load_bytes(model) == before);
 }
 
 TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
@@ -351,6 +361,17 @@ TEST_CASE("run_checkpoint looks whether it can write before it runs", "[run_chec
   CHECK(meo::test::load_text(out) == "old");
   CHECK(meo::test::names_in(folder) == std::vector<std::string>{"directory", "out", "stderr", "stdout"});
 }
+
+#if defined(__linux__)
+TEST_CASE("run_checkpoint says when what it prints is lost", "[run_checkpoint]") {
+  const Folder folder;
+  const Path errors = folder / "errors";
+  const std::string command = meo::test::command_of(MEO_RUN_CHECKPOINT, {golden("053_").string()}) +
+                              " >/dev/full 2>'" + errors.string() + "'";
+  CHECK(std::system(command.c_str()) != 0);
+  CHECK(meo::test::load_text(errors) == "run_checkpoint: cannot write to standard output\n");
+}
+#endif
 
 TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the first is",
           "[run_checkpoint]") {

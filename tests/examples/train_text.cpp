@@ -133,6 +133,21 @@ TEST_CASE("train_text refuses wrong options", "[train_text]") {
   for (const std::string option : {"--log", "--experts-log", "--checkpoint", "--resume"}) {
     check({"--domains", option}, option + " needs a file");
   }
+
+  // Files that one would write over another.
+  const std::string text = (folder / "text").string(), same = (folder / "./text").string();
+  for (const bool exists : {false, true}) {
+    if (exists) append(text, "text");
+    check({"--domains", "--log=" + text, "--experts-log=" + same},
+          "--experts-log and --log are one file, '" + same + "'");
+    check({"--domains", "--log=" + text, "--checkpoint=" + same},
+          "--checkpoint and --log are one file, '" + same + "'");
+    for (const std::string option : {"--log", "--experts-log", "--checkpoint"}) {
+      check({text, text, option + "=" + same},
+            option + " and what is learned from are one file, '" + same + "'");
+    }
+  }
+  CHECK(load_text(text) == "text");
 }
 
 TEST_CASE("train_text refuses what it cannot read", "[train_text]") {

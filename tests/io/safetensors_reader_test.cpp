@@ -440,6 +440,28 @@ TEST_CASE("files that cannot be opened", "[io][reader]") {
         "meo: " + directory.string() + ": cannot be read: Is a directory");
 }
 
+TEST_CASE("paths of any characters are UTF-8 in messages", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "" / std::filesystem::path(u8"\u03c0 \u65e5.safetensors");
+  const std::string name = "\xcf\x80 \xe6\x97\xa5.safetensors";
+  const auto missing = error_of([&] { SafetensorsReader{path}; });
+  CHECK(missing.find(name + ": cannot be read: ") != std::string::npos);
+  meo::test::save(path, small_file());
+  const SafetensorsReader file(path);
+  CHECK(file.read<int>("n") == std::vector<int>{7});
+  CHECK(file.file().ends_with(name));
+  // What is no text at all does not keep the reason from being said.
+#if defined(_WIN32)
+  const std::filesystem::path odd = L"a\xd800z";
+  const std::string odd_name = "a?z";
+#else
+  const std::filesystem::path odd = "a\xffz";
+  const std::string odd_name = "a\xffz";
+#endif
+  CHECK(error_of([&] { SafetensorsReader{folder / "" / odd}; }).find(odd_name + ": cannot be read: ") !=
+        std::string::npos);
+}
+
 #if __has_include(<sys/resource.h>)
 TEST_CASE("a file that the system does not open", "[io][reader]") {
   const Folder folder;
