@@ -212,9 +212,12 @@ TEST_CASE("elements that are not finite are found by their bits, the first of th
     std::size_t size;
     std::uint64_t infinity, sign;
   };
-  for (const auto& [name, size, infinity, sign] :
+  for (const Type& type :
        {Type{"F64", 8, 0x7ff0000000000000, 0x8000000000000000}, Type{"F32", 4, 0x7f800000, 0x80000000},
         Type{"F16", 2, 0x7c00, 0x8000}, Type{"BF16", 2, 0x7f80, 0x8000}}) {
+    const std::string name = type.name;
+    const std::size_t size = type.size;
+    const std::uint64_t infinity = type.infinity, sign = type.sign;
     CAPTURE(name);
     // Both zeros, the smallest and the largest numbers.
     std::vector<std::uint64_t> finite{0, sign, 1, sign | 1, infinity - 1, sign | (infinity - 1)};
