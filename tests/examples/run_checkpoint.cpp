@@ -348,9 +348,6 @@ TEST_CASE("run_checkpoint looks whether it can write before it runs", "[run_chec
   CHECK(fault(folder / "no/out") == "no file can be created beside it: No such file or directory\n");
   std::filesystem::create_directory(folder / "directory");
   CHECK(fault(folder / "directory") == "expected a regular file\n");
-#if !defined(_WIN32)
-  CHECK(fault("/dev/full") == "expected a regular file\n");
-#endif
 
   // A run that fails for another reason leaves what is there, or nothing.
   const Path out = folder / "out";
