@@ -2,14 +2,21 @@
 /// `--help` says which metadata and tensors it reads and what it writes.
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <chrono>
+#include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <iostream>
+#include <locale>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -54,7 +61,11 @@ block under up., gate_up. and down. Sizes are those of the tensors.
 OUT gets y, gates (R, N), load (N) and loss (1); for a block y and loss. They have the
 input's dtype, or that of FILE's tensor of the same name where there is one.
 
-Exit code: 0 fine, 1 FILE does not fit, 2 wrong options.
+Parameters that are not finite are an error, and so is a y that is not; the error names
+the first, y's by its row among all tokens and its column.
+
+Exit code: 0 fine, 1 FILE does not fit, or OUT cannot be written (which is tried before
+the run), 2 wrong options.
 )";
 
 struct UsageError : std::runtime_error {
@@ -104,7 +115,9 @@ class Metadata {
   }
   Index count(const std::string& key) const {
     const std::string& value = reader_.metadata(key);
-    const Index count = number<Index>(key, value);
+    Index count = 0;
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), count);
+    if (error != std::errc() || end != value.data() + value.size()) fail(key, "a number", value);
     if (count < 1) fail(key, "a number of at least 1", value);
     return count;
   }
@@ -112,7 +125,13 @@ class Metadata {
     return reader_.metadata().contains(key) ? count(key) : otherwise;
   }
   double real(const std::string& key, double otherwise) const {
-    return reader_.metadata().contains(key) ? number<double>(key, reader_.metadata(key)) : otherwise;
+    if (!reader_.metadata().contains(key)) return otherwise;
+    const std::string& value = reader_.metadata(key);
+    double number = 0;
+    std::istringstream text(value);  // not from_chars, which libc++ has for whole numbers only
+    text.imbue(std::locale::classic());
+    if (!(text >> std::noskipws >> number) || !text.eof()) fail(key, "a number", value);
+    return number;
   }
   Level level() const {
     const std::string& value = reader_.metadata("level");
@@ -129,14 +148,6 @@ class Metadata {
   }
 
  private:
-  template <class Number>
-  Number number(const std::string& key, const std::string& value) const {
-    Number result{};
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
-    if (error != std::errc{} || end != value.data() + value.size()) fail(key, "a number", value);
-    return result;
-  }
-
   const meo::io::SafetensorsReader& reader_;
 };
 
@@ -236,7 +247,7 @@ void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& pr
   const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
     reader.check_shape(prefix + name, shape);
   };
-  const auto reduced = [&](Index features) { return std::max<Index>(features / options.reduce_factor, 1); };
+  const auto reduced = [&](Index features) { return (std::max<Index>)(features / options.reduce_factor, 1); };
   const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
   if constexpr (Layer::merges_experts) {
     check("weight", {experts, rows, cols});
@@ -268,7 +279,7 @@ template <class Scalar>
 void print_selection(std::string_view name, const meo::Routing<Scalar>& routing) {
   constexpr Index most = 8;
   std::cout << name << ", expert (weight) of each of " << routing.rows << " rows:\n";
-  for (Index row = 0; row < std::min(routing.rows, most); ++row) {
+  for (Index row = 0; row < (std::min)(routing.rows, most); ++row) {
     std::cout << "  row " << row << ':';
     for (std::size_t i = 0; i < routing.row_experts(row).size(); ++i) {
       std::cout << "  " << routing.row_experts(row)[i] << " (" << routing.row_weights(row)[i] << ')';
@@ -311,6 +322,23 @@ class Results {
   meo::io::SafetensorsWriter writer_;
 };
 
+/// Throws if y, tokens × features, is not finite everywhere. Looks at the bits, because with -ffast-math
+/// compilers take every number for finite.
+template <class Scalar>
+void check_finite(const meo::io::SafetensorsReader& reader, const meo::Matrix<Scalar>& y) {
+  using Bits = std::conditional_t<sizeof(Scalar) == 8, std::uint64_t, std::uint32_t>;
+  constexpr auto infinity = static_cast<Bits>(sizeof(Scalar) == 8 ? 0x7ff0000000000000 : 0x7f800000);
+  for (Index row = 0; row < y.rows(); ++row) {
+    for (Index col = 0; col < y.cols(); ++col) {
+      const auto bits = std::bit_cast<Bits>(y(row, col));
+      if ((bits & infinity) != infinity) continue;
+      const char* const got = bits << 1 != infinity << 1 ? "nan" : bits == infinity ? "inf" : "-inf";
+      throw meo::io::Error(reader.file(), "y: expected finite numbers, got " + std::string(got) + " in row " +
+                                              std::to_string(row) + ", column " + std::to_string(col));
+    }
+  }
+}
+
 /// The input's shape with another number of features.
 std::vector<Index> output_shape(std::vector<Index> shape, Index features) {
   shape.back() = features;
@@ -325,11 +353,12 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
   check_sizes<Layer>(reader, arguments.prefix, options);
   Layer layer(options);
-  meo::io::load(layer, reader, arguments.prefix);
+  meo::io::load(layer, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), options.out_features);
   meo::Workspace<Scalar> workspace;
   const meo::Routing<Scalar>& routing = layer.forward(run.x.tokens, run.inputs(), y, workspace);
+  check_finite(reader, y);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   const std::vector<Index> y_shape = output_shape(x_shape, options.out_features);
@@ -373,11 +402,12 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
                                              .gate_before_attention = up.gate_before_attention,
                                              .loss_coefficient = up.loss_coefficient,
                                              .noise_epsilon = up.noise_epsilon});
-  meo::io::load(block, reader, arguments.prefix);
+  meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
   meo::FeedForwardWorkspace<Scalar> workspace;
   const Scalar loss = block.forward(run.x.tokens, run.inputs(), y, workspace);
+  check_finite(reader, y);
 
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   print_input(arguments.input, x_shape, run);
@@ -419,6 +449,12 @@ void run_scalar(const meo::io::SafetensorsReader& reader, const Arguments& argum
 }
 
 void run(const Arguments& arguments) {
+  if (arguments.output) {
+    std::error_code not_there;
+    if (std::filesystem::equivalent(arguments.file, *arguments.output, not_there))
+      throw UsageError("--output would replace the file that it runs, '" + arguments.file + "'");
+    meo::io::require_writable(*arguments.output);
+  }
   const meo::io::SafetensorsReader reader(arguments.file);
   // Doubles are computed as doubles, everything else in float.
   if (reader.info(arguments.input).dtype == meo::io::DType::F64) run_scalar<double>(reader, arguments);
@@ -432,6 +468,7 @@ int main(int argc, char** argv) {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
     else run(arguments);
+    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
     return 0;
   } catch (const UsageError& error) {
     std::cerr << "run_checkpoint: " << error.what() << "\nTry --help.\n";

@@ -21,7 +21,7 @@ using meo::Index;
 class GateStatistics {
  public:
   void add(const std::string& gate, const meo::Routing<float>& routing) {
-    auto at = std::ranges::find(gates_, gate, &Gate::first);
+    auto at = std::find_if(gates_.begin(), gates_.end(), [&](const Gate& g) { return g.first == gate; });
     if (at == gates_.end()) at = gates_.emplace(at, gate, meo::RoutingStatistics(routing.num_experts));
     at->second.add(routing);
   }

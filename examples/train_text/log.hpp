@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include <meo/io/output_file.hpp>
 #include <meo/types.hpp>
 
 namespace train_text {
@@ -23,8 +24,10 @@ class Log {
   /// After `step` steps of training. At 0 the log begins anew; else it goes on with what is in the file.
   /// Lines of later steps, which an interrupted run wrote after its last checkpoint, go, and so does a line
   /// without an end. Nothing is changed before open(). Throws std::runtime_error for a file with another
-  /// header.
+  /// header and for one that cannot be written.
   Log(std::string path, std::string header, Index step) : path_(std::move(path)), header_(std::move(header)) {
+    if (path_.empty()) return;
+    require_writable();
     if (step == 0 || !std::filesystem::is_regular_file(path_)) return;
     std::ifstream file(path_, std::ios::binary);
     std::string line;
@@ -48,10 +51,21 @@ class Log {
   void add(const std::string& lines) {
     if (path_.empty()) return;
     file_ << lines << std::flush;
-    if (!file_) throw std::runtime_error("cannot write '" + path_ + "'");
+    if (!file_) fail();
   }
 
  private:
+  [[noreturn]] void fail() const { throw std::runtime_error("cannot write '" + path_ + "'"); }
+
+  /// Pipes and devices are not opened to find out: that can be noticed at their other end.
+  void require_writable() const {
+    std::error_code error;
+    const auto status = std::filesystem::status(path_, error);
+    if (!exists(status)) meo::io::require_writable(path_);
+    else if (is_directory(status)) fail();
+    else if (is_regular_file(status) && !std::ofstream(path_, std::ios::binary | std::ios::app)) fail();
+  }
+
   /// Whether a line is of this step or an earlier one.
   static bool is_of_step(const std::string& line, Index step) {
     Index of = 0;

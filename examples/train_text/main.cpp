@@ -6,9 +6,11 @@
 #include <iostream>
 #include <random>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include <meo/flops.hpp>
+#include <meo/io/output_file.hpp>
 #include <meo/meo.hpp>
 
 #include "data.hpp"
@@ -69,6 +71,7 @@ void train(const Arguments& a, const Task& task) {
     return;
   }
 
+  if (!a.checkpoint.empty()) meo::io::require_writable(a.checkpoint);
   constexpr Index validation_windows = 1000;
   const train_text::Batch validation = task.validation(validation_windows);
   train_text::Log log(a.log,
@@ -129,6 +132,7 @@ int main(int argc, char** argv) {
     if (arguments.help) std::cout << train_text::help_text;
     else if (arguments.domains) train(arguments, train_text::DomainTask(1, arguments.window));
     else train(arguments, train_text::FileTask(arguments.files, arguments.window));
+    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
     return 0;
   } catch (const train_text::UsageError& error) {
     std::cerr << "train_text: " << error.what() << "; --help lists the options\n";

@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <initializer_list>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <meo/types.hpp>
@@ -71,7 +73,7 @@ Integer parse_whole(const std::string& option, const std::string& text, Integer 
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < least) {
     throw UsageError(option + " needs a whole number from " + std::to_string(least) + " to " +
-                     std::to_string(std::numeric_limits<Integer>::max()) + ", not '" + text + "'");
+                     std::to_string((std::numeric_limits<Integer>::max)()) + ", not '" + text + "'");
   }
   return value;
 }
@@ -90,7 +92,7 @@ inline double parse_positive(const std::string& option, const std::string& text)
 
 inline const std::string& parse_choice(const std::string& option, const std::string& text,
                                        std::initializer_list<std::string_view> choices) {
-  if (std::ranges::find(choices, text) != choices.end()) return text;
+  if (std::find(choices.begin(), choices.end(), text) != choices.end()) return text;
   std::string all;
   for (const std::string_view choice : choices) all += (all.empty() ? "" : "|") + std::string(choice);
   throw UsageError(option + " needs " + all + ", not '" + text + "'");
@@ -99,6 +101,25 @@ inline const std::string& parse_choice(const std::string& option, const std::str
 inline const std::string& parse_path(const std::string& option, const std::string& text) {
   if (text.empty()) throw UsageError(option + " needs a file");
   return text;
+}
+
+/// Throws UsageError if a file to write is another one as well, which would lose one of them.
+inline void require_distinct_files(const Arguments& a) {
+  std::vector<std::pair<std::string, std::filesystem::path>> seen;
+  const auto add = [&](const std::string& what, const std::string& path, bool is_written) {
+    std::error_code error;
+    if (path.empty() || std::filesystem::is_character_file(path, error)) return;  // /dev/null loses nothing
+    const auto file = std::filesystem::weakly_canonical(path, error);
+    for (const auto& [other, at] : seen) {
+      if (is_written && at == file)
+        throw UsageError(what + " and " + other + " are one file, '" + path + "'");
+    }
+    seen.emplace_back(what, file);
+  };
+  for (const std::string& file : a.files) add("what is learned from", file, false);
+  add("--log", a.log, true);
+  add("--experts-log", a.experts_log, true);
+  add("--checkpoint", a.checkpoint, true);
 }
 
 /// Throws UsageError.
@@ -136,6 +157,7 @@ inline Arguments parse(const std::vector<std::string>& words) {
   if (a.help) return a;
   if (a.domains != a.files.empty()) throw UsageError("expected files, or --domains alone");
   if (a.files.size() == 1) throw UsageError("expected at least two files");
+  require_distinct_files(a);
   if (a.layer == "dense") {  // one expert, which MEO then uses where it lies
     a.experts = a.top_k = 1;
     a.level = Level::sequence;

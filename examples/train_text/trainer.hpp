@@ -69,7 +69,7 @@ class Trainer {
     Index right = 0;
     for (Index first = 0; first < batch.size(); first += at_a_time) {
       Batch part{batch.window, {}, {}};
-      for (Index b = first; b < std::min(first + at_a_time, batch.size()); ++b)
+      for (Index b = first; b < (std::min)(first + at_a_time, batch.size()); ++b)
         part.add(batch.bytes.data() + b * batch.window, batch.labels[static_cast<std::size_t>(b)]);
       const meo::Sequences sequences = meo::Sequences::uniform(part.size(), part.window);
       float balance_loss = 0;

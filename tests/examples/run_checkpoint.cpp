@@ -1,10 +1,13 @@
 // The example run_checkpoint: what it writes for the golden files, what its options do, and what it refuses.
 
 #include <cstddef>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/io/safetensors.hpp>
@@ -256,6 +259,15 @@ TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
   for (const std::string option : {"--prefix", "--input", "--output"}) {
     check({"a", option}, option + " needs a value");
   }
+
+  // Its parameters would be lost.
+  const Path model = folder / "model.safetensors";
+  std::filesystem::copy_file(golden("053_"), model);
+  const Bytes before = meo::test::load_bytes(model);
+  const std::string other_name = (folder / "./model.safetensors").string();
+  check({model.string(), "--output", other_name},
+        "--output would replace the file that it runs, '" + model.string() + "'");
+  CHECK(meo::test::load_bytes(model) == before);
 }
 
 TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
@@ -278,9 +290,6 @@ TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
         "run_checkpoint: meo: " + meo.string() + ": tensor \"z\": is not in the file\n");
   CHECK(fault(meo, {"--prefix", "q."}) ==
         "run_checkpoint: meo: " + meo.string() + ": tensor \"q.weight\": is not in the file\n");
-  const Path nowhere = folder / "no/out";
-  CHECK(fault(meo, {"--output", nowhere.string()}) == "run_checkpoint: meo: " + nowhere.string() + ": " +
-                                                          nowhere.string() + ".partial cannot be created\n");
 
   const auto metadata_fault = [&](const Path& path, const std::string& key, const std::string& value) {
     return fault(changed(folder, path, {{key, value}}));
@@ -324,6 +333,116 @@ TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {
         at("param.experts.0.dense.weight") + "is no parameter of what is loaded\n");
   CHECK(fault(changed(folder, task, {}, without("task_embeddings"))) ==
         at("task_embeddings") + "is not in the file\n");
+}
+
+TEST_CASE("run_checkpoint looks whether it can write before it runs", "[run_checkpoint]") {
+  const Folder folder;
+  const std::string path = golden("053_").string();
+  const auto fault = [&](const Path& out) {
+    const Outcome outcome = run(folder, {path, "--output", out.string()});
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");  // which it prints after the run
+    const std::string start = "run_checkpoint: meo: " + out.string() + ": ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  CHECK(fault(folder / "no/out") == "no file can be created beside it: No such file or directory\n");
+  std::filesystem::create_directory(folder / "directory");
+  CHECK(fault(folder / "directory") == "expected a regular file\n");
+
+  // A run that fails for another reason leaves what is there, or nothing.
+  const Path out = folder / "out";
+  CHECK(run(folder, {path, "--output", out.string(), "--input", "z"}).exit_code == 1);
+  CHECK_FALSE(std::filesystem::exists(out));
+  meo::test::save(out, meo::test::to_bytes("old"));
+  CHECK(run(folder, {path, "--output", out.string(), "--input", "z"}).exit_code == 1);
+  CHECK(meo::test::load_text(out) == "old");
+  CHECK(meo::test::names_in(folder) == std::vector<std::string>{"directory", "out", "stderr", "stdout"});
+}
+
+#if defined(__linux__)
+TEST_CASE("run_checkpoint says when what it prints is lost", "[run_checkpoint]") {
+  const Folder folder;
+  const Path errors = folder / "errors";
+  const std::string command = meo::test::command_of(MEO_RUN_CHECKPOINT, {golden("053_").string()}) +
+                              " >/dev/full 2>'" + errors.string() + "'";
+  CHECK(std::system(command.c_str()) != 0);
+  CHECK(meo::test::load_text(errors) == "run_checkpoint: cannot write to standard output\n");
+}
+#endif
+
+TEST_CASE("run_checkpoint refuses numbers that are not finite and says where the first is",
+          "[run_checkpoint]") {
+  const Folder folder;
+  const Path out = folder / "out.safetensors";
+  const auto fault = [&](const Path& path, const std::string& name,
+                         const std::function<double(std::size_t, double)>& change) {
+    const SafetensorsReader file(path);
+    auto values = file.read<double>(name);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = change(i, values[i]);
+    const Path copy = changed(folder, path, {}, without(name), [&](SafetensorsWriter& writer) {
+      writer.add(name, file.info(name).shape, values, file.info(name).dtype);
+    });
+    const Outcome outcome = run(folder, {copy.string(), "--output", out.string()});
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    CHECK_FALSE(std::filesystem::exists(out));
+    const std::string start = "run_checkpoint: meo: " + copy.string() + ": ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double largest = std::numeric_limits<double>::max();
+  // Layers of MoE and MEO and a block, in double and in float.
+  for (const auto& [number, weight] : {std::pair{"005_", "param.experts.1.dense.weight"},
+                                       {"006_", "param.experts.1.dense.weight"},
+                                       {"053_", "param.weight"},
+                                       {"054_", "param.weight"},
+                                       {"099_", "param.down.weight"}}) {
+    CAPTURE(number);
+    const Path path = golden(number);
+    CHECK(fault(path, weight, [&](std::size_t i, double value) { return i >= 2 ? nan : value; }) ==
+          "tensor \"" + std::string(weight) + "\": element 2: expected a finite number, got nan\n");
+    CHECK(fault(path, weight, [&](std::size_t i, double value) { return i == 0 ? nan : value; }) ==
+          "tensor \"" + std::string(weight) + "\": element 0: expected a finite number, got nan\n");
+  }
+
+  // Finite parameters and a y that is not: token 9's first feature alone is so large that output 2 is
+  // infinite, or it is NaN and so is all of the token's y. (At task level no gate sees x.)
+  const auto fault_of_y = [&](const Path& path, double feature) {
+    const SafetensorsReader file(path);
+    const auto& shape = file.info("param.weight").shape;
+    const auto out_features = static_cast<std::size_t>(shape[1]),
+               features = static_cast<std::size_t>(shape[2]);
+    auto weight = file.read<double>("param.weight"), x = file.read<double>("x");
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      if (i / features % out_features == 2) weight[i] = i % features == 0 ? largest / 2 : 0;
+    }
+    for (std::size_t i = 0; i < x.size(); i += features) x[i] = i == 9 * features ? feature : 0.5;
+    const Path copy = changed(
+        folder, path, {},
+        [](const std::string& name) { return name == "x" || name == "param.weight" ? "" : name; },
+        [&](SafetensorsWriter& writer) {
+          writer.add("param.weight", shape, weight);
+          writer.add("x", file.info("x").shape, x);
+        });
+    const Outcome outcome = run(folder, {copy.string(), "--output", out.string()});
+    if (outcome.exit_code == 0) return std::string("no error");
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    CHECK_FALSE(std::filesystem::exists(out));
+    const std::string start = "run_checkpoint: meo: " + copy.string() + ": y: expected finite numbers, got ";
+    return outcome.errors.starts_with(start) ? outcome.errors.substr(start.size()) : outcome.errors;
+  };
+  for (const char* number : {"051_", "063_"}) {  // of one selected expert, whose infinities meet no other's
+    CAPTURE(number);
+    CHECK(fault_of_y(golden(number), 1) == "no error");
+    std::filesystem::remove(out);
+    CHECK(fault_of_y(golden(number), 5) == "inf in row 9, column 2\n");
+    CHECK(fault_of_y(golden(number), -5) == "-inf in row 9, column 2\n");
+  }
+  CHECK(fault(golden("099_"), "param.down.weight", [&](std::size_t i, double value) {
+          return i / 28 % 12 == 2 ? largest : value;
+        }).starts_with("y: expected finite numbers, got "));
+  CHECK(fault_of_y(golden("063_"), nan) == "nan in row 9, column 0\n");
 }
 
 TEST_CASE("run_checkpoint takes no memory for what is not in the file", "[run_checkpoint]") {

@@ -133,17 +133,31 @@ TEST_CASE("train_text refuses wrong options", "[train_text]") {
   for (const std::string option : {"--log", "--experts-log", "--checkpoint", "--resume"}) {
     check({"--domains", option}, option + " needs a file");
   }
+
+  // Files that one would write over another.
+  const std::string text = (folder / "text").string(), same = (folder / "./text").string();
+  for (const bool exists : {false, true}) {
+    if (exists) append(text, "text");
+    check({"--domains", "--log=" + text, "--experts-log=" + same},
+          "--experts-log and --log are one file, '" + same + "'");
+    check({"--domains", "--log=" + text, "--checkpoint=" + same},
+          "--checkpoint and --log are one file, '" + same + "'");
+    for (const std::string option : {"--log", "--experts-log", "--checkpoint"}) {
+      check({text, text, option + "=" + same},
+            option + " and what is learned from are one file, '" + same + "'");
+    }
+  }
+  CHECK(load_text(text) == "text");
 }
 
-TEST_CASE("train_text refuses what it cannot read or write", "[train_text]") {
+TEST_CASE("train_text refuses what it cannot read", "[train_text]") {
   const Folder folder;
   const auto check = [&](const Words& words, const std::string& reason) {
     const Outcome outcome = run(folder, Words{"--steps=1"} + small_model + words);
     CHECK(outcome.exit_code == 1);
     CHECK(outcome.errors == "train_text: " + reason + "\n");
   };
-  const std::string missing = (folder / "missing").string(), brief = (folder / "brief").string(),
-                    nowhere = (folder / "nowhere/file").string();
+  const std::string missing = (folder / "missing").string(), brief = (folder / "brief").string();
   append(brief, "brief");
   check({missing, missing}, "cannot read '" + missing + "': No such file or directory");
   check({brief, brief}, "'" + brief + "': expected at least 20 windows of 8 bytes, got 5 bytes");
@@ -151,10 +165,6 @@ TEST_CASE("train_text refuses what it cannot read or write", "[train_text]") {
   check({"--domains", "--top-k=4"}, "meo: top_k: expected 1 to num_experts = 3, got 4");
   check({"--domains", "--resume=" + missing},
         "meo: " + missing + ": cannot be read: No such file or directory");
-  check({"--domains", "--log=" + nowhere}, "cannot write '" + nowhere + "'");
-  check({"--domains", "--experts-log=" + nowhere}, "cannot write '" + nowhere + "'");
-  check({"--domains", "--checkpoint=" + nowhere},
-        "meo: " + nowhere + ": " + nowhere + ".partial cannot be created");
 }
 
 TEST_CASE("train_text learns from files with any seed", "[train_text]") {
@@ -203,6 +213,48 @@ TEST_CASE("train_text logs how every gate uses its experts", "[train_text]") {
   const auto loads_of = [&](std::size_t first) { return lines[first][8] + lines[first + 1][8]; };
   CHECK(loads_of(1) != loads_of(4));
   CHECK(loads_of(1) != loads_of(7));
+}
+
+TEST_CASE("train_text looks whether it can write before it trains, and then has changed nothing",
+          "[train_text]") {
+  const Folder folder;
+  const Run run_of(folder, "run");
+  std::filesystem::create_directory(folder / "directory");
+  const Path nowhere = folder / "no/file", directory = folder / "directory";
+  const Words options = run_of.options() + Words{"--steps=2"};
+  const auto check = [&](const Words& words, const std::string& reason) {
+    CAPTURE(reason);
+    const Outcome outcome = run(folder, small + options + words);
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.errors == "train_text: " + reason + "\n");
+    CHECK(outcome.output == "");
+  };
+  const auto check_all = [&] {
+    const std::string in_nowhere =
+        "meo: " + nowhere.string() + ": no file can be created beside it: No such file or directory";
+    check({"--checkpoint=" + nowhere.string()}, in_nowhere);
+    check({"--checkpoint=" + directory.string()}, "meo: " + directory.string() + ": expected a regular file");
+    for (const std::string option : {"--log=", "--experts-log="}) {
+      check({option + nowhere.string()}, in_nowhere);
+      check({option + directory.string()}, "cannot write '" + directory.string() + "'");
+    }
+  };
+  check_all();
+  CHECK(meo::test::names_in(folder) == Words{"directory", "stderr", "stdout"});
+
+  // Nor does a new run that cannot write begin the logs of an old one anew.
+  require_fine(run(folder, small + options));
+  const auto checkpoint = load_bytes(run_of.checkpoint), log = load_bytes(run_of.log),
+             experts_log = load_bytes(run_of.experts_log);
+  check_all();
+  CHECK(load_bytes(run_of.checkpoint) == checkpoint);
+  CHECK(load_bytes(run_of.log) == log);
+  CHECK(load_bytes(run_of.experts_log) == experts_log);
+#if defined(__linux__)
+  check({"--experts-log=/dev/full"}, "cannot write '/dev/full'");
+  // A log need not be a file.
+  CHECK(run(folder, small + options + Words{"--log=/dev/stderr"}).errors.starts_with("step,loss,"));
+#endif
 }
 
 TEST_CASE("train_text resumes as if it had never stopped", "[train_text]") {

@@ -69,6 +69,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (const std::string& name : file.names()) {
       refuse_at_most([&] { file.read<double>(name); });
       refuse_at_most([&] { file.read<std::int64_t>(name); });
+      refuse_at_most([&] { file.check_finite<float>(name); });
     }
     try_load(moe_layer, file);
     try_load(meo_layer, file);

@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 #include <type_traits>
@@ -269,6 +271,69 @@ TEMPLATE_TEST_CASE("a parameter that is missing, or has another shape or type", 
             at + "element " + std::to_string(values.size() - 1) + ": expected 0 to 1, got 2");
     }
   }
+}
+
+TEMPLATE_TEST_CASE("parameters that are not finite are refused where that is asked for", "[io][checkpoint]",
+                   MoeLayer<double>, MeoLayer<double>, MoeLayer<float>, MeoLayer<float>) {
+  constexpr bool is_float = std::is_same_v<typename TestType::Scalar, float>;
+  for (const Level level : {Level::token, Level::task}) {
+    const auto saved = small_layer<TestType>(1, level);
+    const auto finite_fault = [&](const Bytes& bytes) {
+      auto layer = small_layer<TestType>(2, level);
+      const Parameters before = parameters_of(layer);
+      const std::string error = error_of(
+          [&] { meo::io::load(layer, SafetensorsReader(bytes, "f"), "param.", {.require_finite = true}); });
+      CHECK((parameters_of(layer) == before) == (error != "no error"));
+      return error;
+    };
+    CHECK(finite_fault(file_of_layer(saved)) == "no error");
+    for (const auto& [name, values] : parameters_of(saved)) {
+      const std::size_t last = values.size() - 1;
+      const auto file_with = [&, &name = name, &values = values](double value) {
+        return file_of_layer(saved, name, [&](SafetensorsWriter& writer) {
+          std::vector<double> changed = values;
+          changed[last] = value;
+          writer.add(name, shape_of(name, values.size()), changed);
+        });
+      };
+      const std::string start =
+          "meo: f: tensor \"" + name + "\": element " + std::to_string(last) + ": expected ";
+      const double infinity = std::numeric_limits<double>::infinity();
+      CHECK(finite_fault(file_with(std::nan(""))) == start + "a finite number, got nan");
+      CHECK(finite_fault(file_with(-infinity)) == start + "a finite number, got -inf");
+      CHECK(finite_fault(file_with(1e300)) ==
+            (is_float ? start + "-3.40282e+38 to 3.40282e+38, got 1e+300" : "no error"));
+      // Else they are loaded as they are.
+      auto layer = small_layer<TestType>(2, level);
+      const Bytes bytes = file_with(infinity);
+      meo::io::load(layer, SafetensorsReader(bytes, "f"));
+      for (const auto& [loaded, of_layer] : parameters_of(layer)) {
+        if (loaded == name) CHECK(of_layer[last] == infinity);
+      }
+    }
+  }
+}
+
+TEST_CASE("a block's parameters that are not finite are refused where that is asked for",
+          "[io][checkpoint]") {
+  const Golden<double> golden(meo::test::golden_files("099_").at(0));
+  meo::FeedForward<MeoLayer<double>> block(options_of(golden.block()));
+  const Parameters before = parameters_of_block(block);
+  for (const std::string name : {"param.up.weight", "param.gate_up.w_gate", "param.down.w_noise"}) {
+    SafetensorsWriter writer;
+    for (const std::string& each : golden.reader().names()) {
+      auto values = golden.reader().read<double>(each);
+      if (each == name) values[1] = std::nan("");
+      writer.add(each, golden.reader().info(each).shape, values);
+    }
+    const Bytes bytes = writer.bytes();
+    const SafetensorsReader file(bytes, "f");
+    CHECK(error_of([&] { meo::io::load(block, file, "param.", {.require_finite = true}); }) ==
+          "meo: f: tensor \"" + name + "\": element 1: expected a finite number, got nan");
+    CHECK(parameters_of_block(block) == before);
+  }
+  meo::io::load(block, golden.reader(), "param.", {.require_finite = true});
+  CHECK(equal(parameters_of_block(block), golden.reader()));
 }
 
 TEST_CASE("parameters that have no place in the layer", "[io][checkpoint]") {

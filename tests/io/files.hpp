@@ -2,6 +2,7 @@
 
 /// Safetensors files made by hand, and what reading them says.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -21,7 +22,7 @@ namespace meo::test {
 using Bytes = std::vector<std::byte>;
 
 inline Bytes to_bytes(std::string_view text) {
-  const auto bytes = std::as_bytes(std::span(text));
+  const auto bytes = std::as_bytes(std::span(text.data(), text.size()));
   return {bytes.begin(), bytes.end()};
 }
 
@@ -71,10 +72,21 @@ class Folder {
   Folder& operator=(const Folder&) = delete;
 
   std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+  operator const std::filesystem::path&() const { return path_; }
 
  private:
   std::filesystem::path path_;
 };
+
+/// Names of what is in a folder, in alphabetical order.
+inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 inline void save(const std::filesystem::path& path, const Bytes& bytes) {
   std::ofstream stream(path, std::ios::binary | std::ios::trunc);

@@ -42,6 +42,15 @@ TEST_CASE("a header says name, type, shape and place of each tensor", "[io][head
 
   CHECK(parse_header("f", "{}", 0).tensors.empty());
   CHECK(parse_header("f", R"({"__metadata__":{}})", 0).metadata.empty());
+
+  const std::string tensor = R"("a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]})";
+  for (const std::string& text :
+       {R"({"__metadata__":null,)" + tensor + "}", "{" + tensor + R"(,"__metadata__":null})"}) {
+    const auto without = parse_header("f", text, 1);
+    CHECK(without.metadata.empty());
+    REQUIRE(without.tensors.size() == 1);
+    CHECK(without.tensors.at("a").size == 1);
+  }
 }
 
 TEST_CASE("a type of a newer version of the format does not make the file unreadable", "[io][header]") {
@@ -136,7 +145,12 @@ TEST_CASE("headers of the wrong types", "[io][header]") {
   CHECK(fault(R"({"a":{"data_offsets":[8]}})") == a + "data_offsets: expected 2 integers, got [8]");
   CHECK(fault(R"({"a":{"data_offsets":[0,4,8]}})") == a + "data_offsets: expected 2 integers, got [0, 4, 8]");
 
-  CHECK(fault(R"({"__metadata__":null})") == "meo: f: __metadata__: expected an object, got null");
+  CHECK(fault(R"({"__metadata__":null})") == "no error");
+  CHECK(fault(R"({"__metadata__":null,"a":null})") == a + "expected an object, got null");
+  CHECK(fault(R"({"__metadata__":{},"a":null})") == a + "expected an object, got null");
+  CHECK(fault(R"({"a":{"data_offsets":null}})") == a + "data_offsets: expected an array, got null");
+  CHECK(fault(R"({"a":{"data_offsets":[0,null]}})") ==
+        a + "data_offsets: expected integers from 0 to 2^64 - 1, got null");
   CHECK(fault(R"({"__metadata__":"k"})") == "meo: f: __metadata__: expected an object, got a string");
   CHECK(fault(R"({"__metadata__":["k"]})") == "meo: f: __metadata__: expected an object, got an array");
   const std::string metadata = "meo: f: __metadata__: \"k\": expected a string, got ";
@@ -152,7 +166,15 @@ TEST_CASE("headers with keys that are missing, unknown or there twice", "[io][he
   CHECK(fault(R"({"a":{}})") == a + R"(the key "dtype" is missing)");
   CHECK(fault(R"({"a":{"dtype":"F32","data_offsets":[0,0]}})") == a + R"(the key "shape" is missing)");
   CHECK(fault(R"({"a":{"dtype":"F32","shape":[0]}})") == a + R"(the key "data_offsets" is missing)");
-  CHECK(fault(R"({"a":{"dtype":"F32","stride":[0]}})") == a + R"(unknown key "stride")");
+  // Whatever their values are, and in whatever depth.
+  for (const char* value :
+       {"null", "true", "0", "-1.5", R"("x")", "[0]", "{}", R"({"dtype":"F32"})", "[[{}],null]"}) {
+    CAPTURE(value);
+    const std::string stride = R"("stride":)" + std::string(value);
+    const std::string known = R"("dtype":"F32","shape":[0],"data_offsets":[0,0])";
+    CHECK(fault(R"({"a":{)" + stride + "," + known + "}}") == a + R"(unknown key "stride")");
+    CHECK(fault(R"({"a":{)" + known + "," + stride + "}}") == a + R"(unknown key "stride")");
+  }
   CHECK(fault(R"({"a":{"dtype":"F32","dtype":"F32"}})") == a + R"(the key "dtype" comes twice)");
   CHECK(fault(R"({"a":{"shape":[],"shape":[]}})") == a + R"(the key "shape" comes twice)");
   CHECK(fault(R"({"a":{"data_offsets":[0,0],"data_offsets":[0,0]}})") ==
@@ -162,7 +184,12 @@ TEST_CASE("headers with keys that are missing, unknown or there twice", "[io][he
   CHECK(fault("{" + tensor + "," + tensor + "}") == a + "the name comes twice");
   CHECK(fault("{" + tensor + R"(,"\u0061":{}})") == a + "the name comes twice");
   CHECK(fault(R"({"__metadata__":{"k":"v","k":"v"}})") == R"(meo: f: __metadata__: the key "k" comes twice)");
-  CHECK(fault(R"({"__metadata__":{},"__metadata__":{}})") == "meo: f: __metadata__: the name comes twice");
+  for (const std::string first : {"{}", "null"}) {
+    for (const std::string second : {"{}", "null"}) {
+      CHECK(fault(R"({"__metadata__":)" + first + R"(,"__metadata__":)" + second + "}") ==
+            "meo: f: __metadata__: the name comes twice");
+    }
+  }
 }
 
 TEST_CASE("headers whose offsets lie", "[io][header]") {

@@ -203,6 +203,80 @@ TEST_CASE("no memory is taken for elements of an unknown type", "[io][reader]") 
         "meo: f: tensor \"t\": elements of type \"F4\" cannot be read");
 }
 
+TEST_CASE("elements that are not finite are found by their bits, the first of them", "[io][reader]") {
+  const auto fault_of = [](const Bytes& file) {
+    return error_of([&] { SafetensorsReader(file, "f").check_finite("t"); });
+  };
+  struct Type {
+    const char* name;
+    std::size_t size;
+    std::uint64_t infinity, sign;
+  };
+  for (const Type& type :
+       {Type{"F64", 8, 0x7ff0000000000000, 0x8000000000000000}, Type{"F32", 4, 0x7f800000, 0x80000000},
+        Type{"F16", 2, 0x7c00, 0x8000}, Type{"BF16", 2, 0x7f80, 0x8000}}) {
+    const std::string name = type.name;
+    const std::size_t size = type.size;
+    const std::uint64_t infinity = type.infinity, sign = type.sign;
+    CAPTURE(name);
+    // Both zeros, the smallest and the largest numbers.
+    std::vector<std::uint64_t> finite{0, sign, 1, sign | 1, infinity - 1, sign | (infinity - 1)};
+    finite.resize(16384 / size + 3);  // beyond the buffer between file and memory
+    const auto file = [&](std::size_t place, std::uint64_t bits) {
+      Bytes data;
+      for (std::size_t i = 0; i < finite.size(); ++i) {
+        // What comes after the first does not matter.
+        const Bytes element = little_endian(i == place ? bits : i == place + 1 ? infinity : finite[i], size);
+        data.insert(data.end(), element.begin(), element.end());
+      }
+      return file_of(name, "[" + std::to_string(finite.size()) + "]", data);
+    };
+    CHECK(fault_of(file(finite.size(), 0)) == "no error");
+    for (const std::size_t place : {std::size_t{0}, 16384 / size - 1, 16384 / size, finite.size() - 1}) {
+      const std::string start =
+          "meo: f: tensor \"t\": element " + std::to_string(place) + ": expected a finite number, got ";
+      CHECK(fault_of(file(place, infinity)) == start + "inf");
+      CHECK(fault_of(file(place, sign | infinity)) == start + "-inf");
+      for (const std::uint64_t nan : {infinity | 1, infinity | infinity >> 1, sign - 1}) {
+        CHECK(fault_of(file(place, nan)) == start + "nan");
+        CHECK(fault_of(file(place, sign | nan)) == start + "nan");
+      }
+    }
+  }
+  for (const char* integers : {"I64", "U64", "BOOL"})
+    CHECK(fault_of(file_of(integers, "[0]", {})) == "no error");
+  CHECK(fault_of(file_of("U64", "[1]", little_endian(~std::uint64_t{0}))) == "no error");
+  CHECK(fault_of(file_of("I32", "[1]", little_endian(0x7f800000, 4))) == "no error");
+  CHECK(fault_of(file_of("F8_E4M3", "[1]", little_endian(0, 1))) ==
+        "meo: f: tensor \"t\": elements of type \"F8_E4M3\" cannot be read");
+  CHECK(fault_of(file_of("{}")) == "meo: f: tensor \"t\": is not in the file");
+}
+
+TEST_CASE("numbers beyond a scalar's are not finite in it", "[io][reader]") {
+  const auto fault_in = []<class S>(S, const Bytes& file) {
+    return error_of([&] { SafetensorsReader(file, "f").check_finite<S>("t"); });
+  };
+  const auto doubles = [](double second) {
+    return file_of("F64", "[2]", little_endian(0) + little_endian(std::bit_cast<std::uint64_t>(second)));
+  };
+  const std::string start = "meo: f: tensor \"t\": element 1: expected ";
+  for (const double sign : {1.0, -1.0}) {
+    const double huge = sign * 1e300;
+    const std::string got = sign > 0 ? "1e+300" : "-1e+300";
+    CHECK(fault_in(double{}, doubles(huge)) == "no error");
+    CHECK(fault_in(0.0L, doubles(huge)) == "no error");
+    CHECK(fault_in(float{}, doubles(huge)) == start + "-3.40282e+38 to 3.40282e+38, got " + got);
+    CHECK(fault_in(Eigen::half{}, doubles(huge)) == start + "-65504 to 65504, got " + got);
+    CHECK(fault_in(float{}, doubles(sign * std::numeric_limits<float>::max())) == "no error");
+    CHECK(fault_in(Eigen::half{}, doubles(sign * 65504)) == "no error");
+    CHECK(fault_in(Eigen::bfloat16{}, doubles(sign * 1e38)) == "no error");
+  }
+  // The reader would make an infinity of it.
+  CHECK(fault_in(Eigen::half{}, file_of("I32", "[2]", little_endian(1, 4) + little_endian(70000, 4))) ==
+        start + "-65504 to 65504, got 70000");
+  CHECK(fault_in(float{}, file_of("U64", "[1]", little_endian(~std::uint64_t{0}))) == "no error");
+}
+
 TEST_CASE("tensors that are not there or have another shape", "[io][reader]") {
   const Bytes bytes = small_file();
   const SafetensorsReader file(bytes, "f");
@@ -375,6 +449,28 @@ TEST_CASE("files that cannot be opened", "[io][reader]") {
         "meo: " + directory.string() + ": cannot be read: Is a directory");
 }
 
+TEST_CASE("paths of any characters are UTF-8 in messages", "[io][reader]") {
+  const Folder folder;
+  const auto path = folder / "" / std::filesystem::path(u8"\u03c0 \u65e5.safetensors");
+  const std::string name = "\xcf\x80 \xe6\x97\xa5.safetensors";
+  const auto missing = error_of([&] { SafetensorsReader{path}; });
+  CHECK(missing.find(name + ": cannot be read: ") != std::string::npos);
+  meo::test::save(path, small_file());
+  const SafetensorsReader file(path);
+  CHECK(file.read<int>("n") == std::vector<int>{7});
+  CHECK(file.file().ends_with(name));
+  // What is no text at all does not keep the reason from being said.
+#if defined(_WIN32)
+  const std::filesystem::path odd = L"a\xd800z";
+  const std::string odd_name = "a?z";
+#else
+  const std::filesystem::path odd = "a\xffz";
+  const std::string odd_name = "a\xffz";
+#endif
+  CHECK(error_of([&] { SafetensorsReader{folder / "" / odd}; }).find(odd_name + ": cannot be read: ") !=
+        std::string::npos);
+}
+
 #if __has_include(<sys/resource.h>)
 TEST_CASE("a file that the system does not open", "[io][reader]") {
   const Folder folder;
@@ -521,8 +617,8 @@ TEST_CASE("the golden files are read, every tensor to the last bit", "[io][reade
                std::memcmp(values.data(), data + begin, end - begin) == 0;
       };
       CHECK((tensor.at("dtype") == "F64" ? same_bits(double{}) : same_bits(float{})));
-      CHECK(
-          std::ranges::all_of(file.read<long double>(name), [](long double v) { return std::isfinite(v); }));
+      const auto values = file.read<long double>(name);
+      CHECK(std::all_of(values.begin(), values.end(), [](long double v) { return std::isfinite(v); }));
     }
   }
   CHECK(tensors == 2692);

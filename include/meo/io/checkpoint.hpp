@@ -33,12 +33,19 @@
 
 namespace meo::inline MEO_ABI::io {
 
+struct LoadOptions {
+  /// Whether a parameter that is NaN, infinite or too large for the layer's scalar is an error; it names the
+  /// first, in row-major order. Reads the file twice.
+  bool require_finite = false;
+};
+
 namespace detail {
 
 /// Reads parameters under a prefix and remembers which, to find those that have no place.
 class ParameterReader {
  public:
-  ParameterReader(const SafetensorsReader& file, std::string_view prefix) : file_(file), prefix_(prefix) {}
+  ParameterReader(const SafetensorsReader& file, std::string_view prefix, const LoadOptions& options)
+      : file_(file), prefix_(prefix), options_(options) {}
 
   /// The parameters of a MoeLayer or MeoLayer, whose names begin with the prefix and `part`.
   template <class Layer>
@@ -46,9 +53,9 @@ class ParameterReader {
     using Scalar = typename Layer::Scalar;
     auto& gate = layer.gate();
     gate.set_weight(
-        file_.read_matrix<Scalar>(use(part + "w_gate"), gate.gate_features(), gate.num_experts()));
+        file_.read_matrix<Scalar>(use<Scalar>(part + "w_gate"), gate.gate_features(), gate.num_experts()));
     gate.set_noise_weight(
-        file_.read_matrix<Scalar>(use(part + "w_noise"), gate.gate_features(), gate.num_experts()));
+        file_.read_matrix<Scalar>(use<Scalar>(part + "w_noise"), gate.gate_features(), gate.num_experts()));
     if (layer.options().level == Level::task) fill_linear(layer.task_projection(), part + "task_proj.");
     if constexpr (Layer::merges_experts) {
       fill_stacked_experts(layer, part);
@@ -68,7 +75,8 @@ class ParameterReader {
     for (const std::string& name : file_.names()) {
       if (!name.starts_with(prefix_) || used_.contains(name)) continue;
       const std::string_view rest = std::string_view(name).substr(prefix_.size());
-      if (std::ranges::find(first_words, rest.substr(0, rest.find('.'))) != first_words.end()) {
+      const std::string_view word = rest.substr(0, rest.find('.'));
+      if (std::find(first_words.begin(), first_words.end(), word) != first_words.end()) {
         throw Error(file_.file(), name, "is no parameter of what is loaded");
       }
     }
@@ -79,13 +87,19 @@ class ParameterReader {
   static constexpr std::array<std::string_view, 10> first_words{
       "w_gate", "w_noise", "weight", "bias", "experts", "tokenatt", "task_proj", "up", "gate_up", "down"};
 
-  std::string use(const std::string& name) { return *used_.insert(prefix_ + name).first; }
+  /// The name under the prefix, which is used from now on.
+  template <class Scalar>
+  std::string use(const std::string& name) {
+    const std::string& full = *used_.insert(prefix_ + name).first;
+    if (options_.require_finite) file_.check_finite<Scalar>(full);
+    return full;
+  }
 
   template <class Scalar>
   void fill_linear(Linear<Scalar>& linear, const std::string& part) {
     linear.set_weight(
-        file_.read_matrix<Scalar>(use(part + "weight"), linear.out_features(), linear.in_features()));
-    linear.set_bias(file_.read_vector<Scalar>(use(part + "bias"), linear.out_features()));
+        file_.read_matrix<Scalar>(use<Scalar>(part + "weight"), linear.out_features(), linear.in_features()));
+    linear.set_bias(file_.read_vector<Scalar>(use<Scalar>(part + "bias"), linear.out_features()));
   }
 
   template <class Layer>
@@ -93,10 +107,10 @@ class ParameterReader {
     using Scalar = typename Layer::Scalar;
     for (Index expert = 0; expert < layer.num_experts(); ++expert) {
       const std::string dense = part + "experts." + std::to_string(expert) + ".dense.";
-      layer.set_weight(expert, file_.read_matrix<Scalar>(use(dense + "weight"), layer.out_features(),
+      layer.set_weight(expert, file_.read_matrix<Scalar>(use<Scalar>(dense + "weight"), layer.out_features(),
                                                          layer.in_features()));
       if (layer.options().bias) {
-        layer.set_bias(expert, file_.read_vector<Scalar>(use(dense + "bias"), layer.out_features()));
+        layer.set_bias(expert, file_.read_vector<Scalar>(use<Scalar>(dense + "bias"), layer.out_features()));
       }
     }
   }
@@ -106,14 +120,14 @@ class ParameterReader {
   void fill_stacked_experts(Layer& layer, const std::string& part) {
     using Scalar = typename Layer::Scalar;
     const Index experts = layer.num_experts(), rows = layer.out_features(), cols = layer.in_features();
-    const std::string weight = use(part + "weight");
+    const std::string weight = use<Scalar>(part + "weight");
     file_.check_shape(weight, {experts, rows, cols});
     for (Index expert = 0; expert < experts; ++expert) {
       const auto values = file_.read<Scalar>(weight, expert * rows * cols, rows * cols);
       layer.set_weight(expert, Eigen::Map<const Matrix<Scalar>>(values.data(), rows, cols));
     }
     if (!layer.options().bias) return;
-    const std::string bias = use(part + "bias");
+    const std::string bias = use<Scalar>(part + "bias");
     file_.check_shape(bias, {experts, rows});
     for (Index expert = 0; expert < experts; ++expert) {
       const auto values = file_.read<Scalar>(bias, expert * rows, rows);
@@ -123,6 +137,7 @@ class ParameterReader {
 
   const SafetensorsReader& file_;
   std::string prefix_;
+  LoadOptions options_;
   std::set<std::string> used_;
 };
 
@@ -132,9 +147,10 @@ class ParameterReader {
 /// read, and no other parameters of the authors' names under the prefix. Throws Error, and then leaves the
 /// layer as it was.
 template <class Layer>
-void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.") {
+void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.",
+          const LoadOptions& options = {}) {
   Layer loaded = layer;
-  detail::ParameterReader parameters(file, prefix);
+  detail::ParameterReader parameters(file, prefix, options);
   parameters.fill(loaded);
   parameters.check_all_used();
   layer = std::move(loaded);
@@ -143,12 +159,12 @@ void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix =
 /// The same for a block.
 template <class Layer, class Activation>
 void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
-          std::string_view prefix = "param.") {
+          std::string_view prefix = "param.", const LoadOptions& options = {}) {
   // Layer by layer, because an activation may not be assignable.
   Layer up = block.up();
   Layer down = block.down();
   std::optional<Layer> gate_up;
-  detail::ParameterReader parameters(file, prefix);
+  detail::ParameterReader parameters(file, prefix, options);
   parameters.fill(up, "up.");
   parameters.fill(down, "down.");
   if (block.options().gated) parameters.fill(gate_up.emplace(block.gate_up()), "gate_up.");

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -111,15 +112,15 @@ template <class T>
 T load(const std::byte* bytes) {
   std::array<std::byte, sizeof(T)> raw;
   std::copy_n(bytes, sizeof(T), raw.begin());
-  if constexpr (std::endian::native == std::endian::big) std::ranges::reverse(raw);
+  if constexpr (std::endian::native == std::endian::big) std::reverse(raw.begin(), raw.end());
   return std::bit_cast<T>(raw);
 }
 
 template <class T>
 void store(T value, std::byte* bytes) {
   auto raw = std::bit_cast<std::array<std::byte, sizeof(T)>>(value);
-  if constexpr (std::endian::native == std::endian::big) std::ranges::reverse(raw);
-  std::ranges::copy(raw, bytes);
+  if constexpr (std::endian::native == std::endian::big) std::reverse(raw.begin(), raw.end());
+  std::copy(raw.begin(), raw.end(), bytes);
 }
 
 /// The nearest number of a 16-bit format, ties to even, from a double: going through float would round twice.
@@ -139,23 +140,28 @@ constexpr std::uint16_t round_to_16_bits(double value) {
 
   // Below the smallest normal number every step of the exponent costs a bit of the significand.
   const std::uint64_t significand = fraction | std::uint64_t{1} << 52;
-  const int lost_bits = std::min(52 - FractionBits + std::max(smallest_normal - exponent, 0), 63);
+  const int lost_bits = (std::min)(52 - FractionBits + (std::max)(smallest_normal - exponent, 0), 63);
   const std::uint64_t kept = significand >> lost_bits;
   const std::uint64_t lost = significand - (kept << lost_bits);
   const std::uint64_t half = std::uint64_t{1} << (lost_bits - 1);
   const bool up = lost > half || (lost == half && kept % 2 == 1);
   // The leading one that kept includes is carried into the exponent, and so is rounding up to a power of two.
-  const auto biased = static_cast<std::uint64_t>(std::max(exponent - smallest_normal, 0));
+  const auto biased = static_cast<std::uint64_t>((std::max)(exponent - smallest_normal, 0));
   return static_cast<std::uint16_t>(sign |
-                                    std::min((biased << FractionBits) + kept + (up ? 1 : 0), infinity));
+                                    (std::min)((biased << FractionBits) + kept + (up ? 1 : 0), infinity));
 }
 
 // A format has the type Raw that lies in the file and decode(Raw), the number. A floating format has
-// encode(number) as well, an integer format holds(integer), whether the integer is one of its values.
+// encode(number) as well and the bits of infinity, an integer format holds(integer), whether the integer is
+// one of its values.
 
 template <std::floating_point T>
 struct FloatFormat {
   using Raw = T;
+  static constexpr auto infinity = [] {
+    if constexpr (sizeof(T) == 8) return std::uint64_t{0x7ff0000000000000};
+    else return std::uint32_t{0x7f800000};
+  }();
   static T decode(T raw) { return raw; }
   template <class S>
   static T encode(const S& value) {
@@ -165,6 +171,7 @@ struct FloatFormat {
 
 struct F16Format {
   using Raw = std::uint16_t;
+  static constexpr std::uint16_t infinity = 0x7c00;
   static float decode(std::uint16_t raw) {
     const std::uint32_t sign = std::uint32_t{raw} >> 15 << 31;
     const std::uint32_t exponent = raw >> 10 & 0x1f;
@@ -181,6 +188,7 @@ struct F16Format {
 
 struct BF16Format {
   using Raw = std::uint16_t;
+  static constexpr std::uint16_t infinity = 0x7f80;
   static float decode(std::uint16_t raw) { return std::bit_cast<float>(std::uint32_t{raw} << 16); }
   template <class S>
   static std::uint16_t encode(const S& value) {
@@ -256,6 +264,32 @@ bool read_number(typename Format::Raw raw, S& out) {
   return true;
 }
 
+/// "nan", "inf" or "-inf" for an element, of these bytes, that is no finite number; else empty. Looks at the
+/// bits, because with -ffast-math compilers take every number for finite.
+template <class Format>
+std::string_view not_finite(const std::byte* bytes) {
+  if constexpr (!HoldsIntegers<Format>) {
+    constexpr auto infinity = Format::infinity;
+    using Bits = std::remove_const_t<decltype(infinity)>;
+    const auto bits = load<Bits>(bytes);
+    if ((bits & infinity) != infinity) return {};
+    if (bits == infinity) return "inf";
+    return static_cast<Bits>(bits << 1) == static_cast<Bits>(infinity << 1) ? "-inf" : "nan";
+  }
+  return {};
+}
+
+/// Whether S has finite numbers as large as this finite one.
+template <FloatLike S>
+bool reaches(double number) {
+  using Limits = std::numeric_limits<S>;
+  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
+    const auto largest = static_cast<double>((Limits::max)());
+    return -largest <= number && number <= largest;
+  }
+  return true;
+}
+
 /// The other way.
 template <class Format, Element S>
 bool write_number(const S& number, typename Format::Raw& out) {
@@ -268,13 +302,22 @@ bool write_number(const S& number, typename Format::Raw& out) {
   return true;
 }
 
+/// The message for a finite number that S does not reach.
+template <FloatLike S>
+std::string beyond(std::size_t element, double number) {
+  const auto largest = static_cast<double>((std::numeric_limits<S>::max)());
+  std::ostringstream text;
+  text << "element " << element << ": expected " << -largest << " to " << largest << ", got " << number;
+  return text.str();
+}
+
 /// The message for an integer that is none of the values of T, or of BOOL.
 template <class T, class Number>
 std::string no_value(DType dtype, std::size_t element, Number number) {
   std::string range = "0 to 1";
   if (dtype != DType::BOOL) {
-    range = std::to_string(std::numeric_limits<T>::min()) + " to " +
-            std::to_string(std::numeric_limits<T>::max());
+    range = std::to_string((std::numeric_limits<T>::min)()) + " to " +
+            std::to_string((std::numeric_limits<T>::max)());
   }
   return "element " + std::to_string(element) + ": expected " + range + ", got " + std::to_string(number);
 }

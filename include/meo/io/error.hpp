@@ -2,9 +2,11 @@
 
 /// How the readers and writers of files report what is wrong.
 
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include <nlohmann/json.hpp>
 
@@ -17,6 +19,21 @@ namespace detail {
 /// A name from a file as a JSON string: whatever bytes it holds, it can be printed and read back by eye.
 inline std::string in_quotes(std::string_view name) {
   return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// A path as UTF-8, for messages; path.string() throws on Windows for what the code page lacks.
+inline std::string in_utf8(const std::filesystem::path& path) {
+  try {
+    const std::u8string text = path.u8string();
+    return {text.begin(), text.end()};
+  } catch (const std::system_error&) {  // a name on Windows that is no UTF-16
+    std::string text;
+    for (const auto unit : path.native()) {
+      const auto code = static_cast<unsigned long>(unit);
+      text += code < 128 ? static_cast<char>(code) : '?';
+    }
+    return text;
+  }
 }
 
 }  // namespace detail

@@ -11,5 +11,6 @@
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>

@@ -8,7 +8,12 @@
 ///     {"__metadata__": {"key": "value", …}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0,
 ///     24]}, …}
 ///
-/// Offsets count from the start of the data. Every byte of the data belongs to exactly one tensor.
+/// Offsets count from the start of the data. Every byte of the data belongs to exactly one tensor. Metadata
+/// may be null, as the format's own reader has it, which is as if there were none.
+///
+/// That reader passes over keys of a tensor that the format does not have; here they are refused. One that
+/// says how the bytes are to be read, a scale or an order, must not be lost without a word, and notes have
+/// their place in the metadata.
 
 #include <algorithm>
 #include <cstddef>
@@ -64,7 +69,7 @@ inline std::optional<Index> element_count(const std::vector<Index>& shape) {
   Index count = 1;
   for (const Index dimension : shape) {
     if (dimension < 0) return std::nullopt;
-    if (dimension > 0 && count > std::numeric_limits<Index>::max() / dimension) return std::nullopt;
+    if (dimension > 0 && count > (std::numeric_limits<Index>::max)() / dimension) return std::nullopt;
     count *= dimension;
   }
   return count;
@@ -76,7 +81,11 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
   HeaderParser(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
 
-  bool null() override { refuse("null"); }
+  bool null() override {
+    if (place_ != Place::names || name_ != metadata_key) refuse("null");
+    return true;
+  }
+
   bool boolean(bool) override { refuse("a boolean"); }
   bool number_integer(number_integer_t value) override { refuse(std::to_string(value)); }
   bool number_float(number_float_t, const string_t& text) override { refuse(text); }
@@ -190,7 +199,7 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
       case Place::tensor:
         return key_ + (key_ == "dtype" ? ": expected a string" : ": expected an array");
       case Place::shape:
-        return "shape: expected integers from 0 to " + std::to_string(std::numeric_limits<Index>::max());
+        return "shape: expected integers from 0 to " + std::to_string((std::numeric_limits<Index>::max)());
       case Place::data_offsets:
         return "data_offsets: expected integers from 0 to 2^64 - 1";
     }
@@ -244,8 +253,10 @@ inline void check_data(const std::string& file, const SafetensorsHeader& header,
     in_order.push_back(&entry);
   }
 
-  std::ranges::sort(in_order, {},
-                    [](const Entry* entry) { return std::pair(entry->second.begin, entry->second.end); });
+  std::sort(in_order.begin(), in_order.end(), [](const Entry* left, const Entry* right) {
+    return std::pair(left->second.begin, left->second.end) <
+           std::pair(right->second.begin, right->second.end);
+  });
   const auto check_hole = [&](std::uint64_t begin, std::uint64_t end) {
     if (begin < end) {
       throw Error(file,

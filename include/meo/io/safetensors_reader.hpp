@@ -42,9 +42,9 @@ class ByteSource {
   explicit ByteSource(const std::filesystem::path& path) : file_(std::make_shared<File>()) {
     std::error_code error;
     size_ = std::filesystem::file_size(path, error);
-    if (error) throw Error(path.string(), "cannot be read: " + error.message());
+    if (error) throw Error(in_utf8(path), "cannot be read: " + error.message());
     file_->stream.open(path, std::ios::binary);
-    if (!file_->stream) throw Error(path.string(), "cannot be opened");
+    if (!file_->stream) throw Error(in_utf8(path), "cannot be opened");
   }
   explicit ByteSource(std::span<const std::byte> memory) : memory_(memory), size_(memory.size()) {}
 
@@ -53,7 +53,8 @@ class ByteSource {
   /// False if the bytes are not there, because the file has become shorter or its medium fails.
   bool read(std::uint64_t offset, std::span<std::byte> out) const {
     if (file_ == nullptr) {
-      std::ranges::copy(memory_.subspan(static_cast<std::size_t>(offset), out.size()), out.begin());
+      const auto bytes = memory_.subspan(static_cast<std::size_t>(offset), out.size());
+      std::copy(bytes.begin(), bytes.end(), out.begin());
       return true;
     }
     const std::lock_guard lock(file_->mutex);
@@ -81,7 +82,7 @@ class ByteSource {
 class SafetensorsReader {
  public:
   explicit SafetensorsReader(const std::filesystem::path& path)
-      : SafetensorsReader(detail::ByteSource(path), path.string()) {}
+      : SafetensorsReader(detail::ByteSource(path), detail::in_utf8(path)) {}
 
   /// Reads from memory that outlives the reader and its copies; name stands for the file in messages.
   SafetensorsReader(std::span<const std::byte> bytes, std::string name)
@@ -125,6 +126,26 @@ class SafetensorsReader {
     }
   }
 
+  /// Throws unless the tensor is there, is of a type that can be read, and all its elements are finite and
+  /// within what S holds; names the first that is not. Also with -ffast-math.
+  template <FloatLike S = double>
+  void check_finite(std::string_view name) const {
+    const TensorInfo& tensor = readable(name);
+    detail::with_format(tensor.dtype, [&]<class Format>(Format) {
+      using Raw = typename Format::Raw;
+      const auto check = [&](std::size_t element, const std::byte* bytes) {
+        if (const std::string_view what = detail::not_finite<Format>(bytes); !what.empty()) {
+          throw Error(
+              file_, name,
+              "element " + std::to_string(element) + ": expected a finite number, got " + std::string(what));
+        }
+        const auto number = static_cast<double>(Format::decode(detail::load<Raw>(bytes)));
+        if (!detail::reaches<S>(number)) throw Error(file_, name, detail::beyond<S>(element, number));
+      };
+      for_each_element<Raw>(name, 0, static_cast<std::size_t>(tensor.size), check);
+    });
+  }
+
   /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
   /// another shape or size than asked for, or holds what S cannot.
   template <Element S>
@@ -155,7 +176,8 @@ class SafetensorsReader {
           "expected " + std::to_string(out.size()) + " elements, got " + std::to_string(info(name).size));
     }
     // By way of a vector: an error in the middle must not leave half a tensor behind.
-    std::ranges::copy(read<S>(name), out.begin());
+    const std::vector<S> values = read<S>(name);
+    std::copy(values.begin(), values.end(), out.begin());
   }
 
   template <Element S>
@@ -187,7 +209,7 @@ class SafetensorsReader {
     std::array<std::byte, length_size> length_bytes{};
     read_at(0, length_bytes);
     const auto length = detail::load<std::uint64_t>(length_bytes.data());
-    const std::uint64_t limit = std::min(detail::max_header_size, source_.size() - length_size);
+    const std::uint64_t limit = (std::min)(detail::max_header_size, source_.size() - length_size);
     if (length > limit) {
       throw Error(file_, "expected a header of at most " + std::to_string(limit) + " bytes, got " +
                              std::to_string(length));
@@ -218,24 +240,32 @@ class SafetensorsReader {
         throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
       } else {
         using Raw = typename Format::Raw;
-        constexpr std::size_t chunk = read_bytes / sizeof(Raw);
-        std::array<std::byte, chunk * sizeof(Raw)> buffer;
-        for (std::size_t begin = 0; begin < out.size(); begin += chunk) {
-          const auto part = out.subspan(begin, std::min(chunk, out.size() - begin));
-          const auto bytes = std::span(buffer).first(part.size() * sizeof(Raw));
-          if (!source_.read(data_begin_ + tensor.begin + (first + begin) * sizeof(Raw), bytes)) {
-            throw Error(file_, name, "its data cannot be read any more");
+        for_each_element<Raw>(name, first, out.size(), [&](std::size_t element, const std::byte* bytes) {
+          const Raw raw = detail::load<Raw>(bytes);
+          if (!detail::read_number<Format>(raw, out[element - first])) {
+            using Range = std::conditional_t<Integer<S>, S, Raw>;
+            throw Error(file_, name, detail::no_value<Range>(tensor.dtype, element, raw));
           }
-          for (std::size_t i = 0; i < part.size(); ++i) {
-            const Raw raw = detail::load<Raw>(bytes.data() + i * sizeof(Raw));
-            if (!detail::read_number<Format>(raw, part[i])) {
-              using Range = std::conditional_t<Integer<S>, S, Raw>;
-              throw Error(file_, name, detail::no_value<Range>(tensor.dtype, first + begin + i, raw));
-            }
-          }
-        }
+        });
       }
     });
+  }
+
+  /// Calls visit(number of the element, its bytes) for `count` elements from `first` on.
+  template <class Raw, class Visitor>
+  void for_each_element(std::string_view name, std::size_t first, std::size_t count,
+                        const Visitor& visit) const {
+    const std::uint64_t data = data_begin_ + info(name).begin;
+    constexpr std::size_t chunk = read_bytes / sizeof(Raw);
+    std::array<std::byte, chunk * sizeof(Raw)> buffer;
+    for (std::size_t begin = 0; begin < count; begin += chunk) {
+      const std::size_t size = (std::min)(chunk, count - begin);
+      const auto bytes = std::span(buffer).first(size * sizeof(Raw));
+      if (!source_.read(data + (first + begin) * sizeof(Raw), bytes)) {
+        throw Error(file_, name, "its data cannot be read any more");
+      }
+      for (std::size_t i = 0; i < size; ++i) visit(first + begin + i, bytes.data() + i * sizeof(Raw));
+    }
   }
 
   detail::ByteSource source_;

@@ -10,14 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <functional>
 #include <map>
 #include <ranges>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -26,6 +23,7 @@
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
 
@@ -53,7 +51,8 @@ inline std::vector<std::byte> file_head(std::string_view file, std::string heade
   }
   std::vector<std::byte> bytes(sizeof(std::uint64_t) + header.size());
   store(static_cast<std::uint64_t>(header.size()), bytes.data());
-  std::ranges::copy(std::as_bytes(std::span(header)), bytes.begin() + sizeof(std::uint64_t));
+  const auto text = std::as_bytes(std::span(header));
+  std::copy(text.begin(), text.end(), bytes.begin() + sizeof(std::uint64_t));
   return bytes;
 }
 
@@ -105,35 +104,17 @@ class SafetensorsWriter {
     return bytes;
   }
 
-  /// Writes a file beside it, named path.partial, and renames that: a failure leaves what was at path.
+  /// Writes a file beside it, path.partial-N (which stays if the program is killed), to the disk and then
+  /// gives it the path's name: a failure leaves what was there, or says that it has been replaced. A symbolic
+  /// link is followed, and the file that it leads to replaced, or created. The new file gets the permissions
+  /// of the old one, be that read-only; owner and further hard links it does not get.
   void write(const std::filesystem::path& path) const {
-    const std::string file = path.string();
-    std::error_code error;
-    // A device, say, must not be replaced by a file.
-    if (const auto status = std::filesystem::status(path, error);
-        std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-      throw Error(file, "expected a regular file");
-    }
     const std::vector<const Entry*> entries = in_order();
-    const std::vector<std::byte> head = header(file, entries);
-
-    std::filesystem::path partial = path;
-    partial += ".partial";
-    std::ofstream stream(partial, std::ios::binary | std::ios::trunc);
-    if (!stream) throw Error(file, partial.string() + " cannot be created");
-    const auto put = [&](std::span<const std::byte> part) {
-      stream.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
-    };
-    put(head);
-    for (const Entry* entry : entries) put(entry->second.bytes);
-    stream.close();
-    const bool written = stream.good();
-    if (written) std::filesystem::rename(partial, path, error);
-    if (!written || error) {
-      std::error_code ignored;
-      std::filesystem::remove(partial, ignored);
-      throw Error(file, written ? "cannot be replaced: " + error.message() : "cannot be written");
-    }
+    const std::vector<std::byte> head = header(detail::in_utf8(path), entries);
+    detail::OutputFile file(path);
+    file.write(head);
+    for (const Entry* entry : entries) file.write(entry->second.bytes);
+    file.commit();
   }
 
  private:
@@ -179,8 +160,9 @@ class SafetensorsWriter {
   std::vector<const Entry*> in_order() const {
     std::vector<const Entry*> entries;
     for (const Entry& entry : tensors_) entries.push_back(&entry);
-    std::ranges::stable_sort(entries, std::ranges::greater{},
-                             [](const Entry* entry) { return size_of(entry->second.dtype); });
+    std::stable_sort(entries.begin(), entries.end(), [](const Entry* left, const Entry* right) {
+      return size_of(left->second.dtype) > size_of(right->second.dtype);
+    });
     return entries;
   }
 
