@@ -49,6 +49,8 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar> gate_input_gradient;      ///< R × D_g
   detail::AlignedVector<Scalar> task_inputs_gradient;     ///< descriptions × D_g
   detail::AlignedVector<Scalar> task_means_gradient;      ///< descriptions × S
+  std::vector<Index> task_begins;                         ///< descriptions + 1, in task_order
+  std::vector<Index> task_order;                          ///< sequences, by description
   detail::AlignedVector<Scalar> attended_gradient;        ///< tokens × D
   detail::AlignedVector<Scalar> attention_rows_gradient;  ///< tokens × ⌊D/r⌋
   detail::AlignedVector<Scalar>

@@ -2,9 +2,8 @@
 
 /// What the user chooses about a layer; the same for MoE and MEO.
 
-#include <limits>
-
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/layers/merge_order.hpp>
 #include <meo/types.hpp>
 
@@ -47,9 +46,9 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
   require(options.level != Level::task || options.task_features >= 1,
           "task_features: expected at least 1 at task level, got ", options.task_features);
-  require(options.loss_coefficient >= 0 && options.loss_coefficient < std::numeric_limits<double>::infinity(),
+  require(is_finite(options.loss_coefficient) && options.loss_coefficient >= 0,
           "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
-  require(options.noise_epsilon > 0 && options.noise_epsilon < std::numeric_limits<double>::infinity(),
+  require(is_finite(options.noise_epsilon) && options.noise_epsilon > 0,
           "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,

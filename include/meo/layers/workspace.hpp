@@ -9,6 +9,7 @@
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -27,6 +28,7 @@ class Workspace {
   detail::AlignedVector<Scalar> task_means;      ///< descriptions × S
   detail::AlignedVector<Scalar> attention_rows;  ///< tokens × ⌊D/r⌋
   detail::AlignedVector<Scalar> attended;        ///< tokens × D: x + TokenAttention(x)
+  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
   std::vector<Index> token_offsets;              ///< 0 … tokens, where every token is gated by itself
   detail::Dispatch<Scalar> dispatch;
   detail::MergePlan<Scalar> merges;
