@@ -129,6 +129,12 @@ void sum_rows(Index begin, Index end, Index size, const Row& row, Value* sum, Va
   parts.finish();
 }
 
+template <class A, class B>
+Sum<typename A::Scalar> dot(const Eigen::MatrixBase<A>& a, const Eigen::MatrixBase<B>& b) {
+  using Value = Sum<typename A::Scalar>;
+  return a.template cast<Value>().dot(b.template cast<Value>());
+}
+
 /// Σ term(i) over begin ≤ i < end.
 template <class Value, class Term>
 Value pairwise_sum(Index begin, Index end, const Term& term) {

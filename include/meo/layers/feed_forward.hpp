@@ -24,6 +24,7 @@
 #include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -451,7 +452,9 @@ class FeedForward {
     Scalar* const gate_q = context.gate_hidden_gradient.data();
     const auto up_panels = up_.experts().panels(), down_panels = down_.experts().panels();
     Scalar* const scratch = detail::reserve(
-        context.up.scratch, threads * std::max({detail::weight_gradient_scratch_size<Scalar>(),
+        context.up.scratch, threads * std::max({detail::weight_gradient_scratch_size<Scalar>(
+                                                    std::max(up_panels.num_panels(), down_panels.num_panels()),
+                                                    x.rows()),
                                                 detail::input_gradient_scratch_size(up_panels),
                                                 detail::input_gradient_scratch_size(down_panels)}));
     Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
@@ -471,7 +474,7 @@ class FeedForward {
         Eigen::Map<Vector<Scalar>> q_row(q + r * cols, cols);
         const Eigen::Map<const Vector<Scalar>> hidden_row(h.hidden + r * cols, cols);
         context.up.slot_products[static_cast<std::size_t>(begin + r)] =
-            q_row.dot(hidden_row) +
+            detail::dot(q_row, hidden_row) +
             detail::product_with_bias(down_panels, expert, dy.data() + tokens[r] * dy.outerStride());
         q_row *= weights[r];
       }
