@@ -51,7 +51,9 @@ constexpr Index gradient_inputs() {
 #if defined(MEO_TINY_BLOCKS)
   return 2 * Tile<Scalar>::rows;
 #else
-  return 96;
+  // Of large scalars, as those of automatic differentiation, as many as fill less than a third of scratch.
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  return std::clamp<Index>(max_scratch_bytes * 5 / 16 / (max_gradient_merges * row_bytes), 1, 96);
 #endif
 }
 

@@ -15,6 +15,7 @@
 
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
+#include <meo/experts/evaluate.hpp>
 #include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/weight_gradient.hpp>
@@ -319,7 +320,7 @@ class FeedForward {
     const Index cols = options_.hidden_features;
     detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
       for (Index i = begin * cols; i < end * cols; ++i) {
-        h.hidden[i] = activation_(h.pre_activation[i]);
+        h.hidden[i] = detail::evaluate(activation_, h.pre_activation[i]);
         if (h.gate_hidden != nullptr) h.hidden[i] = h.hidden[i] * h.gate_hidden[i];
       }
     });
@@ -332,11 +333,11 @@ class FeedForward {
     const Index cols = options_.hidden_features;
     detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
       for (Index i = begin * cols; i < end * cols; ++i) {
-        const Scalar slope = activation_.derivative(pre_activation[i]);
+        const Scalar slope = detail::evaluate_derivative(activation_, pre_activation[i]);
         if (gate_hidden == nullptr) {
           hidden_gradient[i] = hidden_gradient[i] * slope;
         } else {
-          gate_hidden_gradient[i] = hidden_gradient[i] * activation_(pre_activation[i]);
+          gate_hidden_gradient[i] = hidden_gradient[i] * detail::evaluate(activation_, pre_activation[i]);
           hidden_gradient[i] = hidden_gradient[i] * gate_hidden[i] * slope;
         }
       }

@@ -28,14 +28,14 @@ namespace detail {
 template <class Scalar>
 Scalar normal_cdf(const Scalar& x) {
   using std::erfc;
-  return Scalar(0.5) * erfc(-x * Scalar(0.70710678118654752440L));
+  return Scalar(0.5) * erfc(-x * constant<Scalar>(0.70710678118654752440L));
 }
 
 /// φ(x) = Φ'(x).
 template <class Scalar>
 Scalar normal_density(const Scalar& x) {
   using std::exp;
-  return Scalar(0.39894228040143267794L) * exp(Scalar(-0.5) * x * x);
+  return constant<Scalar>(0.39894228040143267794L) * exp(Scalar(-0.5) * x * x);
 }
 
 /// 1 / (1 + exp(−x)), the derivative of softplus, without overflow.
