@@ -34,7 +34,7 @@ struct FeedForwardOptions {
   Index features = 0;             ///< D
   Index hidden_features = 0;      ///< H
   Index num_experts = 0;          ///< N; 0: the count in the layers' type
-  Index top_k = 1;                ///< K
+  Index top_k = 1;                ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
   Level level = Level::sequence;  ///< of every gate
   bool bias = true;               ///< whether experts have biases
   bool gated = false;             ///< whether there is a gate_up
