@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
@@ -44,14 +45,16 @@ class AdamW {
   const AdamWOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps.
   void set_options(const AdamWOptions& options) {
-    const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
-    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
-                    options.learning_rate);
+    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
+    const auto is_beta = [&](double beta) { return is_rate(beta) && beta < 1; };
+    detail::require(is_rate(options.learning_rate),
+                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
     detail::require(is_beta(options.beta1), "beta1: expected at least 0 and below 1, got ", options.beta1);
     detail::require(is_beta(options.beta2), "beta2: expected at least 0 and below 1, got ", options.beta2);
-    detail::require(options.epsilon > 0, "epsilon: expected a positive number, got ", options.epsilon);
-    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
-                    options.weight_decay);
+    detail::require(is_rate(options.epsilon) && options.epsilon > 0, "epsilon: expected a finite number above 0, got ",
+                    options.epsilon);
+    detail::require(is_rate(options.weight_decay),
+                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
     options_ = options;
   }
 

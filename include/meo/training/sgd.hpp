@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
@@ -37,11 +38,13 @@ class Sgd {
   const SgdOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps.
   void set_options(const SgdOptions& options) {
-    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
-                    options.learning_rate);
-    detail::require(options.momentum >= 0, "momentum: expected at least 0, got ", options.momentum);
-    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
-                    options.weight_decay);
+    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
+    detail::require(is_rate(options.learning_rate),
+                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
+    detail::require(is_rate(options.momentum), "momentum: expected a finite number of at least 0, got ",
+                    options.momentum);
+    detail::require(is_rate(options.weight_decay),
+                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
     detail::require(!options.nesterov || options.momentum > 0,
                     "momentum: expected some with nesterov, got 0");
     options_ = options;
