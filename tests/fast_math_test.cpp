@@ -41,8 +41,8 @@ TEMPLATE_TEST_CASE("finite numbers are told from others", "[finite]", float, dou
   using S = TestType;
   using Limits = std::numeric_limits<S>;
   for (const S& value : not_finite<S>()) CHECK(!detail::is_finite(value));
-  const std::vector<S> finite{S(0),           -S(0),           S(1),          S(-2.5),
-                              (Limits::max)(), Limits::lowest(), (Limits::min)(), Limits::denorm_min()};
+  const std::vector<S> finite{
+      S(0), -S(0), S(1), S(-2.5), (Limits::max)(), Limits::lowest(), (Limits::min)(), Limits::denorm_min()};
   for (const S& value : finite) CHECK(detail::is_finite(value));
 }
 

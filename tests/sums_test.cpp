@@ -46,10 +46,10 @@ TEST_CASE("sums of rows are those of integers, whatever their number", "[sums]")
   for (const Index rows : {0, 1, 127, 128, 129, 255, 256, 257, 1000, 5000}) {
     std::vector<float> values(static_cast<std::size_t>(rows * cols));
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 17) - 8;
-    std::vector<float> sum(cols, 7), memory(
-        static_cast<std::size_t>(detail::pairwise_depth(detail::num_parts(rows)) * cols));
-    detail::sum_rows(0, rows, cols, [&](Index row) { return values.data() + row * cols; }, sum.data(),
-                     memory.data());
+    std::vector<float> sum(cols, 7),
+        memory(static_cast<std::size_t>(detail::pairwise_depth(detail::num_parts(rows)) * cols));
+    detail::sum_rows(
+        0, rows, cols, [&](Index row) { return values.data() + row * cols; }, sum.data(), memory.data());
     for (Index c = 0; c < cols; ++c) {
       float expected = 0;
       for (Index row = 0; row < rows; ++row) expected += values[static_cast<std::size_t>(row * cols + c)];
@@ -70,7 +70,8 @@ TEMPLATE_TEST_CASE("a million terms are within the bound of their pairwise sum",
   CHECK(std::abs(Wide<S>(detail::pairwise_sum<S>(0, terms, [&](Index) { return term; })) - exact) <= bound);
   S sum = 0;
   std::vector<S> memory(static_cast<std::size_t>(detail::pairwise_depth(detail::num_parts(terms))));
-  detail::sum_rows(0, terms, 1, [&](Index) { return &term; }, &sum, memory.data());
+  detail::sum_rows(
+      0, terms, 1, [&](Index) { return &term; }, &sum, memory.data());
   CHECK(std::abs(Wide<S>(sum) - exact) <= bound);
 }
 

@@ -36,7 +36,8 @@ template <class Derivatives>
 auto log1p(const AutoDiffScalar<Derivatives>& x) {
   using std::log1p;
   using Value = std::decay_t<decltype(x.value())>;
-  return MakeAutoDiffScalar(Value(log1p(x.value())), x.derivatives() * Value(Value(1) / (Value(1) + x.value())));
+  return MakeAutoDiffScalar(Value(log1p(x.value())),
+                            x.derivatives() * Value(Value(1) / (Value(1) + x.value())));
 }
 
 }  // namespace Eigen

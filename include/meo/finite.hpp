@@ -32,7 +32,8 @@ bool is_finite(const Scalar& x) {
     constexpr auto mask = exponent_bits<Scalar>;
     return (std::bit_cast<std::remove_const_t<decltype(mask)>>(x) & mask) != mask;
   } else if constexpr (std::same_as<Scalar, long double>) {
-    // Its format is the platform's. The fraction of a finite number fits a double, that of others is x itself.
+    // Its format is the platform's. The fraction of a finite number fits a double, that of others is x
+    // itself.
     int exponent = 0;
     const auto fraction = static_cast<double>(std::frexp(x, &exponent));
     return is_finite(fraction);

@@ -95,9 +95,9 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
   with_threads([&](Index threads) {
     ExpertBank<S> gradients = problem.start;
     const auto panels = problem.bank.panels();
-    detail::AlignedVector<S> scratch(
-        static_cast<std::size_t>(threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows),
-                                                    detail::input_gradient_scratch_size(panels))));
+    detail::AlignedVector<S> scratch(static_cast<std::size_t>(
+        threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows),
+                           detail::input_gradient_scratch_size(panels))));
     detail::weight_gradient<S>(gradients.mutable_panels(), 1, {problem.x.data(), in, gather.data()},
                                {problem.dy.data(), out, gather.data(), factors.data()}, rows, scratch.data(),
                                threads);
@@ -215,8 +215,8 @@ void check_gradient_kernels() {
     const Index tokens = (parts - 1) * detail::serial_tokens<S>() + parts;
     check_expert_gradients<S>(rng, 9, tokens, 9, 18, true);
     check_merged_gradients<S>(rng, {tokens, 3}, 9, 18, 3, 2, true);
-    check_merged_gradients<S>(rng, std::vector<Index>(std::size_t((parts - 1) * detail::serial_merges + 1), 1),
-                              5, 7, 3, 2, true);
+    check_merged_gradients<S>(
+        rng, std::vector<Index>(std::size_t((parts - 1) * detail::serial_merges + 1), 1), 5, 7, 3, 2, true);
   }
 }
 

@@ -5,7 +5,8 @@
 #include <vector>
 
 #if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wfloat-conversion"  // activations' constants have the digits of a long double
+#pragma GCC diagnostic ignored \
+    "-Wfloat-conversion"  // activations' constants have the digits of a long double
 #endif
 
 #include <meo/autodiff.hpp>
@@ -26,7 +27,8 @@ using namespace meo::test;
 constexpr Index tokens = 5, features = 3;
 using Dual = Eigen::AutoDiffScalar<Eigen::Matrix<double, tokens * features, 1>>;
 
-/// Roundings granted to a derivative, in units of the largest: a few hundred operations lie on any way to one.
+/// Roundings granted to a derivative, in units of the largest: a few hundred operations lie on any way to
+/// one.
 constexpr Index most_roundings = 1000;
 
 Matrix<Dual> constants(const Matrix<double>& values) { return values.cast<Dual>(); }
@@ -73,7 +75,8 @@ void check(Layer layer, DualLayer dual, Index gated_rows, Index out, const LossO
   Generator rng(37);
   std::mt19937_64 start(38);
   layer.initialize(start);
-  if constexpr (requires { layer.gate(); }) layer.gate().set_noise_weight(random_matrix<double>(rng, features, 4));
+  if constexpr (requires { layer.gate(); })
+    layer.gate().set_noise_weight(random_matrix<double>(rng, features, 4));
   copy_layer(layer, dual);
   const Sequences sequences = Sequences::from_lengths({3, 2});
   const Matrix<double> x = random_matrix<double>(rng, tokens, features);
@@ -97,14 +100,16 @@ void check(Layer layer, DualLayer dual, Index gated_rows, Index out, const LossO
 
   const double tolerance = static_cast<double>(gamma<double>(most_roundings));
   CHECK(disagreement_in_max_norm(values_of(dual_y), y, tolerance) == "");
-  const Matrix<double> derivatives = Eigen::Map<const Matrix<double>>(loss.derivatives().data(), tokens, features);
+  const Matrix<double> derivatives =
+      Eigen::Map<const Matrix<double>>(loss.derivatives().data(), tokens, features);
   CHECK(disagreement_in_max_norm(derivatives, dx, tolerance) == "");
 
   dual.backward(dual_x, dual_inputs, dual_context, dual_dy, dual_gradients, dual_dx);
   CHECK(disagreement_in_max_norm(values_of(dual_dx), dx, tolerance) == "");
 }
 
-TEMPLATE_TEST_CASE("a layer's derivatives are backward's", "[layer][autodiff]", (std::pair<MoeLayer<double>, MoeLayer<Dual>>),
+TEMPLATE_TEST_CASE("a layer's derivatives are backward's", "[layer][autodiff]",
+                   (std::pair<MoeLayer<double>, MoeLayer<Dual>>),
                    (std::pair<MeoLayer<double>, MeoLayer<Dual>>)) {
   using Layer = typename TestType::first_type;
   using DualLayer = typename TestType::second_type;
@@ -116,8 +121,8 @@ TEMPLATE_TEST_CASE("a layer's derivatives are backward's", "[layer][autodiff]", 
   }
 }
 
-TEMPLATE_TEST_CASE("a block's derivatives are backward's", "[feed_forward][autodiff]", Relu, Gelu, GeluTanh, Silu,
-                   Identity) {
+TEMPLATE_TEST_CASE("a block's derivatives are backward's", "[feed_forward][autodiff]", Relu, Gelu, GeluTanh,
+                   Silu, Identity) {
   const FeedForwardOptions options = small_block(Level::sequence, features, 4, true, true);
   check<FeedForwardContext>(FeedForward<MeoLayer<double>, TestType>(options),
                             FeedForward<MeoLayer<Dual>, TestType>(options), 2, features,

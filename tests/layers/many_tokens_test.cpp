@@ -22,7 +22,9 @@ using namespace meo::test;
 constexpr Index tokens = 1'000'000;
 
 /// Additions on the way from a term to the sum of a million, in parts of so many.
-constexpr Index additions(Index part) { return part + detail::pairwise_depth(detail::num_parts(tokens, part)) + 2; }
+constexpr Index additions(Index part) {
+  return part + detail::pairwise_depth(detail::num_parts(tokens, part)) + 2;
+}
 
 static_assert(additions(detail::serial_terms) < 150);
 static_assert(detail::serial_tokens<float>() <= 512 && detail::serial_tokens<double>() <= 512);
@@ -153,7 +155,8 @@ TEMPLATE_TEST_CASE("the gradient of one gate weight over a million tokens", "[la
   check(meo, meo_gradients, detail::serial_tokens<S>());
 }
 
-TEMPLATE_TEST_CASE("the gradient of one task's description over a million sequences", "[layer]", float, double) {
+TEMPLATE_TEST_CASE("the gradient of one task's description over a million sequences", "[layer]", float,
+                   double) {
   using S = TestType;
   LayerOptions options = two_experts<S>();
   options.level = Level::task;
@@ -185,8 +188,9 @@ TEMPLATE_TEST_CASE("the norm of a million gradients", "[gradient_norm]", float, 
   using S = TestType;
   std::vector<S> values(tokens, S(0.1));
   const Wide<S> expected = Wide<S>(S(0.1)) * 1000;
-  CHECK(is_within<S>(gradient_norm<S>({{"values", values}}), expected,
-                     (std::is_same_v<S, float> ? gamma<S>(3) : gamma<S>(additions(detail::serial_terms))) * expected));
+  CHECK(is_within<S>(
+      gradient_norm<S>({{"values", values}}), expected,
+      (std::is_same_v<S, float> ? gamma<S>(3) : gamma<S>(additions(detail::serial_terms))) * expected));
 }
 
 }  // namespace

@@ -133,8 +133,8 @@ TEST_CASE("sequences that share an expert share no gradient that is not finite",
   check_others<Context<S>>(layer, batch);
 }
 
-TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a finite gradient", "[gate]", float,
-                   double, Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a finite gradient", "[gate]",
+                   float, double, Eigen::half, Eigen::bfloat16) {
   using T = TestType;
   const T largest = Eigen::NumTraits<T>::highest();
   Gate<T> gate(3, 3, 2, T(0.25), T(0.125));

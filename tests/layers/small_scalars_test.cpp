@@ -182,7 +182,8 @@ TEMPLATE_TEST_CASE("a gate of 16 bits counts and weighs as one of double does", 
   GateGradientWorkspace<double> exact_workspace;
   detail::AlignedVector<S> scratch;
   detail::AlignedVector<double> exact_scratch;
-  gate.backward(z, routing, decision, in_order, S(1), gradients, false, dz.data(), features, workspace, scratch);
+  gate.backward(z, routing, decision, in_order, S(1), gradients, false, dz.data(), features, workspace,
+                scratch);
   exact.backward(exact_z, exact_routing, exact_decision, exact_in_order, 1.0, exact_gradients, false,
                  exact_dz.data(), features, exact_workspace, exact_scratch);
   Index wrong = 0;
@@ -225,8 +226,7 @@ TEMPLATE_TEST_CASE("activations of 16 bits are rounded once", "[activation]", Ei
 template <template <class, int> class Layer, class Activation, class S>
 void check_training(bool shared_gate) {
   std::mt19937_64 rng(31);
-  FeedForward<Layer<S, Eigen::Dynamic>, Activation> block(
-      small_block(Level::token, 5, 6, true, shared_gate));
+  FeedForward<Layer<S, Eigen::Dynamic>, Activation> block(small_block(Level::token, 5, 6, true, shared_gate));
   block.initialize(rng);
   auto gradients = block;
   set_zero(parameters(gradients));
@@ -263,8 +263,7 @@ TEMPLATE_TEST_CASE("optimisers of 16 bits round a step once", "[optimizer]", Eig
   adamw.step({{"p", p}}, {{"p", g}});
   exact.step({{"p", exact_p}}, {{"p", exact_g}});
   for (std::size_t i = 0; i < p.size(); ++i) {
-    CHECK(std::abs(static_cast<double>(p[i]) - exact_p[i]) <=
-          roundings<S>(1, 20) * std::abs(exact_p[i]));
+    CHECK(std::abs(static_cast<double>(p[i]) - exact_p[i]) <= roundings<S>(1, 20) * std::abs(exact_p[i]));
   }
 }
 

@@ -12,7 +12,7 @@ namespace meo::detail {
 
 template <class Activation, class Scalar>
 inline constexpr bool is_evaluated_in_float =
-    is_16_bit<Scalar> && std::is_invocable_r_v<float, const Activation&, const float&>;
+    is_16_bit<Scalar>&& std::is_invocable_r_v<float, const Activation&, const float&>;
 
 template <class Activation, class Scalar>
 Scalar evaluate(const Activation& activation, const Scalar& x) {

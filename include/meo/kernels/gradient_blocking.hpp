@@ -102,8 +102,8 @@ struct TurnedBlocks {
 /// dy of these outputs is packed once if it fills no more than half of a thread's scratch; turned panels of Q
 /// merges have the other half. Every sum goes through memory once for each block of outputs, so that 192 of
 /// them cost little beside their multiply-adds, and a panel of so many stays in L1. Of large scalars, as
-/// those of automatic differentiation, there are as many outputs as still have packed_gradient_rows fit, and of
-/// 16 bits, to which a sum is rounded wherever it goes through memory, as well.
+/// those of automatic differentiation, there are as many outputs as still have packed_gradient_rows fit, and
+/// of 16 bits, to which a sum is rounded wherever it goes through memory, as well.
 template <class Scalar>
 TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
   constexpr Index columns = Tile<Scalar>::columns;

@@ -120,9 +120,7 @@ class MergedWeightGradient {
 
   /// Sums that are kept beside that of a merge of so many tokens: of parts of which any two that follow each
   /// other have more than serial_tokens.
-  static Index depth(Index tokens) {
-    return pairwise_depth(2 * num_parts(tokens, serial_tokens<Scalar>()));
-  }
+  static Index depth(Index tokens) { return pairwise_depth(2 * num_parts(tokens, serial_tokens<Scalar>())); }
 
   Scalar* gradients_of(const Block& block, Index expert) const {
     return block.gradients + expert * bank_.panel_size();

@@ -122,8 +122,8 @@ class WeightGradient {
     pack_columns(dy, first, stretch, gradients_.valid_columns(block.panel + p), packed_dy_);
     if (block.has_bias_row) column_sums(packed_dy_, stretch, add, sum);
     PrefetchQueue nothing_ahead;
-    outer_product(packed_x_, block.inputs, packed_dy_, stretch, add,
-                  sum + (block.has_bias_row ? columns : 0), nothing_ahead);
+    outer_product(packed_x_, block.inputs, packed_dy_, stretch, add, sum + (block.has_bias_row ? columns : 0),
+                  nothing_ahead);
   }
 
   const PanelBank<Scalar>& gradients_;

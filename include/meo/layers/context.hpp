@@ -54,7 +54,7 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar> attended_gradient;        ///< tokens × D
   detail::AlignedVector<Scalar> attention_rows_gradient;  ///< tokens × ⌊D/r⌋
   detail::AlignedVector<Scalar>
-      expert_rows_gradient;           ///< MoE: tokens × D, of which one expert uses as many rows as it has
+      expert_rows_gradient;  ///< MoE: tokens × D, of which one expert uses as many rows as it has
   std::vector<detail::Sum<Scalar>> slot_products;  ///< MoE: of each slot of the dispatch
   detail::AlignedVector<Scalar> packed_inputs;     ///< MEO: tokens × D, as outer products read them
   detail::MergePlan<Scalar> weight_merges;         ///< MEO: merges whose gates have one gradient

@@ -258,8 +258,9 @@ class RoutedLayer {
         detail::require(std::find(experts.begin(), place, experts[i]) == place,
                         "routing: expected distinct experts in row ", row, ", got expert ", experts[i],
                         " twice");
-        detail::require(detail::is_finite(weights[i]), "routing: expected finite weights, got one that is not in row ", row,
-                        " for expert ", experts[i]);
+        detail::require(detail::is_finite(weights[i]),
+                        "routing: expected finite weights, got one that is not in row ", row, " for expert ",
+                        experts[i]);
       }
     }
   }
@@ -393,8 +394,8 @@ class RoutedLayer {
     Sum* const sum = reserve_sums(sums, rows.rows(), cols);
     for (Index group = 0; group < groups; ++group) {
       const auto g = static_cast<std::size_t>(group);
-      detail::sum_rows(offsets[g], offsets[g + 1], cols, [&](Index row) { return rows.row(row); }, sum,
-                       sum + cols);
+      detail::sum_rows(
+          offsets[g], offsets[g + 1], cols, [&](Index row) { return rows.row(row); }, sum, sum + cols);
       const auto count =
           static_cast<Sum>(static_cast<double>(std::max<Index>(offsets[g + 1] - offsets[g], 1)));
       for (Index d = 0; d < cols; ++d) out[group * cols + d] = static_cast<Scalar>(Sum(sum[d] / count));
@@ -430,7 +431,8 @@ class RoutedLayer {
     return inputs.descriptions == nullptr || inputs.descriptions->size() == 1 ? 0 : sequence;
   }
 
-  /// Counting sort: order[begins[t]] … order[begins[t + 1] − 1] are the sequences of description t, ascending.
+  /// Counting sort: order[begins[t]] … order[begins[t + 1] − 1] are the sequences of description t,
+  /// ascending.
   static void sort_by_task(Index sequences, Index descriptions, const Inputs<Scalar>& inputs,
                            std::vector<Index>& begins, std::vector<Index>& order) {
     begins.assign(static_cast<std::size_t>(descriptions) + 1, 0);
@@ -504,7 +506,8 @@ class RoutedLayer {
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                  Workspace<Scalar>& workspace) const {
     const detail::Offsets offsets = check_tasks(sequences, inputs);
-    const MatrixView<Scalar> description_means = means(inputs.task_embeddings, offsets, workspace.task_means, workspace.sums);
+    const MatrixView<Scalar> description_means =
+        means(inputs.task_embeddings, offsets, workspace.task_means, workspace.sums);
     const Index features = gate_.gate_features();
     Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
     for (Index b = 0; b < sequences; ++b) {

@@ -14,10 +14,9 @@ namespace detail {
 
 template <class Scalar>
 Sum<Scalar> mean_of(std::span<const Scalar> values) {
-  const Sum<Scalar> sum =
-      pairwise_sum<Sum<Scalar>>(0, static_cast<Index>(values.size()), [&](Index i) {
-        return static_cast<Sum<Scalar>>(values[static_cast<std::size_t>(i)]);
-      });
+  const Sum<Scalar> sum = pairwise_sum<Sum<Scalar>>(0, static_cast<Index>(values.size()), [&](Index i) {
+    return static_cast<Sum<Scalar>>(values[static_cast<std::size_t>(i)]);
+  });
   return sum / static_cast<Sum<Scalar>>(static_cast<double>(values.size()));
 }
 

@@ -54,25 +54,25 @@ Scalar sigmoid(const Scalar& x) {
 /// Buffers of Gate::route; they grow where they must and are kept.
 template <class Scalar>
 struct GateWorkspace {
-  bool is_noisy = false;                 ///< whether the last call had noise
-  std::vector<Scalar> logits;            ///< R × N, before the noise
-  std::vector<Scalar> noise;             ///< R × N, training only, as all that follow: the draws n
-  std::vector<Scalar> noise_logits;      ///< R × N, z W_n
-  std::vector<Scalar> noisy_logits;      ///< R × N
-  std::vector<Scalar> noise_deviations;  ///< R × N, σ
-  std::vector<Index> ranking;            ///< the K + 1 first experts of a row
+  bool is_noisy = false;                          ///< whether the last call had noise
+  std::vector<Scalar> logits;                     ///< R × N, before the noise
+  std::vector<Scalar> noise;                      ///< R × N, training only, as all that follow: the draws n
+  std::vector<Scalar> noise_logits;               ///< R × N, z W_n
+  std::vector<Scalar> noisy_logits;               ///< R × N
+  std::vector<Scalar> noise_deviations;           ///< R × N, σ
+  std::vector<Index> ranking;                     ///< the K + 1 first experts of a row
   std::vector<detail::Sum<Scalar>> exponentials;  ///< K, of one row
-  std::vector<detail::Sum<Scalar>> sums;  ///< importance and load of parts of the rows
-  std::vector<Index> counts;              ///< N, rows that select an expert
+  std::vector<detail::Sum<Scalar>> sums;          ///< importance and load of parts of the rows
+  std::vector<Index> counts;                      ///< N, rows that select an expert
 };
 
 /// Buffers of Gate::backward; they grow where they must and are kept.
 template <class Scalar>
 struct GateGradientWorkspace {
-  std::vector<detail::Sum<Scalar>> importance;  ///< N: gradients of what they are named after, from here on
-  std::vector<detail::Sum<Scalar>> load;        ///< N
-  detail::AlignedVector<Scalar> logits;         ///< R × N
-  detail::AlignedVector<Scalar> noise_logits;   ///< R × N
+  std::vector<detail::Sum<Scalar>> importance;    ///< N: gradients of what they are named after, from here on
+  std::vector<detail::Sum<Scalar>> load;          ///< N
+  detail::AlignedVector<Scalar> logits;           ///< R × N
+  detail::AlignedVector<Scalar> noise_logits;     ///< R × N
   std::vector<detail::Sum<Scalar>> noisy_logits;  ///< N, of one row
   std::vector<detail::Sum<Scalar>> deviations;    ///< N, of one row
   std::vector<detail::Sum<Scalar>> row_logits;    ///< N, of one row
@@ -141,6 +141,7 @@ class Gate {
     routing.load.assign(experts, Sum(0));
     workspace.ranking.resize(static_cast<std::size_t>(ranked()));
     workspace.exponentials.resize(static_cast<std::size_t>(top_k_));
+    workspace.counts.assign(experts, 0);
     const bool estimates_load = training && top_k_ < num_experts();
     const Index depth = detail::pairwise_depth(detail::num_parts(z.rows()));
     workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
@@ -277,7 +278,8 @@ class Gate {
         const Sum distance = distance_to(noisy[beaten], decision, begin + j);
         const Sum density = detail::normal_density(distance);
         if (density == Sum(0)) continue;  // and so is its product with a distance that may be infinite
-        const auto deviation = static_cast<Sum>(decision.noise_deviations[static_cast<std::size_t>(begin + j)]);
+        const auto deviation =
+            static_cast<Sum>(decision.noise_deviations[static_cast<std::size_t>(begin + j)]);
         const Sum d_distance = workspace.load[e] * density / deviation;
         d_logits[e] += d_distance;
         d_noisy[static_cast<std::size_t>(beaten)] -= d_distance;
@@ -289,8 +291,8 @@ class Gate {
       const auto i = static_cast<std::size_t>(begin + j);
       d_logits[e] += d_noisy[e];
       const Sum d_deviation = d_deviations[e] + d_noisy[e] * static_cast<Sum>(decision.noise[i]);
-      noise_logits[i] = static_cast<Scalar>(
-          Sum(d_deviation * detail::sigmoid(static_cast<Sum>(decision.noise_logits[i]))));
+      noise_logits[i] =
+          static_cast<Scalar>(Sum(d_deviation * detail::sigmoid(static_cast<Sum>(decision.noise_logits[i]))));
     }
     store(d_logits, logits + begin);
   }
@@ -346,7 +348,6 @@ class Gate {
 
   /// A count in integers: one in Scalar would stop at the first that has no successor.
   void count_load(GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const {
-    workspace.counts.assign(routing.load.size(), 0);
     for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
     for (std::size_t e = 0; e < routing.load.size(); ++e)
       routing.load[e] = static_cast<Sum>(static_cast<double>(workspace.counts[e]));

@@ -16,8 +16,8 @@ struct Routing {
   Index rows = 0;
   Index num_experts = 0;
   Index top_k = 0;
-  std::vector<Index> experts;      ///< R × K; in a row by descending logit, ties by ascending expert
-  std::vector<Scalar> weights;     ///< R × K; softmax over the selected logits of the row
+  std::vector<Index> experts;   ///< R × K; in a row by descending logit, ties by ascending expert
+  std::vector<Scalar> weights;  ///< R × K; softmax over the selected logits of the row
   /// N; sum of an expert's weights over the rows. Float where Scalar has 16 bits, as `load`.
   std::vector<detail::Sum<Scalar>> importance;
   /// N; rows that select an expert: a count, or its smooth estimate in training.

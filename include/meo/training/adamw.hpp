@@ -51,8 +51,8 @@ class AdamW {
                     "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
     detail::require(is_beta(options.beta1), "beta1: expected at least 0 and below 1, got ", options.beta1);
     detail::require(is_beta(options.beta2), "beta2: expected at least 0 and below 1, got ", options.beta2);
-    detail::require(is_rate(options.epsilon) && options.epsilon > 0, "epsilon: expected a finite number above 0, got ",
-                    options.epsilon);
+    detail::require(is_rate(options.epsilon) && options.epsilon > 0,
+                    "epsilon: expected a finite number above 0, got ", options.epsilon);
     detail::require(is_rate(options.weight_decay),
                     "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
     options_ = options;
@@ -86,8 +86,8 @@ class AdamW {
           const Sum second = beta2 * static_cast<Sum>(v[j]) + rest2 * gradient * gradient;
           m[j] = static_cast<Scalar>(first);
           v[j] = static_cast<Scalar>(second);
-          p[j] = static_cast<Scalar>(Sum(keep * static_cast<Sum>(p[j]) -
-                                         rate * first / (sqrt(second) / root_correction + epsilon)));
+          p[j] = static_cast<Scalar>(
+              Sum(keep * static_cast<Sum>(p[j]) - rate * first / (sqrt(second) / root_correction + epsilon)));
         }
       });
     }
