@@ -62,8 +62,8 @@ class Linear {
     const auto panels = bank_.panels();
     Scalar* const memory = detail::reserve(
         scratch,
-        threads * std::max(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
-                           detail::input_gradient_scratch_size(panels)));
+        threads * (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
+                             detail::input_gradient_scratch_size(panels)));
     detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, {x.data(), x.row_stride()},
                                     {dy.data(), dy.row_stride()}, x.rows(), memory, threads);
     detail::input_gradient<Scalar>(panels, 0, {dy.data(), dy.row_stride()}, dy.rows(), add, dx, dx_stride,

@@ -76,7 +76,7 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
       padded_rows<Scalar>(block_rows) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   const Index space = std::max<Index>(max_scratch_bytes / panel_bytes, 1);  // of merged panels
   const Index merges_at_once = std::clamp<Index>(merges, 1, std::min(max_merges_at_once, space));
-  return {std::min(panels, space / merges_at_once), merges_at_once, block_rows,
+  return {(std::min)(panels, space / merges_at_once), merges_at_once, block_rows,
           chunk_tokens<Scalar>(block_rows, tokens)};
 #endif
 }

@@ -33,7 +33,7 @@ constexpr Index serial_tokens() {
 #if defined(MEO_TINY_BLOCKS)
   return outer_product_tokens<Scalar>();
 #else
-  return std::max<Index>(512 / outer_product_tokens<Scalar>(), 1) * outer_product_tokens<Scalar>();
+  return (std::max<Index>)(512 / outer_product_tokens<Scalar>(), 1) * outer_product_tokens<Scalar>();
 #endif
 }
 
@@ -114,7 +114,7 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
   constexpr Index scratch_size = max_scratch_bytes / static_cast<Index>(sizeof(Scalar));
   constexpr Index longest_row = scratch_size / 2 / packed_gradient_rows;
   constexpr Index outputs =
-      std::min<Index>(is_16_bit<Scalar> ? longest_row : 192, longest_row - 2 * line_size<Scalar>);
+      (std::min<Index>)(is_16_bit<Scalar> ? longest_row : 192, longest_row - 2 * line_size<Scalar>);
   constexpr Index inputs = 48, max_merges = max_gradient_merges;
 #endif
   const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());

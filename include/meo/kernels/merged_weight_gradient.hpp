@@ -57,7 +57,7 @@ class MergedWeightGradient {
 
   static Index scratch_size(const Bank& bank, Index merges, Index tokens) {
     const Index rows = std::min(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
-    const Index sums = std::min(merges, max_gradient_merges) + depth(tokens);
+    const Index sums = (std::min)(merges, max_gradient_merges) + depth(tokens);
     return (gradient_tokens<Scalar>() + sums * rows) * columns;
   }
 

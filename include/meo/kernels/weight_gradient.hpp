@@ -39,7 +39,8 @@ template <class Scalar>
 Index weight_gradient_scratch_size(Index panels, Index count) {
   Index sums = 0;
   for (Index depth = weight_gradient_depth<Scalar>(count); depth > 0; --depth) {
-    sums = std::max(sums, depth * weight_gradient_panels<Scalar>(depth, panels) * packed_panel_size<Scalar>);
+    sums =
+        (std::max)(sums, depth * weight_gradient_panels<Scalar>(depth, panels) * packed_panel_size<Scalar>);
   }
   return outer_product_tokens<Scalar>() * (packed_inputs_at_once + Tile<Scalar>::columns) + sums;
 }
@@ -65,8 +66,8 @@ class WeightGradient {
     const Index most = weight_gradient_panels<Scalar>(weight_gradient_depth<Scalar>(count_), end - begin);
     for (Index panel = begin; panel < end; panel += most) {
       for (Index input = 0; input < gradients_.in_features; input += packed_inputs_at_once) {
-        run({panel, std::min(most, end - panel), input,
-             std::min(packed_inputs_at_once, gradients_.in_features - input),
+        run({panel, (std::min)(most, end - panel), input,
+             (std::min)(packed_inputs_at_once, gradients_.in_features - input),
              gradients_.has_bias && input == 0});
       }
     }
@@ -97,9 +98,9 @@ class WeightGradient {
       }
     };
     for (Index part = 0; part < count_; part += serial_tokens<Scalar>()) {
-      const Index end = std::min(part + serial_tokens<Scalar>(), count_);
+      const Index end = (std::min)(part + serial_tokens<Scalar>(), count_);
       for (Index first = part; first < end; first += tokens) {
-        const Index stretch = std::min(tokens, end - first);
+        const Index stretch = (std::min)(tokens, end - first);
         pack_inputs(x_, first, stretch, block.input, block.inputs, packed_x_);
         for (Index p = 0; p < block.panels; ++p)
           add_stretch(block, p, first, stretch, part == 0 || first > part, sum_of(block, p, order.slot()));

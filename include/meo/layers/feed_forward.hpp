@@ -454,10 +454,10 @@ class FeedForward {
     const auto up_panels = up_.experts().panels(), down_panels = down_.experts().panels();
     Scalar* const scratch = detail::reserve(
         context.up.scratch,
-        threads * std::max({detail::weight_gradient_scratch_size<Scalar>(
-                                std::max(up_panels.num_panels(), down_panels.num_panels()), x.rows()),
-                            detail::input_gradient_scratch_size(up_panels),
-                            detail::input_gradient_scratch_size(down_panels)}));
+        threads * (std::max)({detail::weight_gradient_scratch_size<Scalar>(
+                                  (std::max)(up_panels.num_panels(), down_panels.num_panels()), x.rows()),
+                              detail::input_gradient_scratch_size(up_panels),
+                              detail::input_gradient_scratch_size(down_panels)}));
     Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
     context.up.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < up_.num_experts(); ++expert) {

@@ -222,8 +222,8 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     const Index threads = detail::max_threads();
     Scalar* const scratch = detail::reserve(
         context.scratch,
-        threads * std::max(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges(), x.rows()),
-                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
+        threads * (std::max)(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges(), x.rows()),
+                             detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
     Scalar* const packed_x =
         detail::reserve(context.packed_inputs, x.rows() * detail::padded_inputs<Scalar>(x.cols()));
     const Index pairs = merges.num_merges() * routing.top_k;

@@ -136,8 +136,8 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
     const Index threads = detail::max_threads();
     Scalar* const scratch = detail::reserve(
         context.scratch,
-        threads * std::max(detail::weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
-                           detail::input_gradient_scratch_size(bank)));
+        threads * (std::max)(detail::weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
+                             detail::input_gradient_scratch_size(bank)));
     Scalar* const q = detail::reserve(context.expert_rows_gradient, x.rows() * x.cols());
     context.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < Base::num_experts(); ++expert) {
