@@ -13,9 +13,9 @@ struct LayerOptions {
   Index in_features = 0;   ///< D
   Index out_features = 0;  ///< F
   Index num_experts = 0;   ///< N; 0: the count in the layer's type
-  /// K, experts that a row selects. With 1 the weight of the selected is always 1, whatever the logits: the
-  /// gate then has no gradient from the task, only from the balance loss, and from the choice none in any
-  /// case. Train with 2 or more where the gate is to learn which experts serve a row.
+  /// K, experts that a row selects. With 1 the weight of the selected expert is 1, whatever the logits: the
+  /// gate then has no gradient from the task, only one from the balance loss. Train with 2 or more where the
+  /// gate is to learn which experts serve a row.
   Index top_k = 1;
   Level level = Level::sequence;  ///< what one gate decision covers
   bool bias = true;               ///< whether experts have biases
