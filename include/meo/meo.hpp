@@ -1,6 +1,7 @@
 #pragma once
 
-/// Everything of the library that needs only Eigen.
+/// Everything of the library that needs only Eigen; autodiff.hpp, for a scalar of its unsupported modules, is
+/// included apart.
 
 #include <meo/experts/activation.hpp>
 #include <meo/experts/any_activation.hpp>

@@ -83,6 +83,13 @@ constexpr std::string_view to_string(Level level) {
 
 namespace detail {
 
+/// A constant in the precision of the scalar.
+template <class Scalar>
+Scalar constant(long double value) {
+  if constexpr (std::same_as<Scalar, long double>) return value;
+  else return static_cast<Scalar>(static_cast<double>(value));
+}
+
 /// ⌊features / reduce_factor⌋, at least one.
 constexpr Index reduced_features(Index features, Index reduce_factor) {
   return std::max<Index>(features / reduce_factor, 1);

@@ -97,9 +97,9 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
   with_threads([&](Index threads) {
     ExpertBank<S> gradients = problem.start;
     const auto panels = problem.bank.panels();
-    detail::AlignedVector<S> scratch(
-        static_cast<std::size_t>(threads * std::max(detail::weight_gradient_scratch_size<S>(),
-                                                    detail::input_gradient_scratch_size(panels))));
+    detail::AlignedVector<S> scratch(static_cast<std::size_t>(
+        threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows),
+                           detail::input_gradient_scratch_size(panels))));
     detail::weight_gradient<S>(gradients.mutable_panels(), 1, {problem.x.data(), in, gather.data()},
                                {problem.dy.data(), out, gather.data(), factors.data()}, rows, scratch.data(),
                                threads);
@@ -167,16 +167,19 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     const Index merges = plan.num_merges();
     ExpertBank<S> gradients = problem.start;
     detail::AlignedVector<S> scratch(static_cast<std::size_t>(
-        threads * std::max(detail::merged_weight_gradient_scratch_size(panels, merges),
+        threads * std::max(detail::merged_weight_gradient_scratch_size(panels, merges, offsets.back()),
                            detail::merged_input_gradient_scratch_size(panels, merges))));
     Matrix<S> actual_products = Matrix<S>::Constant(merges, top_k, S(7));
     std::vector<S> partial(
         static_cast<std::size_t>(detail::product_chunks(panels.num_panels()) * merges * top_k));
     detail::AlignedVector<S> packed_x(
         static_cast<std::size_t>(offsets.back() * detail::padded_inputs<S>(in)));
+    detail::AlignedVector<S> partial_gradients(
+        static_cast<std::size_t>(threads * detail::partial_gradients_size(panels, merges)));
     detail::merged_weight_gradient<S>(
         panels, gradients.mutable_panels(), plan, offsets, {problem.x.data(), in}, {problem.dy.data(), out},
-        actual_products.data(), partial.data(), packed_x.data(), scratch.data(), threads);
+        actual_products.data(), {partial.data(), packed_x.data(), scratch.data(), partial_gradients.data()},
+        threads);
     for (Index e = 0; e < experts; ++e) {
       const auto expert = static_cast<std::size_t>(e);
       CHECK(difference(gradients, problem.start, e, dw[expert], db[expert]) == "");
@@ -210,6 +213,14 @@ void check_gradient_kernels() {
   check_merged_gradients<S>(rng, {5, 2, 9}, 80, 9, 3, 2, false);
   check_merged_gradients<S>(rng, std::vector<Index>(70, 2), 9, 18, 8, 3, true);
   check_merged_gradients<S>(rng, {}, 9, 18, 3, 2, true);
+  // Sums of several parts: of tokens, one more than a power of two among them, and of merges.
+  for (const Index parts : {2, 3, 5, 7}) {
+    const Index tokens = (parts - 1) * detail::serial_tokens<S>() + parts;
+    check_expert_gradients<S>(rng, 9, tokens, 9, 18, true);
+    check_merged_gradients<S>(rng, {tokens, 3}, 9, 18, 3, 2, true);
+    check_merged_gradients<S>(
+        rng, std::vector<Index>(std::size_t((parts - 1) * detail::serial_merges + 1), 1), 5, 7, 3, 2, true);
+  }
 }
 
 }  // namespace meo::test

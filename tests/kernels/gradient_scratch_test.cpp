@@ -60,7 +60,12 @@ TEMPLATE_TEST_CASE("a thread's scratch for gradients is at most 2 MiB", "[gradie
   using S = TestType;
   static_assert(sizeof(Dual<11>) == 96);
   constexpr Index most = (Index{2} << 20) / static_cast<Index>(sizeof(S));
-  CHECK(weight_gradient_scratch_size<S>() <= most);
+  for (const Index panels : {1, 9, 1000}) {
+    for (const Index tokens : {0, 600, 5000, 100'000, 1 << 20}) {
+      INFO(panels << " panels, " << tokens << " tokens");
+      CHECK(weight_gradient_scratch_size<S>(panels, tokens) <= most);
+    }
+  }
   for (const Index in : {1, 7, 48, 100, 768, 5000}) {
     for (const Index out : {1, 9, 81, 100, 192, 200, 768, 5000}) {
       for (const bool bias : {false, true}) {
@@ -69,7 +74,7 @@ TEMPLATE_TEST_CASE("a thread's scratch for gradients is at most 2 MiB", "[gradie
         CHECK(input_gradient_scratch_size(bank) <= most);
         for (const Index merges : {0, 1, 2, 5, 16, 31, 32, 33, 1000}) {
           INFO(merges << " merges");
-          CHECK(merged_weight_gradient_scratch_size(bank, merges) <= most);
+          CHECK(merged_weight_gradient_scratch_size(bank, merges, 1 << 20) <= most);
           CHECK(merged_input_gradient_scratch_size(bank, merges) <= most);
         }
       }

@@ -33,7 +33,7 @@
                                               Index, bool, S*, Index, S*, Index);                            \
   extern_or_none template void merged_weight_gradient(                                                       \
       const PanelBank<S, const S>&, const PanelBank<S>&, const MergePlan<S>&, std::span<const Index>,        \
-      const GatheredRows<S>&, const GatheredRows<S>&, S*, S*, S*, S*, Index);                                \
+      const GatheredRows<S>&, const GatheredRows<S>&, S*, const MergedWeightGradientMemory<S>&, Index);      \
   extern_or_none template void merged_input_gradient(const PanelBank<S, const S>&, const MergePlan<S>&,      \
                                                      std::span<const Index>, const S*, Index, S*, Index, S*, \
                                                      Index)

@@ -7,6 +7,7 @@
 #include <concepts>
 
 #include <meo/experts/activation.hpp>
+#include <meo/experts/evaluate.hpp>
 #include <meo/kernels/packet.hpp>
 #include <meo/types.hpp>
 
@@ -47,7 +48,7 @@ void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index 
     std::copy_n(last, count - whole, y + whole);
   } else {
     for (Index i = 0; i < count; ++i) {
-      y[i] = f(x[i]);
+      y[i] = evaluate(f, x[i]);
       if (factor != nullptr) y[i] = y[i] * factor[i];
     }
   }
@@ -82,11 +83,11 @@ void activate_backward(const Activation& f, const Scalar* x, const Scalar* facto
     if (factor != nullptr) std::copy_n(last_d_factor, count - whole, d_factor + whole);
   } else {
     for (Index i = 0; i < count; ++i) {
-      const Scalar slope = f.derivative(x[i]);
+      const Scalar slope = evaluate_derivative(f, x[i]);
       if (factor == nullptr) {
         gradient[i] = gradient[i] * slope;
       } else {
-        d_factor[i] = gradient[i] * f(x[i]);
+        d_factor[i] = gradient[i] * evaluate(f, x[i]);
         gradient[i] = gradient[i] * factor[i] * slope;
       }
     }

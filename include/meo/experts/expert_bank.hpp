@@ -31,7 +31,7 @@ class ExpertBank {
             shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
         "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
         in_features);
-    data_.resize(static_cast<std::size_t>(shape_.size()));
+    data_.resize(static_cast<std::size_t>(shape_.size()), Storage(0));
   }
 
   Index num_experts() const { return shape_.num_experts; }

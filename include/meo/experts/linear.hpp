@@ -60,9 +60,10 @@ class Linear {
                 Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const {
     const Index threads = detail::max_threads();
     const auto panels = bank_.panels();
-    Scalar* const memory =
-        detail::reserve(scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
-                                                    detail::input_gradient_scratch_size(panels)));
+    Scalar* const memory = detail::reserve(
+        scratch,
+        threads * (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
+                             detail::input_gradient_scratch_size(panels)));
     detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, {x.data(), x.row_stride()},
                                     {dy.data(), dy.row_stride()}, x.rows(), memory, threads);
     detail::input_gradient<Scalar>(panels, 0, {dy.data(), dy.row_stride()}, dy.rows(), add, dx, dx_stride,

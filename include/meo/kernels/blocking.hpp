@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include <meo/kernels/panel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -45,6 +46,12 @@ inline Index even_part(Index size, Index limit) {
   return (size + parts - 1) / parts;
 }
 
+/// Inputs of a block. A sum of 16 bits would be rounded wherever it goes through memory: it is formed whole.
+template <class Scalar>
+Index block_depth(Index depth) {
+  return is_16_bit<Scalar> ? depth : even_part(depth, max_block_depth);
+}
+
 /// Tokens that are passed over at a time, of `tokens` in all, for `depth` inputs. Each chunk reads the
 /// experts anew, so up to twice as much as stays in L3 is one chunk: in double, 8 sequences of 128 tokens
 /// take 8 % less than in two (Zen 4).
@@ -64,13 +71,13 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
   // For tests: every edge of every loop within a few rows.
   return {panels, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
 #else
-  const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
+  const Index block_rows = block_depth<Scalar>(std::max<Index>(depth, 1));
   const Index panel_bytes =
-      padded_rows<Scalar>(block_depth) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+      padded_rows<Scalar>(block_rows) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   const Index space = std::max<Index>(max_scratch_bytes / panel_bytes, 1);  // of merged panels
   const Index merges_at_once = std::clamp<Index>(merges, 1, std::min(max_merges_at_once, space));
-  return {std::min(panels, space / merges_at_once), merges_at_once, block_depth,
-          chunk_tokens<Scalar>(block_depth, tokens)};
+  return {(std::min)(panels, space / merges_at_once), merges_at_once, block_rows,
+          chunk_tokens<Scalar>(block_rows, tokens)};
 #endif
 }
 
@@ -101,8 +108,8 @@ DenseBlocks dense_blocks(Index depth, Index rows) {
 #if defined(MEO_TINY_BLOCKS)
   return {std::clamp<Index>(depth, 1, 5), std::clamp<Index>(rows, 1, 7)};
 #else
-  const Index block_depth = even_part(std::max<Index>(depth, 1), max_block_depth);
-  return {block_depth, chunk_tokens<Scalar>(block_depth, rows)};
+  const Index inputs = block_depth<Scalar>(std::max<Index>(depth, 1));
+  return {inputs, chunk_tokens<Scalar>(inputs, rows)};
 #endif
 }
 

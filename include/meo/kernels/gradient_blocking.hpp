@@ -7,6 +7,7 @@
 
 #include <meo/kernels/blocking.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -25,6 +26,24 @@ constexpr Index outer_product_tokens() {
   return std::max<Index>((Index{7} << 12) / step, 1);
 }
 
+/// Tokens that are added to one sum one after another, in whole stretches; what they give is added pairwise
+/// (sums.hpp). With about 512, adding parts takes less than 1 % of what forming them does.
+template <class Scalar>
+constexpr Index serial_tokens() {
+#if defined(MEO_TINY_BLOCKS)
+  return outer_product_tokens<Scalar>();
+#else
+  return (std::max<Index>)(512 / outer_product_tokens<Scalar>(), 1) * outer_product_tokens<Scalar>();
+#endif
+}
+
+/// Merges whose gradients are added to an expert's one after another; see sums.hpp.
+#if defined(MEO_TINY_BLOCKS)
+inline constexpr Index serial_merges = 2;
+#else
+inline constexpr Index serial_merges = 256;
+#endif
+
 /// Inputs whose gradients of merged experts are formed, and spread, at a time: with those of Q merges, the
 /// rows of the experts that they are spread to are to stay in L2.
 template <class Scalar>
@@ -32,7 +51,9 @@ constexpr Index gradient_inputs() {
 #if defined(MEO_TINY_BLOCKS)
   return 2 * Tile<Scalar>::rows;
 #else
-  return 96;
+  // Of large scalars, as those of automatic differentiation, as many as fill less than a third of scratch.
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  return std::clamp<Index>(max_scratch_bytes * 5 / 16 / (max_gradient_merges * row_bytes), 1, 96);
 #endif
 }
 
@@ -81,7 +102,8 @@ struct TurnedBlocks {
 /// dy of these outputs is packed once if it fills no more than half of a thread's scratch; turned panels of Q
 /// merges have the other half. Every sum goes through memory once for each block of outputs, so that 192 of
 /// them cost little beside their multiply-adds, and a panel of so many stays in L1. Of large scalars, as
-/// those of automatic differentiation, there are as many outputs as still have packed_gradient_rows fit.
+/// those of automatic differentiation, there are as many outputs as still have packed_gradient_rows fit, and
+/// of 16 bits, to which a sum is rounded wherever it goes through memory, as well.
 template <class Scalar>
 TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
   constexpr Index columns = Tile<Scalar>::columns;
@@ -91,7 +113,8 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
 #else
   constexpr Index scratch_size = max_scratch_bytes / static_cast<Index>(sizeof(Scalar));
   constexpr Index longest_row = scratch_size / 2 / packed_gradient_rows;
-  constexpr Index outputs = std::min<Index>(192, longest_row - 2 * line_size<Scalar>);
+  constexpr Index outputs =
+      (std::min<Index>)(is_16_bit<Scalar> ? longest_row : 192, longest_row - 2 * line_size<Scalar>);
   constexpr Index inputs = 48, max_merges = max_gradient_merges;
 #endif
   const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());

@@ -14,6 +14,8 @@
 ///           dŴ rows of the Q merges into scratch           while the experts' rows are on their way to L2
 ///           for each expert                                its rows are read and written once for all Q
 ///             dW_i += Σ_q g_qi dŴ_q, products with W_i
+///
+/// Sums over many tokens or many merges are formed in parts (sums.hpp).
 
 #include <algorithm>
 #include <array>
@@ -27,6 +29,7 @@
 #include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/spread.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -52,9 +55,15 @@ class MergedWeightGradient {
         dy_(dy),
         packed_x_(packed_x) {}
 
-  static Index scratch_size(const Bank& bank, Index merges) {
+  static Index scratch_size(const Bank& bank, Index merges, Index tokens) {
     const Index rows = std::min(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
-    return (gradient_tokens<Scalar>() + std::min(merges, max_gradient_merges) * rows) * columns;
+    const Index sums = (std::min)(merges, max_gradient_merges) + depth(tokens);
+    return (gradient_tokens<Scalar>() + sums * rows) * columns;
+  }
+
+  /// Scalars of memory for the sums over parts of the merges.
+  static Index partial_gradients_size(const Bank& bank, Index merges) {
+    return pairwise_depth(num_parts(merges, serial_merges)) * bank.panel_stride();
   }
 
   Index input_tiles() const { return padded_inputs<Scalar>(bank_.in_features) / Tile<Scalar>::rows; }
@@ -70,9 +79,12 @@ class MergedWeightGradient {
     }
   }
 
-  /// Panel p of all experts. products: merges × K, added to; scratch: scratch_size scalars.
-  void run(Index p, Scalar* products, Scalar* scratch) const {
-    for (Block block{choose(0), p}; block.merges > 0; block = {choose(block.first_merge + block.merges), p}) {
+  /// Panel p of all experts. products: merges × K, added to; scratch: scratch_size scalars;
+  /// partial_gradients: partial_gradients_size.
+  void run(Index p, Sum<Scalar>* products, Scalar* scratch, Scalar* partial_gradients) const {
+    PairwiseSum<Scalar> parts(bank_.panel_stride(), gradients_.panel(p, 0), partial_gradients);
+    Index part_begin = 0;
+    for (Block block{choose(0), p, parts.part()}; block.merges > 0;) {
       for (block.input = 0; block.input < bank_.in_features; block.input += block.inputs) {
         block.inputs = std::min(gradient_inputs<Scalar>(), bank_.in_features - block.input);
         block.has_bias_row = bank_.has_bias && block.input == 0;
@@ -80,7 +92,16 @@ class MergedWeightGradient {
         merged_gradients(block, scratch, merged);
         spread_to_experts(block, merged, products);
       }
+      const Index next = block.first_merge + block.merges;
+      if (next - part_begin >= serial_merges && next < plan_.num_merges()) {
+        parts.next();
+        std::fill_n(parts.part(), bank_.panel_stride(), Scalar(0));
+        part_begin = next;
+      }
+      block = {choose(next), p, parts.part()};
     }
+    parts.next();
+    parts.finish();
   }
 
  private:
@@ -89,12 +110,21 @@ class MergedWeightGradient {
   /// Rows of one panel, for Q merges.
   struct Block : MergeRange {
     Index panel;
+    Scalar* gradients;  ///< the panel of all experts' gradients, one after another
     Index input = 0;
     Index inputs = 0;
     bool has_bias_row = false;  ///< the first row is that of the biases
 
     Index rows() const { return inputs + (has_bias_row ? 1 : 0); }
   };
+
+  /// Sums that are kept beside that of a merge of so many tokens: of parts of which any two that follow each
+  /// other have more than serial_tokens.
+  static Index depth(Index tokens) { return pairwise_depth(2 * num_parts(tokens, serial_tokens<Scalar>())); }
+
+  Scalar* gradients_of(const Block& block, Index expert) const {
+    return block.gradients + expert * bank_.panel_size();
+  }
 
   /// Merges whose dy fits into scratch.
   MergeRange choose(Index first) const {
@@ -116,17 +146,28 @@ class MergedWeightGradient {
     GatheredRows<Scalar> dy = dy_;
     dy.data += block.panel * columns;
     PrefetchQueue ahead = look_ahead(block);
-    for (Index q = 0; q < block.merges; ++q, merged += block.rows() * columns) {
-      bool add = false;
+    const Index size = block.rows() * columns;
+    Scalar* const partial_sums = merged + block.merges * size;
+    for (Index q = 0; q < block.merges; ++q, merged += size) {
+      PairwiseSum<Scalar> parts(size, merged, partial_sums);
+      Index stretches = 0, tokens = 0;  // of the part
       for_stretches(block.first_merge + q, [&](Index first, Index count) {
+        if (stretches > 0 && tokens + count > serial_tokens<Scalar>()) {
+          parts.next();
+          stretches = tokens = 0;
+        }
+        Scalar* const sum = parts.part();
         if (block.input == 0 || !block.tokens_fit)
           pack_columns(dy, first, count, bank_.valid_columns(block.panel), packed_dy);
-        if (block.has_bias_row) column_sums(packed_dy, count, add, merged);
-        outer_product(packed_inputs(first, count, block.input), block.inputs, packed_dy, count, add,
-                      merged + (block.has_bias_row ? columns : 0), ahead);
+        if (block.has_bias_row) column_sums(packed_dy, count, stretches > 0, sum);
+        outer_product(packed_inputs(first, count, block.input), block.inputs, packed_dy, count, stretches > 0,
+                      sum + (block.has_bias_row ? columns : 0), ahead);
         if (block.tokens_fit) packed_dy += count * columns;
-        add = true;
+        ++stretches;
+        tokens += count;
       });
+      parts.next();
+      parts.finish();
     }
   }
 
@@ -137,7 +178,7 @@ class MergedWeightGradient {
     for_experts(block, [&](Index expert, std::span<const Selection> selections) {
       if (selections.empty()) return;
       ahead.add(bank_.panel(block.panel, expert) + first_value(block), bytes);
-      ahead.add(gradients_.panel(block.panel, expert) + first_value(block), bytes);
+      ahead.add(gradients_of(block, expert) + first_value(block), bytes);
     });
     Index stretches = 0;
     for (Index q = 0; q < block.merges; ++q)
@@ -173,18 +214,23 @@ class MergedWeightGradient {
     }
   }
 
-  void spread_to_experts(const Block& block, const Scalar* merged, Scalar* products) const {
+  void spread_to_experts(const Block& block, const Scalar* merged, Sum<Scalar>* products) const {
     const Index size = block.rows() * columns;
     for_experts(block, [&](Index expert, std::span<const Selection> selections) {
       std::array<SpreadTerm<Scalar>, max_gradient_merges> terms;
+      std::array<Scalar, max_gradient_merges> products_of_block;
+      products_of_block.fill(Scalar(0));
       for (std::size_t s = 0; s < selections.size(); ++s) {
         const auto [q, i] = selections[s];
-        const Index merge = block.first_merge + q;
-        terms[s] = {merged + q * size, plan_.terms(merge).weights[i], products + merge * plan_.top_k + i};
+        terms[s] = {merged + q * size, plan_.terms(block.first_merge + q).weights[i], &products_of_block[s]};
       }
       spread(terms.data(), static_cast<Index>(selections.size()),
              bank_.panel(block.panel, expert) + first_value(block), size,
-             gradients_.panel(block.panel, expert) + first_value(block));
+             gradients_of(block, expert) + first_value(block));
+      for (std::size_t s = 0; s < selections.size(); ++s) {
+        const auto [q, i] = selections[s];
+        products[(block.first_merge + q) * plan_.top_k + i] += static_cast<Sum<Scalar>>(products_of_block[s]);
+      }
     });
   }
 
@@ -196,38 +242,58 @@ class MergedWeightGradient {
   Scalar* packed_x_;
 };
 
-/// Scalars of scratch that merged_weight_gradient needs for each thread.
+/// Scalars of scratch that merged_weight_gradient needs for each thread, for no more merges and tokens.
 template <class Scalar>
-Index merged_weight_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
-  return MergedWeightGradient<Scalar>::scratch_size(bank, merges);
+Index merged_weight_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges,
+                                          Index tokens) {
+  return MergedWeightGradient<Scalar>::scratch_size(bank, merges, tokens);
 }
 
+/// Scalars of memory that it needs for each thread beside scratch: one panel of all experts for each of few
+/// sums over parts of the merges; none for a batch of one part.
+template <class Scalar>
+Index partial_gradients_size(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
+  return MergedWeightGradient<Scalar>::partial_gradients_size(bank, merges);
+}
+
+/// Memory of a merged_weight_gradient.
+template <class Scalar>
+struct MergedWeightGradientMemory {
+  Sum<Scalar>* partial_products;  ///< product_chunks(panels) · merges · K
+  Scalar* packed_x;               ///< tokens × padded_inputs(in_features)
+  Scalar* scratch;                ///< `threads` times merged_weight_gradient_scratch_size
+  Scalar* partial_gradients;      ///< `threads` times partial_gradients_size
+};
+
 /// Adds to the bank of gradients, and writes the gradient of every merge's gate weights, in the order of the
-/// plan, to products (merges × K). partial_products: product_chunks(panels) · merges · K scalars; packed_x:
-/// tokens × padded_inputs(in_features); scratch: `threads` times merged_weight_gradient_scratch_size.
+/// plan, to products (merges × K).
 template <class Scalar>
 void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const PanelBank<Scalar>& gradients,
                             const MergePlan<Scalar>& plan, std::span<const Index> offsets,
                             const GatheredRows<Scalar>& x, const GatheredRows<Scalar>& dy, Scalar* products,
-                            Scalar* partial_products, Scalar* packed_x, Scalar* scratch, Index threads) {
-  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, dy, packed_x);
+                            const MergedWeightGradientMemory<Scalar>& memory, Index threads) {
+  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, dy, memory.packed_x);
   parallel_ranges(gradient.input_tiles(), threads,
                   [&](Index begin, Index end, Index) { gradient.pack(x, begin, end); });
-  const Index scratch_size = merged_weight_gradient_scratch_size(bank, plan.num_merges());
+  const Index scratch_size = merged_weight_gradient_scratch_size(bank, plan.num_merges(), offsets.back());
+  const Index partial_size = partial_gradients_size(bank, plan.num_merges());
   const Index pairs = plan.num_merges() * plan.top_k;
   const Index chunks = product_chunks(bank.num_panels());
   parallel_ranges(chunks, threads, [&](Index begin, Index end, Index thread) {
     for (Index chunk = begin; chunk < end; ++chunk) {
-      Scalar* const chunk_products = partial_products + chunk * pairs;
-      std::fill_n(chunk_products, pairs, Scalar(0));
+      Sum<Scalar>* const chunk_products = memory.partial_products + chunk * pairs;
+      std::fill_n(chunk_products, pairs, Sum<Scalar>(0));
       const Index last = bank.num_panels() * (chunk + 1) / chunks;
-      for (Index p = bank.num_panels() * chunk / chunks; p < last; ++p)
-        gradient.run(p, chunk_products, scratch + thread * scratch_size);
+      for (Index p = bank.num_panels() * chunk / chunks; p < last; ++p) {
+        gradient.run(p, chunk_products, memory.scratch + thread * scratch_size,
+                     memory.partial_gradients + thread * partial_size);
+      }
     }
   });
-  std::fill_n(products, pairs, Scalar(0));
-  for (Index chunk = 0; chunk < chunks; ++chunk) {
-    for (Index i = 0; i < pairs; ++i) products[i] += partial_products[chunk * pairs + i];
+  for (Index i = 0; i < pairs; ++i) {
+    Sum<Scalar> product(0);
+    for (Index chunk = 0; chunk < chunks; ++chunk) product += memory.partial_products[chunk * pairs + i];
+    products[i] = static_cast<Scalar>(product);
   }
 }
 

@@ -15,6 +15,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/unroll.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -132,10 +133,12 @@ void outer_product(const Scalar* x, Index inputs, const Scalar* dy, Index tokens
 template <class Scalar>
 void column_sums(const Scalar* dy, Index tokens, bool add, Scalar* out) {
   constexpr Index columns = Tile<Scalar>::columns;
-  if (!add) std::fill_n(out, columns, Scalar(0));
+  Sum<Scalar> sums[columns];
+  for (Index c = 0; c < columns; ++c) sums[c] = add ? static_cast<Sum<Scalar>>(out[c]) : Sum<Scalar>(0);
   for (Index t = 0; t < tokens; ++t) {
-    for (Index c = 0; c < columns; ++c) out[c] += dy[t * columns + c];
+    for (Index c = 0; c < columns; ++c) sums[c] += static_cast<Sum<Scalar>>(dy[t * columns + c]);
   }
+  for (Index c = 0; c < columns; ++c) out[c] = static_cast<Scalar>(sums[c]);
 }
 
 }  // namespace meo::inline MEO_ABI::detail

@@ -3,7 +3,9 @@
 /// SIMD packets of one scalar, as the kernels see them; the only file that names Eigen::internal.
 ///
 /// Float and double map to the widest packets that the compiler's flags allow (SSE, AVX, AVX-512, NEON, …).
-/// Any other scalar is a packet of one, for which a type needs no more than +, * and conversion from int.
+/// A scalar of 16 bits is a packet of one float, so that a chain of multiply-adds is rounded to 16 bits only
+/// where it is stored. Any other scalar is a packet of one, for which a type needs no more than +, * and
+/// conversion from int.
 
 #include <algorithm>
 #include <bit>
@@ -13,6 +15,7 @@
 
 #include <Eigen/Core>
 
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -32,6 +35,13 @@ struct PacketOf {
 };
 
 template <class Scalar>
+requires is_16_bit<Scalar>
+struct PacketOf<Scalar> {
+  using Type = Sum<Scalar>;
+  static constexpr int size = 1;
+};
+
+template <class Scalar>
 using Packet = typename PacketOf<Scalar>::Type;
 
 /// Vector registers that the instruction set has.
@@ -39,7 +49,8 @@ inline constexpr int num_registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
 
 template <class Scalar>
 MEO_INLINE Packet<Scalar> load(const Scalar* from) {
-  return Eigen::internal::ploadu<Packet<Scalar>>(from);
+  if constexpr (is_16_bit<Scalar>) return static_cast<Packet<Scalar>>(*from);
+  else return Eigen::internal::ploadu<Packet<Scalar>>(from);
 }
 
 /// Loads what is stored as what is computed with.
@@ -56,12 +67,14 @@ MEO_INLINE Packet<Scalar> load_stored(const Storage* from) {
 
 template <class Scalar>
 MEO_INLINE void store(Scalar* to, const Packet<Scalar>& packet) {
-  Eigen::internal::pstoreu(to, packet);
+  if constexpr (is_16_bit<Scalar>) *to = static_cast<Scalar>(packet);
+  else Eigen::internal::pstoreu(to, packet);
 }
 
 template <class Scalar>
 MEO_INLINE Packet<Scalar> broadcast(const Scalar& value) {
-  return Eigen::internal::pset1<Packet<Scalar>>(value);
+  if constexpr (is_16_bit<Scalar>) return static_cast<Packet<Scalar>>(value);
+  else return Eigen::internal::pset1<Packet<Scalar>>(value);
 }
 
 /// a · b + c, with one rounding where the instruction set has fused multiply-add.
@@ -196,7 +209,8 @@ MEO_INLINE Scalar first(const Packet<Scalar>& packet) {
 /// The sum of a packet's scalars.
 template <class Scalar>
 MEO_INLINE Scalar sum(const Packet<Scalar>& packet) {
-  return Eigen::internal::predux(packet);
+  if constexpr (is_16_bit<Scalar>) return static_cast<Scalar>(packet);
+  else return Eigen::internal::predux(packet);
 }
 
 /// Transposes the square matrix whose rows are the packets of `block`.

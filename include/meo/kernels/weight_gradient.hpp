@@ -8,6 +8,7 @@
 #include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -15,50 +16,147 @@ namespace meo::inline MEO_ABI::detail {
 /// Inputs of a stretch of tokens that are packed at a time; they stay in L2 while all panels go by.
 inline constexpr Index packed_inputs_at_once = 192;
 
-/// Scalars of scratch that weight_gradient needs for each thread.
+/// Scalars of one panel's gradient of so many inputs and the biases.
 template <class Scalar>
-constexpr Index weight_gradient_scratch_size() {
-  return outer_product_tokens<Scalar>() * (packed_inputs_at_once + Tile<Scalar>::columns);
+inline constexpr Index packed_panel_size = (packed_inputs_at_once + 1) * Tile<Scalar>::columns;
+
+/// Sums of each panel that are kept beside the gradient of `count` rows.
+template <class Scalar>
+Index weight_gradient_depth(Index count) {
+  return pairwise_depth(num_parts(count, serial_tokens<Scalar>()));
 }
+
+/// Panels that inputs are packed for at a time: all, where their sums fit into half of a thread's scratch.
+template <class Scalar>
+Index weight_gradient_panels(Index depth, Index panels) {
+  constexpr Index space = max_scratch_bytes / 2 / static_cast<Index>(sizeof(Scalar));
+  return depth == 0 ? panels : std::clamp<Index>(space / (depth * packed_panel_size<Scalar>), 1, panels);
+}
+
+/// Scalars of scratch that weight_gradient needs for each thread, with so many panels and no more rows than
+/// `count`.
+template <class Scalar>
+Index weight_gradient_scratch_size(Index panels, Index count) {
+  Index sums = 0;
+  for (Index depth = weight_gradient_depth<Scalar>(count); depth > 0; --depth) {
+    sums =
+        (std::max)(sums, depth * weight_gradient_panels<Scalar>(depth, panels) * packed_panel_size<Scalar>);
+  }
+  return outer_product_tokens<Scalar>() * (packed_inputs_at_once + Tile<Scalar>::columns) + sums;
+}
+
+/// The same for some panels of an expert's gradient; belongs to one thread.
+template <class Scalar>
+class WeightGradient {
+ public:
+  /// scratch: weight_gradient_scratch_size scalars.
+  WeightGradient(const PanelBank<Scalar>& gradients, Index expert, const GatheredRows<Scalar>& x,
+                 const GatheredRows<Scalar>& dy, Index count, Scalar* scratch)
+      : gradients_(gradients),
+        expert_(expert),
+        x_(x),
+        dy_(dy),
+        count_(count),
+        packed_x_(scratch),
+        packed_dy_(packed_x_ + tokens * packed_inputs_at_once),
+        sums_(packed_dy_ + tokens * columns) {}
+
+  /// Panels begin … end − 1.
+  void run(Index begin, Index end) const {
+    const Index most = weight_gradient_panels<Scalar>(weight_gradient_depth<Scalar>(count_), end - begin);
+    for (Index panel = begin; panel < end; panel += most) {
+      for (Index input = 0; input < gradients_.in_features; input += packed_inputs_at_once) {
+        run({panel, (std::min)(most, end - panel), input,
+             (std::min)(packed_inputs_at_once, gradients_.in_features - input),
+             gradients_.has_bias && input == 0});
+      }
+    }
+  }
+
+ private:
+  static constexpr Index columns = Tile<Scalar>::columns;
+  static constexpr Index tokens = outer_product_tokens<Scalar>();
+
+  /// Rows of some panels.
+  struct Block {
+    Index panel;
+    Index panels;
+    Index input;
+    Index inputs;
+    bool has_bias_row;  ///< the first row is that of the biases
+
+    Index size() const { return (inputs + (has_bias_row ? 1 : 0)) * columns; }
+  };
+
+  void run(const Block& block) const {
+    PairwiseOrder order;
+    const auto add = [&](Index to, Index from) {
+      for (Index p = 0; p < block.panels; ++p) {
+        Scalar* const sum = sum_of(block, p, to);
+        const Scalar* const term = sum_of(block, p, from);
+        for (Index i = 0; i < block.size(); ++i) sum[i] += term[i];
+      }
+    };
+    for (Index part = 0; part < count_; part += serial_tokens<Scalar>()) {
+      const Index end = (std::min)(part + serial_tokens<Scalar>(), count_);
+      for (Index first = part; first < end; first += tokens) {
+        const Index stretch = (std::min)(tokens, end - first);
+        pack_inputs(x_, first, stretch, block.input, block.inputs, packed_x_);
+        for (Index p = 0; p < block.panels; ++p)
+          add_stretch(block, p, first, stretch, part == 0 || first > part, sum_of(block, p, order.slot()));
+      }
+      order.next(add);
+    }
+    order.finish(add);
+  }
+
+  /// The first part is added to the gradient itself.
+  Scalar* sum_of(const Block& block, Index p, Index slot) const {
+    if (slot > 0) return sums_ + ((slot - 1) * block.panels + p) * packed_panel_size<Scalar>;
+    const Index row = block.input + (gradients_.has_bias && !block.has_bias_row ? 1 : 0);
+    return gradients_.panel(block.panel + p, expert_) + row * columns;
+  }
+
+  void add_stretch(const Block& block, Index p, Index first, Index stretch, bool add, Scalar* sum) const {
+    GatheredRows<Scalar> dy = dy_;
+    dy.data += (block.panel + p) * columns;
+    pack_columns(dy, first, stretch, gradients_.valid_columns(block.panel + p), packed_dy_);
+    if (block.has_bias_row) column_sums(packed_dy_, stretch, add, sum);
+    PrefetchQueue nothing_ahead;
+    outer_product(packed_x_, block.inputs, packed_dy_, stretch, add, sum + (block.has_bias_row ? columns : 0),
+                  nothing_ahead);
+  }
+
+  const PanelBank<Scalar>& gradients_;
+  Index expert_;
+  const GatheredRows<Scalar>& x_;
+  const GatheredRows<Scalar>& dy_;
+  Index count_;
+  Scalar* packed_x_;
+  Scalar* packed_dy_;
+  Scalar* sums_;
+};
 
 /// Adds the gradient of `count` rows to an expert of the bank of gradients. x: rows of in_features; dy: rows
 /// of out_features, each times its factor; scratch: `threads` times weight_gradient_scratch_size.
 template <class Scalar>
 void weight_gradient(const PanelBank<Scalar>& gradients, Index expert, const GatheredRows<Scalar>& x,
                      const GatheredRows<Scalar>& dy, Index count, Scalar* scratch, Index threads) {
-  constexpr Index columns = Tile<Scalar>::columns;
-  constexpr Index tokens = outer_product_tokens<Scalar>();
+  const Index scratch_size = weight_gradient_scratch_size<Scalar>(gradients.num_panels(), count);
   parallel_ranges(gradients.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    Scalar* const packed_x = scratch + thread * weight_gradient_scratch_size<Scalar>();
-    Scalar* const packed_dy = packed_x + tokens * packed_inputs_at_once;
-    for (Index input = 0; input < gradients.in_features; input += packed_inputs_at_once) {
-      const Index inputs = std::min(packed_inputs_at_once, gradients.in_features - input);
-      for (Index first = 0; first < count; first += tokens) {
-        const Index stretch = std::min(tokens, count - first);
-        pack_inputs(x, first, stretch, input, inputs, packed_x);
-        for (Index p = begin; p < end; ++p) {
-          Scalar* const panel = gradients.panel(p, expert);
-          GatheredRows<Scalar> dy_of_panel = dy;
-          dy_of_panel.data += p * columns;
-          pack_columns(dy_of_panel, first, stretch, gradients.valid_columns(p), packed_dy);
-          if (gradients.has_bias && input == 0) column_sums(packed_dy, stretch, true, panel);
-          PrefetchQueue nothing_ahead;
-          outer_product(packed_x, inputs, packed_dy, stretch, true,
-                        panel + (input + (gradients.has_bias ? 1 : 0)) * columns, nothing_ahead);
-        }
-      }
-    }
+    WeightGradient<Scalar>(gradients, expert, x, dy, count, scratch + thread * scratch_size).run(begin, end);
   });
 }
 
 /// ⟨dy, b⟩ for one row dy of out_features and an expert's bias; 0 without biases.
 template <class Scalar>
-Scalar product_with_bias(const PanelBank<Scalar, const Scalar>& bank, Index expert, const Scalar* dy) {
-  Scalar product(0);
+Sum<Scalar> product_with_bias(const PanelBank<Scalar, const Scalar>& bank, Index expert, const Scalar* dy) {
+  Sum<Scalar> product(0);
   if (!bank.has_bias) return product;
   for (Index p = 0; p < bank.num_panels(); ++p) {
     const Scalar* const biases = bank.panel(p, expert);
-    for (Index c = 0; c < bank.valid_columns(p); ++c) product += dy[p * bank.columns + c] * biases[c];
+    for (Index c = 0; c < bank.valid_columns(p); ++c)
+      product += static_cast<Sum<Scalar>>(dy[p * bank.columns + c]) * static_cast<Sum<Scalar>>(biases[c]);
   }
   return product;
 }

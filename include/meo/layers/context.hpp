@@ -49,15 +49,18 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar> gate_input_gradient;      ///< R × D_g
   detail::AlignedVector<Scalar> task_inputs_gradient;     ///< descriptions × D_g
   detail::AlignedVector<Scalar> task_means_gradient;      ///< descriptions × S
+  std::vector<Index> task_begins;                         ///< descriptions + 1, in task_order
+  std::vector<Index> task_order;                          ///< sequences, by description
   detail::AlignedVector<Scalar> attended_gradient;        ///< tokens × D
   detail::AlignedVector<Scalar> attention_rows_gradient;  ///< tokens × ⌊D/r⌋
   detail::AlignedVector<Scalar>
-      expert_rows_gradient;           ///< MoE: tokens × D, of which one expert uses as many rows as it has
-  std::vector<Scalar> slot_products;  ///< MoE: of each slot of the dispatch
+      expert_rows_gradient;  ///< MoE: tokens × D, of which one expert uses as many rows as it has
+  std::vector<detail::Sum<Scalar>> slot_products;  ///< MoE: of each slot of the dispatch
   detail::AlignedVector<Scalar> packed_inputs;     ///< MEO: tokens × D, as outer products read them
   detail::MergePlan<Scalar> weight_merges;         ///< MEO: merges whose gates have one gradient
   detail::AlignedVector<Scalar> merge_products;    ///< MEO: merges × K
-  detail::AlignedVector<Scalar> partial_products;  ///< MEO: the same for each chunk of panels
+  detail::AlignedVector<detail::Sum<Scalar>> partial_products;  ///< MEO: the same for each chunk of panels
+  detail::AlignedVector<Scalar> partial_gradients;  ///< MEO: of many merges, panels of all experts
 };
 
 }  // namespace meo::inline MEO_ABI

@@ -25,6 +25,7 @@
 #include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -33,7 +34,7 @@ struct FeedForwardOptions {
   Index features = 0;             ///< D
   Index hidden_features = 0;      ///< H
   Index num_experts = 0;          ///< N; 0: the count in the layers' type
-  Index top_k = 1;                ///< K
+  Index top_k = 1;                ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
   Level level = Level::sequence;  ///< of every gate
   bool bias = true;               ///< whether experts have biases
   bool gated = false;             ///< whether there is a gate_up
@@ -448,9 +449,11 @@ class FeedForward {
     Scalar* const gate_q = context.gate_hidden_gradient.data();
     const auto up_panels = up_.experts().panels(), down_panels = down_.experts().panels();
     Scalar* const scratch = detail::reserve(
-        context.up.scratch, threads * std::max({detail::weight_gradient_scratch_size<Scalar>(),
-                                                detail::input_gradient_scratch_size(up_panels),
-                                                detail::input_gradient_scratch_size(down_panels)}));
+        context.up.scratch,
+        threads * (std::max)({detail::weight_gradient_scratch_size<Scalar>(
+                                  (std::max)(up_panels.num_panels(), down_panels.num_panels()), x.rows()),
+                              detail::input_gradient_scratch_size(up_panels),
+                              detail::input_gradient_scratch_size(down_panels)}));
     Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
     context.up.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < up_.num_experts(); ++expert) {
@@ -468,7 +471,7 @@ class FeedForward {
         Eigen::Map<Vector<Scalar>> q_row(q + r * cols, cols);
         const Eigen::Map<const Vector<Scalar>> hidden_row(h.hidden + r * cols, cols);
         context.up.slot_products[static_cast<std::size_t>(begin + r)] =
-            q_row.dot(hidden_row) +
+            detail::dot(q_row, hidden_row) +
             detail::product_with_bias(down_panels, expert, dy.data() + tokens[r] * dy.outerStride());
         q_row *= weights[r];
       }

@@ -2,19 +2,21 @@
 
 /// What the user chooses about a layer; the same for MoE and MEO.
 
-#include <limits>
-
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/layers/merge_order.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
 
 struct LayerOptions {
-  Index in_features = 0;          ///< D
-  Index out_features = 0;         ///< F
-  Index num_experts = 0;          ///< N; 0: the count in the layer's type
-  Index top_k = 1;                ///< K, experts that a row selects
+  Index in_features = 0;   ///< D
+  Index out_features = 0;  ///< F
+  Index num_experts = 0;   ///< N; 0: the count in the layer's type
+  /// K, experts that a row selects. With 1 the weight of the selected expert is 1, whatever the logits: the
+  /// gate then has no gradient from the task, only one from the balance loss. Train with 2 or more where the
+  /// gate is to learn which experts serve a row.
+  Index top_k = 1;
   Level level = Level::sequence;  ///< what one gate decision covers
   bool bias = true;               ///< whether experts have biases
   Index reduce_factor = 64;  ///< r: token attention has ⌊D/r⌋ rows, the task projection ⌊S/r⌋; at least one
@@ -47,9 +49,9 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
   require(options.level != Level::task || options.task_features >= 1,
           "task_features: expected at least 1 at task level, got ", options.task_features);
-  require(options.loss_coefficient >= 0 && options.loss_coefficient < std::numeric_limits<double>::infinity(),
+  require(is_finite(options.loss_coefficient) && options.loss_coefficient >= 0,
           "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
-  require(options.noise_epsilon > 0 && options.noise_epsilon < std::numeric_limits<double>::infinity(),
+  require(is_finite(options.noise_epsilon) && options.noise_epsilon > 0,
           "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,

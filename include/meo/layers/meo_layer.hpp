@@ -222,17 +222,21 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     const Index threads = detail::max_threads();
     Scalar* const scratch = detail::reserve(
         context.scratch,
-        threads * std::max(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges()),
-                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
+        threads * (std::max)(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges(), x.rows()),
+                             detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
     Scalar* const packed_x =
         detail::reserve(context.packed_inputs, x.rows() * detail::padded_inputs<Scalar>(x.cols()));
     const Index pairs = merges.num_merges() * routing.top_k;
     Scalar* const products = detail::reserve(context.merge_products, pairs);
-    Scalar* const partial =
-        detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs);
+    const auto sequences = static_cast<Index>(offsets.size()) - 1;  // merges at most
+    const detail::MergedWeightGradientMemory<Scalar> memory{
+        detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs),
+        packed_x, scratch,
+        detail::reserve(context.partial_gradients,
+                        threads * detail::partial_gradients_size(bank, sequences))};
     detail::merged_weight_gradient<Scalar>(bank, gradients.experts().mutable_panels(), merges, offsets,
                                            {x.data(), x.row_stride()}, {dy.data(), dy.outerStride()},
-                                           products, partial, packed_x, scratch, threads);
+                                           products, memory, threads);
     for (Index m = 0; m < merges.num_merges(); ++m) {
       // Sequences that share a merge here share what follows from the gradient as well: one takes it for all.
       const Index sequence = merges.sequence(merges.begin(m));

@@ -11,6 +11,7 @@
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/layers/context.hpp>
 #include <meo/layers/routed_layer.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -103,16 +104,22 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   /// Adds up what context.slot_products has for every slot of context.dispatch in d_weights.
   void collect_weights_gradient(const Routing<Scalar>& routing, std::span<const Index> offsets,
                                 Context<Scalar>& context, std::span<Scalar> d_weights) const {
+    using Sum = detail::Sum<Scalar>;
     const std::span<const Index> row_offsets = gated_offsets(offsets, context);
     for (Index expert = 0; expert < Base::num_experts(); ++expert) {
       std::size_t row = 0;
-      for (Index slot = context.dispatch.begin(expert); slot < context.dispatch.begin(expert + 1); ++slot) {
-        const auto s = static_cast<std::size_t>(slot);
-        while (row_offsets[row + 1] <= context.dispatch.tokens[s]) ++row;
+      for (Index slot = context.dispatch.begin(expert); slot < context.dispatch.begin(expert + 1);) {
+        while (row_offsets[row + 1] <= context.dispatch.tokens[static_cast<std::size_t>(slot)]) ++row;
         const std::span<const Index> selected = routing.row_experts(static_cast<Index>(row));
         const auto place =
             static_cast<std::size_t>(std::find(selected.begin(), selected.end(), expert) - selected.begin());
-        d_weights[row * selected.size() + place] += context.slot_products[s];
+        // All tokens of a row that has the expert are dispatched to it.
+        const Index end = slot + row_offsets[row + 1] - row_offsets[row];
+        Scalar& d_weight = d_weights[row * selected.size() + place];
+        const Sum sum = detail::pairwise_sum<Sum>(
+            slot, end, [&](Index s) { return context.slot_products[static_cast<std::size_t>(s)]; });
+        d_weight = static_cast<Scalar>(Sum(static_cast<Sum>(d_weight) + sum));
+        slot = end;
       }
     }
   }
@@ -127,9 +134,10 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
     const auto bank_gradients = gradients.experts().mutable_panels();
     const detail::Dispatch<Scalar>& dispatch = this->dispatch(routing, offsets, context);
     const Index threads = detail::max_threads();
-    Scalar* const scratch =
-        detail::reserve(context.scratch, threads * std::max(detail::weight_gradient_scratch_size<Scalar>(),
-                                                            detail::input_gradient_scratch_size(bank)));
+    Scalar* const scratch = detail::reserve(
+        context.scratch,
+        threads * (std::max)(detail::weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
+                             detail::input_gradient_scratch_size(bank)));
     Scalar* const q = detail::reserve(context.expert_rows_gradient, x.rows() * x.cols());
     context.slot_products.resize(dispatch.tokens.size());
     for (Index expert = 0; expert < Base::num_experts(); ++expert) {
@@ -147,7 +155,7 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
           const Eigen::Map<const Vector<Scalar>> x_row(x.row(tokens[r]), x.cols());
           const auto slot = static_cast<std::size_t>(begin + r);
           context.slot_products[slot] =
-              q_row.dot(x_row) +
+              detail::dot(q_row, x_row) +
               detail::product_with_bias(bank, expert, dy.data() + tokens[r] * dy.outerStride());
           if (dispatch.is_first[slot] != 0) dx.row(tokens[r]) = weights[r] * q_row.transpose();
           else dx.row(tokens[r]) += weights[r] * q_row.transpose();

@@ -14,17 +14,20 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <meo/errors.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/initialize.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/finite.hpp>
 #include <meo/layers/context.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/routing/gate.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -230,7 +233,7 @@ class RoutedLayer {
                        const Inputs<Scalar>& inputs, Workspace<Scalar>& workspace) const {
     const MatrixView<Scalar> z = options_.level == Level::task
                                      ? task_inputs(static_cast<Index>(offsets.size()) - 1, inputs, workspace)
-                                     : means(gate_source, offsets, workspace.gate_input);
+                                     : means(gate_source, offsets, workspace.gate_input, workspace.sums);
     gate_.route(z, inputs.noise, workspace.routing, workspace.gate);
   }
 
@@ -255,11 +258,9 @@ class RoutedLayer {
         detail::require(std::find(experts.begin(), place, experts[i]) == place,
                         "routing: expected distinct experts in row ", row, ", got expert ", experts[i],
                         " twice");
-        // Comparisons only: neither NaN nor an infinity passes, and no arithmetic is added to the experts'.
-        const bool is_finite = weights[i] >= Eigen::NumTraits<Scalar>::lowest() &&
-                               weights[i] <= Eigen::NumTraits<Scalar>::highest();
-        detail::require(is_finite, "routing: expected finite weights, got one that is not in row ", row,
-                        " for expert ", experts[i]);
+        detail::require(detail::is_finite(weights[i]),
+                        "routing: expected finite weights, got one that is not in row ", row, " for expert ",
+                        experts[i]);
       }
     }
   }
@@ -384,22 +385,28 @@ class RoutedLayer {
 
   /// The mean over the rows of each group, groups × columns; zero for a group without rows.
   static MatrixView<Scalar> means(const MatrixView<Scalar>& rows, std::span<const Index> offsets,
-                                  detail::AlignedVector<Scalar>& buffer) {
+                                  detail::AlignedVector<Scalar>& buffer,
+                                  detail::AlignedVector<detail::Sum<Scalar>>& sums) {
+    using Sum = detail::Sum<Scalar>;
     const Index groups = static_cast<Index>(offsets.size()) - 1;
     const Index cols = rows.cols();
     Scalar* const out = detail::reserve(buffer, groups * cols);
+    Sum* const sum = reserve_sums(sums, rows.rows(), cols);
     for (Index group = 0; group < groups; ++group) {
       const auto g = static_cast<std::size_t>(group);
-      Scalar* const mean = out + group * cols;
-      std::fill_n(mean, cols, Scalar(0));
-      for (Index row = offsets[g]; row < offsets[g + 1]; ++row) {
-        for (Index d = 0; d < cols; ++d) mean[d] += rows.row(row)[d];
-      }
+      detail::sum_rows(
+          offsets[g], offsets[g + 1], cols, [&](Index row) { return rows.row(row); }, sum, sum + cols);
       const auto count =
-          static_cast<Scalar>(static_cast<double>(std::max<Index>(offsets[g + 1] - offsets[g], 1)));
-      for (Index d = 0; d < cols; ++d) mean[d] = mean[d] / count;
+          static_cast<Sum>(static_cast<double>(std::max<Index>(offsets[g + 1] - offsets[g], 1)));
+      for (Index d = 0; d < cols; ++d) out[group * cols + d] = static_cast<Scalar>(Sum(sum[d] / count));
     }
     return {out, groups, cols, cols};
+  }
+
+  /// Memory for a sum of at most so many rows: `cols` values, and as many as detail::sum_rows needs beside.
+  static detail::Sum<Scalar>* reserve_sums(detail::AlignedVector<detail::Sum<Scalar>>& sums, Index rows,
+                                           Index cols) {
+    return detail::reserve(sums, (1 + detail::pairwise_depth(detail::num_parts(rows))) * cols);
   }
 
   /// Adds to every row of a group its share of the gradient of the group's mean, groups × columns.
@@ -407,9 +414,13 @@ class RoutedLayer {
                                    Scalar* rows, Index stride) {
     for (std::size_t group = 0; group + 1 < offsets.size(); ++group) {
       const Scalar* const gradient = mean_gradients + static_cast<Index>(group) * cols;
-      const auto count = static_cast<Scalar>(static_cast<double>(offsets[group + 1] - offsets[group]));
+      using Sum = detail::Sum<Scalar>;
+      const auto count = static_cast<Sum>(static_cast<double>(offsets[group + 1] - offsets[group]));
       for (Index row = offsets[group]; row < offsets[group + 1]; ++row) {
-        for (Index d = 0; d < cols; ++d) rows[row * stride + d] += gradient[d] / count;
+        for (Index d = 0; d < cols; ++d) {
+          Scalar& value = rows[row * stride + d];
+          value = static_cast<Scalar>(Sum(static_cast<Sum>(value) + static_cast<Sum>(gradient[d]) / count));
+        }
       }
     }
   }
@@ -420,6 +431,18 @@ class RoutedLayer {
     return inputs.descriptions == nullptr || inputs.descriptions->size() == 1 ? 0 : sequence;
   }
 
+  /// Counting sort: order[begins[t]] … order[begins[t + 1] − 1] are the sequences of description t,
+  /// ascending.
+  static void sort_by_task(Index sequences, Index descriptions, const Inputs<Scalar>& inputs,
+                           std::vector<Index>& begins, std::vector<Index>& order) {
+    begins.assign(static_cast<std::size_t>(descriptions) + 1, 0);
+    order.resize(static_cast<std::size_t>(sequences));
+    for (Index b = 0; b < sequences; ++b) ++begins[static_cast<std::size_t>(task_of(inputs, b))];
+    std::partial_sum(begins.begin(), begins.end(), begins.begin());
+    for (Index b = sequences; b-- > 0;)
+      order[static_cast<std::size_t>(--begins[static_cast<std::size_t>(task_of(inputs, b))])] = b;
+  }
+
   /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
   void backward_task_inputs(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
                             Context<Scalar>& context, Derived& gradients) const {
@@ -427,10 +450,16 @@ class RoutedLayer {
     const Index descriptions = offsets.num_sequences();
     const Index features = dz.cols(), task_features = options_.task_features;
     Scalar* const projected = detail::reserve(context.task_inputs_gradient, descriptions * features);
-    std::fill_n(projected, descriptions * features, Scalar(0));
-    for (Index b = 0; b < dz.rows(); ++b) {
-      Scalar* const of_task = projected + task_of(inputs, b) * features;
-      for (Index j = 0; j < features; ++j) of_task[j] += dz.row(b)[j];
+    std::vector<Index>& begins = context.task_begins;
+    std::vector<Index>& order = context.task_order;
+    sort_by_task(dz.rows(), descriptions, inputs, begins, order);
+    detail::Sum<Scalar>* const sum = reserve_sums(context.sums, dz.rows(), features);
+    for (Index task = 0; task < descriptions; ++task) {
+      const auto t = static_cast<std::size_t>(task);
+      detail::sum_rows(
+          begins[t], begins[t + 1], features,
+          [&](Index i) { return dz.row(order[static_cast<std::size_t>(i)]); }, sum, sum + features);
+      for (Index j = 0; j < features; ++j) projected[task * features + j] = static_cast<Scalar>(sum[j]);
     }
     Scalar* const means = detail::reserve(context.task_means_gradient, descriptions * task_features);
     task_projection_->backward({context.task_means.data(), descriptions, task_features, task_features},
@@ -477,7 +506,8 @@ class RoutedLayer {
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                  Workspace<Scalar>& workspace) const {
     const detail::Offsets offsets = check_tasks(sequences, inputs);
-    const MatrixView<Scalar> description_means = means(inputs.task_embeddings, offsets, workspace.task_means);
+    const MatrixView<Scalar> description_means =
+        means(inputs.task_embeddings, offsets, workspace.task_means, workspace.sums);
     const Index features = gate_.gate_features();
     Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
     for (Index b = 0; b < sequences; ++b) {

@@ -9,6 +9,7 @@
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -23,11 +24,12 @@ class Workspace {
 
   // The rest is between a layer and its kernels.
   GateWorkspace<Scalar> gate;
-  detail::AlignedVector<Scalar> gate_input;      ///< R × D_g: means over tokens
-  detail::AlignedVector<Scalar> task_means;      ///< descriptions × S
-  detail::AlignedVector<Scalar> attention_rows;  ///< tokens × ⌊D/r⌋
-  detail::AlignedVector<Scalar> attended;        ///< tokens × D: x + TokenAttention(x)
-  std::vector<Index> token_offsets;              ///< 0 … tokens, where every token is gated by itself
+  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g: means over tokens
+  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
+  detail::AlignedVector<Scalar> attention_rows;     ///< tokens × ⌊D/r⌋
+  detail::AlignedVector<Scalar> attended;           ///< tokens × D: x + TokenAttention(x)
+  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
+  std::vector<Index> token_offsets;                 ///< 0 … tokens, where every token is gated by itself
   detail::Dispatch<Scalar> dispatch;
   detail::MergePlan<Scalar> merges;
   detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread

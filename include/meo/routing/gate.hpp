@@ -13,10 +13,12 @@
 
 #include <meo/errors.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/finite.hpp>
 #include <meo/kernels/vector_math.hpp>
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -27,14 +29,14 @@ namespace detail {
 template <class Scalar>
 Scalar normal_cdf(const Scalar& x) {
   using std::erfc;
-  return Scalar(0.5) * erfc(-x * Scalar(0.70710678118654752440L));
+  return Scalar(0.5) * erfc(-x * constant<Scalar>(0.70710678118654752440L));
 }
 
 /// φ(x) = Φ'(x).
 template <class Scalar>
 Scalar normal_density(const Scalar& x) {
   using std::exp;
-  return Scalar(0.39894228040143267794L) * exp(Scalar(-0.5) * x * x);
+  return constant<Scalar>(0.39894228040143267794L) * exp(Scalar(-0.5) * x * x);
 }
 
 /// 1 / (1 + exp(−x)), the derivative of softplus, without overflow.
@@ -53,29 +55,35 @@ Scalar sigmoid(const Scalar& x) {
 /// Buffers of Gate::route; they grow where they must and are kept.
 template <class Scalar>
 struct GateWorkspace {
-  bool is_noisy = false;                 ///< whether the last call had noise
-  std::vector<Scalar> logits;            ///< R × N, before the noise
-  std::vector<Scalar> noise;             ///< R × N, training only, as all that follow: the draws n
-  std::vector<Scalar> noise_logits;      ///< R × N, z W_n
-  std::vector<Scalar> noisy_logits;      ///< R × N
-  std::vector<Scalar> noise_deviations;  ///< R × N, σ
-  std::vector<Index> ranking;            ///< the K + 1 first experts of a row
+  bool is_noisy = false;                          ///< whether the last call had noise
+  std::vector<Scalar> logits;                     ///< R × N, before the noise
+  std::vector<Scalar> noise;                      ///< R × N, training only, as all that follow: the draws n
+  std::vector<Scalar> noise_logits;               ///< R × N, z W_n
+  std::vector<Scalar> noisy_logits;               ///< R × N
+  std::vector<Scalar> noise_deviations;           ///< R × N, σ
+  std::vector<Index> ranking;                     ///< the K + 1 first experts of a row
+  std::vector<detail::Sum<Scalar>> exponentials;  ///< K for each row of a part of the rows
+  std::vector<detail::Sum<Scalar>> sums;          ///< importance and load of parts of the rows
+  std::vector<Index> counts;                      ///< N, rows that select an expert
 };
 
 /// Buffers of Gate::backward; they grow where they must and are kept.
 template <class Scalar>
 struct GateGradientWorkspace {
-  std::vector<Scalar> importance;              ///< N: gradients of what they are named after, from here on
-  std::vector<Scalar> load;                    ///< N
-  detail::AlignedVector<Scalar> logits;        ///< R × N
-  detail::AlignedVector<Scalar> noise_logits;  ///< R × N
-  std::vector<Scalar> noisy_logits;            ///< N, of one row
-  std::vector<Scalar> deviations;              ///< N, of one row
+  std::vector<detail::Sum<Scalar>> importance;    ///< N: gradients of what they are named after, from here on
+  std::vector<detail::Sum<Scalar>> load;          ///< N
+  detail::AlignedVector<Scalar> logits;           ///< R × N
+  detail::AlignedVector<Scalar> noise_logits;     ///< R × N
+  std::vector<detail::Sum<Scalar>> noisy_logits;  ///< N, of one row
+  std::vector<detail::Sum<Scalar>> deviations;    ///< N, of one row
+  std::vector<detail::Sum<Scalar>> row_logits;    ///< N, of one row
   std::vector<Index> ranking;
 };
 
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 class Gate {
+  using Sum = detail::Sum<Scalar>;
+
  public:
   /// Zero W_g and W_n, with which every row selects the experts 0 … K − 1. Throws std::invalid_argument for
   /// sizes that are not positive or a top_k above num_experts.
@@ -130,19 +138,40 @@ class Gate {
     routing.top_k = top_k_;
     routing.experts.resize(pairs);
     routing.weights.resize(pairs);
-    routing.importance.assign(experts, Scalar(0));
-    routing.load.assign(experts, Scalar(0));
+    routing.importance.assign(experts, Sum(0));
+    routing.load.assign(experts, Sum(0));
     workspace.ranking.resize(static_cast<std::size_t>(ranked()));
-    for (Index row = 0; row < z.rows(); ++row) {
-      rank(logits + row * num_experts(), workspace.ranking.data());
-      select(logits + row * num_experts(), workspace.ranking.data(), row, routing);
-      if (training && top_k_ < num_experts()) estimate_load(workspace, row, routing);
-      else count_load(workspace, routing);
+    workspace.exponentials.resize(
+        static_cast<std::size_t>((std::min)(z.rows(), detail::serial_terms) * top_k_));
+    Sum* const exponentials = workspace.exponentials.data();
+    workspace.counts.assign(experts, 0);
+    const bool estimates_load = training && top_k_ < num_experts();
+    const Index depth = detail::pairwise_depth(detail::num_parts(z.rows()));
+    workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
+    Sum* const sums = workspace.sums.data();
+    detail::PairwiseSum<Sum> parts(2 * num_experts(), sums, sums + 2 * num_experts());
+    for (Index first = 0; first < z.rows(); first += detail::serial_terms) {
+      Sum* const importance = parts.part();
+      Sum* const load = importance + num_experts();
+      std::fill_n(importance, 2 * num_experts(), Sum(0));
+      const Index end = (std::min)(first + detail::serial_terms, z.rows());
+      for (Index row = first; row < end; ++row) {
+        rank(logits + row * num_experts(), workspace.ranking.data());
+        select(logits + row * num_experts(), workspace.ranking.data(), routing.experts.data() + row * top_k_,
+               exponentials + (row - first) * top_k_);
+        if (estimates_load) estimate_load(workspace, row, load);
+      }
+      detail::exponentials(exponentials, (end - first) * top_k_);
+      for (Index row = first; row < end; ++row)
+        normalize(exponentials + (row - first) * top_k_, row, routing, importance);
+      parts.next();
     }
-    detail::exponentials(routing.weights.data(), static_cast<Index>(pairs));
-    for (Index row = 0; row < z.rows(); ++row) normalize(row, routing);
-    routing.loss =
-        loss_coefficient_ * (cv_squared<Scalar>(routing.importance) + cv_squared<Scalar>(routing.load));
+    parts.finish();
+    std::copy_n(sums, num_experts(), routing.importance.begin());
+    if (estimates_load) std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
+    else count_load(workspace, routing);
+    const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
+    routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance));
   }
 
   /// Gradients of a decision that route made of z, of which `routing` and `decision` are left: through the
@@ -155,18 +184,18 @@ class Gate {
                 const Scalar& d_loss, Gate& gradients, bool add, Scalar* dz, Index dz_stride,
                 GateGradientWorkspace<Scalar>& workspace, detail::AlignedVector<Scalar>& scratch) const {
     const auto experts = static_cast<std::size_t>(num_experts());
-    const Scalar scale = d_loss * loss_coefficient_;
-    workspace.importance.assign(experts, Scalar(0));
-    workspace.load.assign(experts, Scalar(0));
-    add_cv_squared_gradient<Scalar>(routing.importance, scale, workspace.importance);
-    add_cv_squared_gradient<Scalar>(routing.load, scale, workspace.load);
+    const Sum scale = static_cast<Sum>(d_loss) * static_cast<Sum>(loss_coefficient_);
+    workspace.importance.assign(experts, Sum(0));
+    workspace.load.assign(experts, Sum(0));
+    add_cv_squared_gradient<Sum>(routing.importance, scale, workspace.importance);
+    add_cv_squared_gradient<Sum>(routing.load, scale, workspace.load);
     const Index size = z.rows() * num_experts();
     Scalar* const logits = detail::reserve(workspace.logits, size);
     Scalar* const noise_logits = decision.is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
     for (Index row = 0; row < z.rows(); ++row) {
       weights_to_logits(routing, d_weights, row, workspace);
       if (decision.is_noisy) noisy_to_logits(decision, row, logits, noise_logits, workspace);
-      else std::copy_n(workspace.noisy_logits.data(), num_experts(), logits + row * num_experts());
+      else store(workspace.noisy_logits, logits + row * num_experts());
     }
     logits_.backward(z, {logits, z.rows(), num_experts(), num_experts()}, gradients.logits_, add, dz,
                      dz_stride, scratch);
@@ -204,72 +233,86 @@ class Gate {
     noise_.apply(z, workspace.noise_logits.data(), num_experts());
     for (std::size_t i = 0; i < size; ++i) {
       // softplus without overflow: max(s, 0) + log(1 + exp(−|s|))
-      const Scalar& s = workspace.noise_logits[i];
-      const Scalar positive = s > Scalar(0) ? s : Scalar(0);
-      const Scalar negative = s > Scalar(0) ? -s : s;
-      const Scalar deviation = positive + log1p(exp(negative)) + noise_epsilon_;
-      workspace.noise_deviations[i] = deviation;
-      workspace.noisy_logits[i] = workspace.logits[i] + workspace.noise[i] * deviation;
+      const auto s = static_cast<Sum>(workspace.noise_logits[i]);
+      const Sum positive = s > Sum(0) ? s : Sum(0);
+      const Sum negative = s > Sum(0) ? Sum(-s) : s;
+      const Sum deviation = positive + log1p(exp(negative)) + static_cast<Sum>(noise_epsilon_);
+      const Sum noisy =
+          static_cast<Sum>(workspace.logits[i]) + static_cast<Sum>(workspace.noise[i]) * deviation;
+      workspace.noise_deviations[i] = static_cast<Scalar>(deviation);
+      workspace.noisy_logits[i] = static_cast<Scalar>(noisy);
     }
   }
 
   /// Of one row, from the gradients of weights, d_weights and those of the importance, to those of the logits
-  /// that were selected by, into workspace.noisy_logits.
+  /// that were selected by, into workspace.noisy_logits. The weight of a single expert is 1 whatever its
+  /// logit: then they are 0, also where gradients of the weights are not finite.
   void weights_to_logits(const Routing<Scalar>& routing, std::span<const Scalar> d_weights, Index row,
                          GateGradientWorkspace<Scalar>& workspace) const {
+    workspace.noisy_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
+    if (top_k_ == 1) return;
     const std::span<const Index> experts = routing.row_experts(row);
     const std::span<const Scalar> weights = routing.row_weights(row);
     const std::span<const Scalar> gradients =
         d_weights.subspan(static_cast<std::size_t>(row) * experts.size(), experts.size());
-    const auto gradient = [&](std::size_t i) {
-      return gradients[i] + workspace.importance[static_cast<std::size_t>(experts[i])];
+    const auto gradient = [&](std::size_t i) -> Sum {
+      return static_cast<Sum>(gradients[i]) + workspace.importance[static_cast<std::size_t>(experts[i])];
     };
-    Scalar mean(0);
-    for (std::size_t i = 0; i < experts.size(); ++i) mean += weights[i] * gradient(i);
-    workspace.noisy_logits.assign(static_cast<std::size_t>(num_experts()), Scalar(0));
-    for (std::size_t i = 0; i < experts.size(); ++i)
-      workspace.noisy_logits[static_cast<std::size_t>(experts[i])] = weights[i] * (gradient(i) - mean);
+    Sum mean(0);
+    for (std::size_t i = 0; i < experts.size(); ++i) mean += static_cast<Sum>(weights[i]) * gradient(i);
+    for (std::size_t i = 0; i < experts.size(); ++i) {
+      workspace.noisy_logits[static_cast<std::size_t>(experts[i])] =
+          static_cast<Sum>(weights[i]) * (gradient(i) - mean);
+    }
   }
 
   /// Of one row, from the gradients of the noisy logits and of the load to those of z W_g and z W_n.
   void noisy_to_logits(const GateWorkspace<Scalar>& decision, Index row, Scalar* logits, Scalar* noise_logits,
                        GateGradientWorkspace<Scalar>& workspace) const {
     const Index begin = row * num_experts();
-    Scalar* const d_logits = logits + begin;
-    std::vector<Scalar>& d_deviations = workspace.deviations;
-    d_deviations.assign(static_cast<std::size_t>(num_experts()), Scalar(0));
-    std::fill_n(d_logits, num_experts(), Scalar(0));
+    std::vector<Sum>& d_noisy = workspace.noisy_logits;
+    std::vector<Sum>& d_deviations = workspace.deviations;
+    std::vector<Sum>& d_logits = workspace.row_logits;
+    d_deviations.assign(static_cast<std::size_t>(num_experts()), Sum(0));
+    d_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
     if (top_k_ < num_experts()) {
       const Scalar* const noisy = decision.noisy_logits.data() + begin;
       workspace.ranking.resize(static_cast<std::size_t>(ranked()));
       rank(noisy, workspace.ranking.data());
       for (Index j = 0; j < num_experts(); ++j) {
         const auto e = static_cast<std::size_t>(j);
-        const auto i = static_cast<std::size_t>(begin + j);
         const Index beaten = threshold(noisy, workspace.ranking.data(), j);
-        const Scalar& deviation = decision.noise_deviations[i];
-        const Scalar distance = (decision.logits[i] - noisy[beaten]) / deviation;
-        const Scalar d_distance = workspace.load[e] * detail::normal_density(distance) / deviation;
-        d_logits[j] += d_distance;
-        workspace.noisy_logits[static_cast<std::size_t>(beaten)] -= d_distance;
+        const Sum distance = distance_to(noisy[beaten], decision, begin + j);
+        const Sum density = detail::normal_density(distance);
+        if (density == Sum(0)) continue;  // and so is its product with a distance that may be infinite
+        const auto deviation =
+            static_cast<Sum>(decision.noise_deviations[static_cast<std::size_t>(begin + j)]);
+        const Sum d_distance = workspace.load[e] * density / deviation;
+        d_logits[e] += d_distance;
+        d_noisy[static_cast<std::size_t>(beaten)] -= d_distance;
         d_deviations[e] -= d_distance * distance;
       }
     }
     for (Index j = 0; j < num_experts(); ++j) {
       const auto e = static_cast<std::size_t>(j);
       const auto i = static_cast<std::size_t>(begin + j);
-      d_logits[j] += workspace.noisy_logits[e];
-      noise_logits[i] = (d_deviations[e] + workspace.noisy_logits[e] * decision.noise[i]) *
-                        detail::sigmoid(decision.noise_logits[i]);
+      d_logits[e] += d_noisy[e];
+      const Sum d_deviation = d_deviations[e] + d_noisy[e] * static_cast<Sum>(decision.noise[i]);
+      noise_logits[i] =
+          static_cast<Scalar>(Sum(d_deviation * detail::sigmoid(static_cast<Sum>(decision.noise_logits[i]))));
     }
+    store(d_logits, logits + begin);
+  }
+
+  void store(const std::vector<Sum>& row, Scalar* to) const {
+    for (Index j = 0; j < num_experts(); ++j) to[j] = static_cast<Scalar>(row[static_cast<std::size_t>(j)]);
   }
 
   void require_finite(const Scalar* logits, Index rows) const {
     for (Index row = 0; row < rows; ++row) {
       for (Index j = 0; j < num_experts(); ++j) {
         const Scalar& logit = logits[row * num_experts() + j];
-        if (logit - logit == Scalar(0))
-          continue;  // NaN for infinities and NaN; needs no more of Scalar than -
+        if (detail::is_finite(logit)) continue;
         throw std::domain_error(detail::message("gate: expected finite logits, got one that is not in row ",
                                                 row, " for expert ", j));
       }
@@ -292,33 +335,31 @@ class Gate {
     }
   }
 
-  /// A row's experts, and for weights how far their logits lie below the largest: the exponents of the
-  /// softmax.
-  void select(const Scalar* logits, const Index* ranking, Index row, Routing<Scalar>& routing) const {
-    Index* const experts = routing.experts.data() + row * top_k_;
-    Scalar* const weights = routing.weights.data() + row * top_k_;
+  /// A row's experts, and how far their logits lie below the largest: the exponents of the softmax.
+  void select(const Scalar* logits, const Index* ranking, Index* experts, Sum* exponents) const {
     for (Index i = 0; i < top_k_; ++i) {
       experts[i] = ranking[i];
-      weights[i] = logits[ranking[i]] - logits[ranking[0]];
+      exponents[i] = static_cast<Sum>(logits[ranking[i]]) - static_cast<Sum>(logits[ranking[0]]);
     }
   }
 
-  /// From exponentials to a row's weights.
-  void normalize(Index row, Routing<Scalar>& routing) const {
+  /// From a row's exponentials to its weights, which are added to `importance`, N sums.
+  void normalize(const Sum* exponentials, Index row, Routing<Scalar>& routing, Sum* importance) const {
     const Index* const experts = routing.experts.data() + row * top_k_;
     Scalar* const weights = routing.weights.data() + row * top_k_;
-    Scalar sum(0);
-    for (Index i = 0; i < top_k_; ++i) sum += weights[i];
+    Sum sum(0);
+    for (Index i = 0; i < top_k_; ++i) sum += exponentials[i];
     for (Index i = 0; i < top_k_; ++i) {
-      weights[i] = weights[i] / sum;
-      routing.importance[static_cast<std::size_t>(experts[i])] += weights[i];
+      weights[i] = static_cast<Scalar>(Sum(exponentials[i] / sum));
+      importance[experts[i]] += static_cast<Sum>(weights[i]);
     }
   }
 
-  void count_load(const GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const {
-    for (std::size_t i = 0; i < static_cast<std::size_t>(top_k_); ++i) {
-      routing.load[static_cast<std::size_t>(workspace.ranking[i])] += Scalar(1);
-    }
+  /// A count in integers: one in Scalar would stop at the first that has no successor.
+  void count_load(GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const {
+    for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
+    for (std::size_t e = 0; e < routing.load.size(); ++e)
+      routing.load[e] = static_cast<Sum>(static_cast<double>(workspace.counts[e]));
   }
 
   /// The expert whose noisy logit j has to beat to be selected, τ_j: the first that is rejected if j is above
@@ -327,16 +368,20 @@ class Gate {
     return noisy[j] > noisy[ranking[top_k_]] ? ranking[top_k_] : ranking[top_k_ - 1];
   }
 
+  /// (ℓ − τ) / σ of the logit at place i of the decision.
+  Sum distance_to(const Scalar& threshold, const GateWorkspace<Scalar>& decision, Index i) const {
+    const auto at = static_cast<std::size_t>(i);
+    return (static_cast<Sum>(decision.logits[at]) - static_cast<Sum>(threshold)) /
+           static_cast<Sum>(decision.noise_deviations[at]);
+  }
+
   /// load_j += Φ((ℓ_j − τ_j) / σ_j): the chance that a new draw of j's noise alone would select j.
-  void estimate_load(const GateWorkspace<Scalar>& workspace, Index row, Routing<Scalar>& routing) const {
+  void estimate_load(const GateWorkspace<Scalar>& workspace, Index row, Sum* load) const {
     const Index begin = row * num_experts();
-    const Scalar* const logits = workspace.logits.data() + begin;
     const Scalar* const noisy = workspace.noisy_logits.data() + begin;
-    const Scalar* const deviations = workspace.noise_deviations.data() + begin;
     for (Index j = 0; j < num_experts(); ++j) {
       const Scalar& beaten = noisy[threshold(noisy, workspace.ranking.data(), j)];
-      routing.load[static_cast<std::size_t>(j)] +=
-          detail::normal_cdf<Scalar>((logits[j] - beaten) / deviations[j]);
+      load[j] += detail::normal_cdf<Sum>(distance_to(beaten, workspace, begin + j));
     }
   }
 

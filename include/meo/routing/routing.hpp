@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -15,11 +16,13 @@ struct Routing {
   Index rows = 0;
   Index num_experts = 0;
   Index top_k = 0;
-  std::vector<Index> experts;      ///< R × K; in a row by descending logit, ties by ascending expert
-  std::vector<Scalar> weights;     ///< R × K; softmax over the selected logits of the row
-  std::vector<Scalar> importance;  ///< N; sum of an expert's weights over the rows
-  std::vector<Scalar> load;  ///< N; rows that select an expert: a count, or its smooth estimate in training
-  Scalar loss = Scalar(0);   ///< coefficient · (cv²(importance) + cv²(load))
+  std::vector<Index> experts;   ///< R × K; in a row by descending logit, ties by ascending expert
+  std::vector<Scalar> weights;  ///< R × K; softmax over the selected logits of the row
+  /// N; sum of an expert's weights over the rows. Float where Scalar has 16 bits, as `load`.
+  std::vector<detail::Sum<Scalar>> importance;
+  /// N; rows that select an expert: a count, or its smooth estimate in training.
+  std::vector<detail::Sum<Scalar>> load;
+  Scalar loss = Scalar(0);  ///< coefficient · (cv²(importance) + cv²(load))
 
   std::span<const Index> row_experts(Index row) const { return row_of(experts, row); }
   std::span<const Scalar> row_weights(Index row) const { return row_of(weights, row); }

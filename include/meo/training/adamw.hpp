@@ -11,7 +11,9 @@
 #include <vector>
 
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
@@ -25,6 +27,8 @@ struct AdamWOptions {
   double weight_decay = 1e-2;  ///< λ, of all parameters; see parameters.hpp for how to leave some out
 };
 
+/// Moments are kept in the parameters' scalar, as PyTorch keeps them. A v of 16 bits does not change where
+/// 1 − β₂ is less than half a unit in its last place: bfloat16 wants a β₂ of at most 0.99.
 template <class Scalar>
 class AdamW {
  public:
@@ -33,22 +37,24 @@ class AdamW {
   AdamW(const Parameters<Scalar>& parameters, const AdamWOptions& options) {
     set_options(options);
     for (const auto& range : parameters) {
-      moments_.push_back(
-          {range.name, std::vector<Scalar>(range.values.size()), std::vector<Scalar>(range.values.size())});
+      const std::vector<Scalar> zero(range.values.size(), Scalar(0));
+      moments_.push_back({range.name, zero, zero});
     }
   }
 
   const AdamWOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps.
   void set_options(const AdamWOptions& options) {
-    const auto is_beta = [](double beta) { return beta >= 0 && beta < 1; };
-    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
-                    options.learning_rate);
+    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
+    const auto is_beta = [&](double beta) { return is_rate(beta) && beta < 1; };
+    detail::require(is_rate(options.learning_rate),
+                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
     detail::require(is_beta(options.beta1), "beta1: expected at least 0 and below 1, got ", options.beta1);
     detail::require(is_beta(options.beta2), "beta2: expected at least 0 and below 1, got ", options.beta2);
-    detail::require(options.epsilon > 0, "epsilon: expected a positive number, got ", options.epsilon);
-    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
-                    options.weight_decay);
+    detail::require(is_rate(options.epsilon) && options.epsilon > 0,
+                    "epsilon: expected a finite number above 0, got ", options.epsilon);
+    detail::require(is_rate(options.weight_decay),
+                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
     options_ = options;
   }
 
@@ -59,13 +65,13 @@ class AdamW {
     detail::require_same_ranges(gradients, parameters, "gradients");
     ++steps_;
     const auto t = static_cast<double>(steps_);
-    const auto keep = static_cast<Scalar>(1 - options_.learning_rate * options_.weight_decay),
-               rate = static_cast<Scalar>(options_.learning_rate / (1 - std::pow(options_.beta1, t))),
-               root_correction = static_cast<Scalar>(std::sqrt(1 - std::pow(options_.beta2, t))),
-               beta1 = static_cast<Scalar>(options_.beta1), beta2 = static_cast<Scalar>(options_.beta2),
-               rest1 = static_cast<Scalar>(1 - options_.beta1),
-               rest2 = static_cast<Scalar>(1 - options_.beta2),
-               epsilon = static_cast<Scalar>(options_.epsilon);
+    using Sum = detail::Sum<Scalar>;
+    const auto keep = static_cast<Sum>(1 - options_.learning_rate * options_.weight_decay),
+               rate = static_cast<Sum>(options_.learning_rate / (1 - std::pow(options_.beta1, t))),
+               root_correction = static_cast<Sum>(std::sqrt(1 - std::pow(options_.beta2, t))),
+               beta1 = static_cast<Sum>(options_.beta1), beta2 = static_cast<Sum>(options_.beta2),
+               rest1 = static_cast<Sum>(1 - options_.beta1), rest2 = static_cast<Sum>(1 - options_.beta2),
+               epsilon = static_cast<Sum>(options_.epsilon);
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       Scalar* const p = parameters[i].values.data();
       const Scalar* const g = gradients[i].values.data();
@@ -75,9 +81,13 @@ class AdamW {
       detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
         using std::sqrt;
         for (Index j = begin; j < end; ++j) {
-          m[j] = beta1 * m[j] + rest1 * g[j];
-          v[j] = beta2 * v[j] + rest2 * g[j] * g[j];
-          p[j] = keep * p[j] - rate * m[j] / (sqrt(v[j]) / root_correction + epsilon);
+          const auto gradient = static_cast<Sum>(g[j]);
+          const Sum first = beta1 * static_cast<Sum>(m[j]) + rest1 * gradient;
+          const Sum second = beta2 * static_cast<Sum>(v[j]) + rest2 * gradient * gradient;
+          m[j] = static_cast<Scalar>(first);
+          v[j] = static_cast<Scalar>(second);
+          p[j] = static_cast<Scalar>(
+              Sum(keep * static_cast<Sum>(p[j]) - rate * first / (sqrt(second) / root_correction + epsilon)));
         }
       });
     }

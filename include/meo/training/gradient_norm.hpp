@@ -7,21 +7,34 @@
 #include <cmath>
 #include <type_traits>
 
+#include <meo/finite.hpp>
+#include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
 
-/// The Euclidean norm, summed in double at least.
+namespace detail {
+
+/// What squares are summed in: double at least, where the scalar converts to it.
+template <class Scalar>
+using SumOfSquares = std::conditional_t<std::is_same_v<Sum<Scalar>, float>, double, Scalar>;
+
+}  // namespace detail
+
+/// The Euclidean norm; squares are summed in double at least.
 template <class Scalar>
 Scalar gradient_norm(const Parameters<Scalar>& gradients) {
   using std::sqrt;
-  using Sum = std::common_type_t<Scalar, double>;
+  using Sum = detail::SumOfSquares<Scalar>;
   Sum squares(0);
   for (const auto& range : gradients) {
-    for (const Scalar& value : range.values) squares += static_cast<Sum>(value) * static_cast<Sum>(value);
+    squares += detail::pairwise_sum<Sum>(0, static_cast<Index>(range.values.size()), [&](Index i) -> Sum {
+      const auto value = static_cast<Sum>(range.values[static_cast<std::size_t>(i)]);
+      return value * value;
+    });
   }
-  return static_cast<Scalar>(sqrt(squares));
+  return static_cast<Scalar>(Sum(sqrt(squares)));
 }
 
 /// Scales all gradients by max_norm / (norm + 1e-6) where that is below 1. Returns the norm before. Gradients
@@ -30,10 +43,11 @@ template <class Scalar>
 Scalar clip_gradient_norm(const Parameters<Scalar>& gradients, const Scalar& max_norm) {
   detail::require(max_norm > Scalar(0), "max_norm: expected a positive number, got ", max_norm);
   const Scalar norm = gradient_norm(gradients);
-  const Scalar scale = max_norm / (norm + Scalar(1e-6));
-  if (!(scale >= Scalar(1))) {
+  using Sum = detail::Sum<Scalar>;
+  const Sum scale = static_cast<Sum>(max_norm) / (static_cast<Sum>(norm) + Sum(1e-6));
+  if (!detail::is_finite(norm) || scale < Sum(1)) {
     for (const auto& range : gradients) {
-      for (Scalar& value : range.values) value *= scale;
+      for (Scalar& value : range.values) value = static_cast<Scalar>(Sum(static_cast<Sum>(value) * scale));
     }
   }
   return norm;

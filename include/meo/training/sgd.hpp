@@ -9,7 +9,9 @@
 #include <vector>
 
 #include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/parallel.hpp>
+#include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
@@ -30,17 +32,19 @@ class Sgd {
   Sgd(const Parameters<Scalar>& parameters, const SgdOptions& options) {
     set_options(options);
     for (const auto& range : parameters)
-      velocities_.push_back({range.name, std::vector<Scalar>(range.values.size())});
+      velocities_.push_back({range.name, std::vector<Scalar>(range.values.size(), Scalar(0))});
   }
 
   const SgdOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps.
   void set_options(const SgdOptions& options) {
-    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
-                    options.learning_rate);
-    detail::require(options.momentum >= 0, "momentum: expected at least 0, got ", options.momentum);
-    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
-                    options.weight_decay);
+    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
+    detail::require(is_rate(options.learning_rate),
+                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
+    detail::require(is_rate(options.momentum), "momentum: expected a finite number of at least 0, got ",
+                    options.momentum);
+    detail::require(is_rate(options.weight_decay),
+                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
     detail::require(!options.nesterov || options.momentum > 0,
                     "momentum: expected some with nesterov, got 0");
     options_ = options;
@@ -51,9 +55,10 @@ class Sgd {
   void step(const Parameters<Scalar>& parameters, const Parameters<Scalar>& gradients) {
     detail::require_same_ranges(parameters, velocities(), "parameters");
     detail::require_same_ranges(gradients, parameters, "gradients");
-    const auto rate = static_cast<Scalar>(options_.learning_rate),
-               momentum = static_cast<Scalar>(options_.momentum),
-               decay = static_cast<Scalar>(options_.weight_decay);
+    using Sum = detail::Sum<Scalar>;
+    const auto rate = static_cast<Sum>(options_.learning_rate),
+               momentum = static_cast<Sum>(options_.momentum),
+               decay = static_cast<Sum>(options_.weight_decay);
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       Scalar* const p = parameters[i].values.data();
       const Scalar* const g = gradients[i].values.data();
@@ -61,9 +66,11 @@ class Sgd {
       const auto size = static_cast<Index>(parameters[i].values.size());
       detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
         for (Index j = begin; j < end; ++j) {
-          const Scalar d = g[j] + decay * p[j];
-          v[j] = steps_ == 0 ? d : momentum * v[j] + d;
-          p[j] -= rate * (options_.nesterov ? d + momentum * v[j] : v[j]);
+          const Sum d = static_cast<Sum>(g[j]) + decay * static_cast<Sum>(p[j]);
+          const Sum velocity = steps_ == 0 ? d : Sum(momentum * static_cast<Sum>(v[j]) + d);
+          const Sum step = options_.nesterov ? Sum(d + momentum * velocity) : velocity;
+          v[j] = static_cast<Scalar>(velocity);
+          p[j] = static_cast<Scalar>(Sum(static_cast<Sum>(p[j]) - rate * step));
         }
       });
     }
