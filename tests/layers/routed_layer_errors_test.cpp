@@ -100,6 +100,21 @@ TEMPLATE_TEST_CASE("coefficients that are not finite, or no deviation at all, ar
   CHECK(error_lacks<Invalid>([&] { TestType layer(options); }, {}) == "no exception");
 }
 
+TEST_CASE("coefficients that the scalar rounds away are refused", "[routed_layer]") {
+  LayerOptions options = options_at(Level::sequence);
+  options.noise_epsilon = 1e-50;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"noise_epsilon", "does not round to 0, got 1e-50"}) == "");
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<double> layer(options); }, {}) == "no exception");
+  options.noise_epsilon = 1e39;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"noise_epsilon", "scalar holds, got 1e+39"}) == "");
+  options = options_at(Level::sequence);
+  options.loss_coefficient = 1e39;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"loss_coefficient", "scalar holds, got 1e+39"}) == "");
+}
+
 TEST_CASE("an expert count must be given once, and not in two ways", "[routed_layer]") {
   LayerOptions options = options_at(Level::sequence);
   options.num_experts = 3;

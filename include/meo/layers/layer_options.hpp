@@ -6,6 +6,7 @@
 
 #include <meo/errors.hpp>
 #include <meo/layers/merge_order.hpp>
+#include <meo/scalar_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo {
@@ -30,7 +31,7 @@ struct LayerOptions {
 namespace detail {
 
 /// Options with the expert count filled in. Throws std::invalid_argument for anything that makes no layer.
-template <int NumExperts>
+template <class Scalar, int NumExperts>
 LayerOptions checked_options(LayerOptions options) {
   if constexpr (NumExperts != Eigen::Dynamic) {
     if (options.num_experts == 0) options.num_experts = NumExperts;
@@ -47,10 +48,8 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
   require(options.level != Level::task || options.task_features >= 1,
           "task_features: expected at least 1 at task level, got ", options.task_features);
-  require(options.loss_coefficient >= 0 && options.loss_coefficient < std::numeric_limits<double>::infinity(),
-          "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
-  require(options.noise_epsilon > 0 && options.noise_epsilon < std::numeric_limits<double>::infinity(),
-          "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
+  require_not_negative<Scalar>(options.loss_coefficient, "loss_coefficient");
+  require_positive<Scalar>(options.noise_epsilon, "noise_epsilon");
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,
           "merge_order: expected automatic, merge_first or combine_outputs, got ",

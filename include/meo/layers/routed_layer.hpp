@@ -197,7 +197,7 @@ class RoutedLayer {
   friend class FeedForward;
 
   explicit RoutedLayer(const LayerOptions& options)
-      : options_(detail::checked_options<NumExperts>(options)),
+      : options_(detail::checked_options<Scalar, NumExperts>(options)),
         experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias),
         gate_(gate_features(options_), options_.num_experts, options_.top_k,
               static_cast<Scalar>(options_.loss_coefficient), static_cast<Scalar>(options_.noise_epsilon)) {

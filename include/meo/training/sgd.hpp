@@ -2,14 +2,16 @@
 
 /// Stochastic gradient descent with momentum, with the semantics of PyTorch's torch.optim.SGD:
 ///
-///     d = g + λ p,   v = d at the first step, else μ v + d,   p ← p − η v, or p − η (d + μ v) with
-///     Nesterov's momentum.
+///     d = g + λ p,   v ← μ v + d,   p ← p − η v, or p − η (d + μ v) with Nesterov's momentum.
+///
+/// v begins as 0. Steps without momentum, p ← p − η d, leave it as it is.
 
 #include <utility>
 #include <vector>
 
 #include <meo/errors.hpp>
 #include <meo/parallel.hpp>
+#include <meo/scalar_options.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
 
@@ -26,7 +28,7 @@ template <class Scalar>
 class Sgd {
  public:
   /// For parameters of these names and sizes, of which it keeps no view. Throws std::invalid_argument for
-  /// negative options.
+  /// options that are negative or not finite, in Scalar as well.
   Sgd(const Parameters<Scalar>& parameters, const SgdOptions& options) {
     set_options(options);
     for (const auto& range : parameters)
@@ -34,13 +36,12 @@ class Sgd {
   }
 
   const SgdOptions& options() const { return options_; }
-  /// As a schedule of learning rates does between steps.
+  /// As a schedule of learning rates does between steps. Throws as the constructor does, and then changes
+  /// nothing.
   void set_options(const SgdOptions& options) {
-    detail::require(options.learning_rate >= 0, "learning_rate: expected at least 0, got ",
-                    options.learning_rate);
-    detail::require(options.momentum >= 0, "momentum: expected at least 0, got ", options.momentum);
-    detail::require(options.weight_decay >= 0, "weight_decay: expected at least 0, got ",
-                    options.weight_decay);
+    detail::require_not_negative<Scalar>(options.learning_rate, "learning_rate");
+    detail::require_not_negative<Scalar>(options.momentum, "momentum");
+    detail::require_not_negative<Scalar>(options.weight_decay, "weight_decay");
     detail::require(!options.nesterov || options.momentum > 0,
                     "momentum: expected some with nesterov, got 0");
     options_ = options;
@@ -54,6 +55,7 @@ class Sgd {
     const auto rate = static_cast<Scalar>(options_.learning_rate),
                momentum = static_cast<Scalar>(options_.momentum),
                decay = static_cast<Scalar>(options_.weight_decay);
+    const bool has_momentum = options_.momentum > 0;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       Scalar* const p = parameters[i].values.data();
       const Scalar* const g = gradients[i].values.data();
@@ -62,8 +64,9 @@ class Sgd {
       detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
         for (Index j = begin; j < end; ++j) {
           const Scalar d = g[j] + decay * p[j];
-          v[j] = steps_ == 0 ? d : momentum * v[j] + d;
-          p[j] -= rate * (options_.nesterov ? d + momentum * v[j] : v[j]);
+          if (has_momentum) v[j] = momentum * v[j] + d;
+          const Scalar& direction = has_momentum ? v[j] : d;
+          p[j] -= rate * (options_.nesterov ? d + momentum * v[j] : direction);
         }
       });
     }
@@ -78,7 +81,11 @@ class Sgd {
     return all;
   }
   Index steps() const { return steps_; }
-  void set_steps(Index steps) { steps_ = steps; }
+  /// Throws std::invalid_argument for a negative number.
+  void set_steps(Index steps) {
+    detail::require(steps >= 0, "steps: expected at least 0, got ", steps);
+    steps_ = steps;
+  }
 
  private:
   struct Velocity {
