@@ -220,13 +220,14 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     const detail::MergePlan<Scalar>& merges = context.weight_merges;
     const auto bank = Base::experts().panels();
     const Index threads = detail::max_threads();
-    Scalar* const scratch = detail::reserve(
-        context.scratch,
-        threads * std::max(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges()),
-                           detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
+    // For as many merges as there may be: another batch of as many sequences is to find memory enough.
+    Scalar* const scratch =
+        detail::reserve(context.scratch,
+                        threads * (std::max)(detail::merged_weight_gradient_scratch_size(bank, routing.rows),
+                                             detail::merged_input_gradient_scratch_size(bank, routing.rows)));
     Scalar* const packed_x =
         detail::reserve(context.packed_inputs, x.rows() * detail::padded_inputs<Scalar>(x.cols()));
-    const Index pairs = merges.num_merges() * routing.top_k;
+    const Index pairs = routing.rows * routing.top_k;
     Scalar* const products = detail::reserve(context.merge_products, pairs);
     Scalar* const partial =
         detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs);
@@ -265,6 +266,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
                             Context<Scalar>& context, const Shares& shares) const {
     detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, context.merges);
     detail::MergePlan<Scalar>& merges = context.weight_merges;
+    merges.clear_merges(routing.rows);
     merges = context.merges;
     merges.merge_begins.clear();
     for (Index m = 0; m < context.merges.num_merges(); ++m) {
