@@ -51,22 +51,24 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
 
   using Base::forward;
 
-  /// x: T × D; y: T × F, not overlapping x; what it holds is overwritten. Returns workspace.routing.
-  /// Allocates only where the workspace has to grow. If it throws, y is untouched.
+  /// x: T × D; y: T × F; what it holds is overwritten. Returns workspace.routing. Throws
+  /// std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow. If it throws, y
+  /// is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     const MatrixView<Scalar> attended = attend(x, workspace);
     route_attended(x, attended, offsets, inputs, workspace);
     merge(attended, offsets, workspace.routing, y, workspace);
+    Base::finish(offsets, inputs, true, workspace);
     return workspace.routing;
   }
 
   /// The gate alone, with the token attention that it sees. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     const bool sees_attention = !Base::options().gate_before_attention;
     route_attended(x, sees_attention ? attend(x, workspace) : MatrixView<Scalar>(x), offsets, inputs,
                    workspace);
@@ -78,10 +80,11 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Routing<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     Base::check_routing(routing, x.rows(), offsets.num_sequences());
     merge(attend(x, workspace), offsets, routing, y, workspace);
+    Base::finish(offsets, inputs, false, workspace);
   }
 
  private:
@@ -101,6 +104,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   void reset_attention() {
     if (token_attention_) token_attention_->reset();
   }
+  bool is_attention_empty() const { return token_attention_ && token_attention_->empty(); }
 
   /// What the experts see: x + TokenAttention(x) at token level, else x.
   MatrixView<Scalar> attend(const MatrixView<Scalar>& x, Workspace<Scalar>& workspace) const {
@@ -135,14 +139,6 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     detail::merged_product(bank, workspace.merges, offsets, x.data(), x.row_stride(), y.data(),
                            y.outerStride(), scratch, threads);
     detail::dispatched_product(bank, workspace.dispatch, x.data(), x.row_stride(), y.data(), y.outerStride());
-  }
-
-  /// Throws unless attend has left what it makes of so many tokens.
-  void check_attention(Index tokens, const Context<Scalar>& context) const {
-    if (!token_attention_) return;
-    Base::check_left(context.attended, tokens * Base::in_features(), "of tokens after token attention");
-    Base::check_left(context.attention_rows, tokens * token_attention_->reduced_features(),
-                     "of token attention's rows");
   }
 
   /// What attend left in the context.
