@@ -1,6 +1,7 @@
 #pragma once
 
-/// How bad input is reported: std::invalid_argument that says what was expected and what came.
+/// How bad input is reported: std::invalid_argument that says what was expected and what came. An object that
+/// was moved from is no input: std::logic_error.
 
 #include <concepts>
 #include <initializer_list>
@@ -67,6 +68,11 @@ template <class Matrix>
 void require_shape(const Matrix& matrix, Index rows, Index cols, std::string_view name) {
   require(matrix.rows() == rows && matrix.cols() == cols, name, ": expected ", rows, " x ", cols, ", got ",
           matrix.rows(), " x ", matrix.cols());
+}
+
+/// is_empty: whether a move has taken what the object held.
+inline void require_not_moved_from(bool is_empty, std::string_view name) {
+  if (is_empty) throw std::logic_error(message(name, ": expected one to use, got one that was moved from"));
 }
 
 inline void require_expert(Index expert, Index num_experts) {

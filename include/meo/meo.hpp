@@ -16,6 +16,7 @@
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/layers/token_attention.hpp>
+#include <meo/layers/upcycling.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/gate.hpp>

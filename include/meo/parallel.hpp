@@ -26,7 +26,7 @@ inline Index max_threads() {
 /// thread is below `threads`. The body must not throw.
 template <class Body>
 void parallel_ranges(Index count, Index threads, const Body& body) {
-  threads = std::min(threads, count);
+  threads = (std::min)(threads, count);
 #if defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel num_threads(static_cast <int>(threads))

@@ -92,7 +92,7 @@ Scalar constant(long double value) {
 
 /// ⌊features / reduce_factor⌋, at least one.
 constexpr Index reduced_features(Index features, Index reduce_factor) {
-  return std::max<Index>(features / reduce_factor, 1);
+  return (std::max<Index>)(features / reduce_factor, 1);
 }
 
 }  // namespace detail

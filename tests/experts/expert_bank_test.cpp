@@ -134,6 +134,28 @@ TEMPLATE_TEST_CASE("copies have memory of their own, moves take it along", "[exp
   CHECK(original.bias(1) == bias);
 }
 
+TEST_CASE("a bank that was moved from says so until it is assigned to", "[expert_bank]") {
+  ExpertBank<float> bank(2, 3, 4, true);
+  const auto says_so = [](auto&& f) {
+    return error_lacks<std::logic_error>(f,
+                                         {"meo: experts: expected one to use, got one that was moved from"});
+  };
+  CHECK_FALSE(bank.empty());
+  const ExpertBank<float> moved = std::move(bank);
+  CHECK_FALSE(moved.empty());
+  CHECK(bank.empty());
+  CHECK(says_so([&] { static_cast<void>(bank.weight(0)); }) == "");
+  CHECK(says_so([&] { bank.set_weight(0, Matrix<float>::Ones(4, 3)); }) == "");
+  CHECK(says_so([&] { static_cast<void>(bank.bias(0)); }) == "");
+  CHECK(says_so([&] { bank.set_bias(0, Vector<float>::Ones(4)); }) == "");
+  CHECK(says_so([&] { bank.values(); }) == "");
+  CHECK(says_so([&] { std::as_const(bank).values(); }) == "");
+  CHECK(says_so([&] { bank.panels(); }) == "");
+  CHECK(says_so([&] { bank.mutable_panels(); }) == "");
+  bank = moved;
+  CHECK(bank.weight(0) == Matrix<float>::Zero(4, 3));
+}
+
 TEMPLATE_TEST_CASE("a bank of no size, or of one that no memory holds, is refused", "[expert_bank]", float,
                    double, long double) {
   using Bank = ExpertBank<TestType>;

@@ -1,5 +1,6 @@
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include <meo/experts/linear.hpp>
 
@@ -110,6 +111,48 @@ TEST_CASE("bad shapes of a Linear are named", "[linear]") {
   CHECK(refused([&] { without_bias.set_bias(Vector<float>::Ones(2)); }, "got bias = false") == "");
   CHECK(refused([&] { static_cast<void>(linear.forward(Matrix<float>::Ones(5, 2))); },
                 "x: expected 3 features, got 2") == "");
+}
+
+TEST_CASE("what a Linear writes must be apart from what it reads", "[linear]") {
+  Generator rng(36);
+  const Linear<float> linear = random_linear<float>(rng, 3, 2, true);
+  Linear<float> gradients(3, 2), same = linear;
+  // x (3 columns) and dy (2) in one matrix, with room for y (2) or dx (3) beside them.
+  Matrix<float> wide = random_normal<float>(rng, 4, 8);
+  const Matrix<float> before = wide;
+  const MatrixView<float> x = wide.leftCols(3), dy = wide.middleCols(3, 2);
+  detail::AlignedVector<float> scratch;
+  const auto refused = [&](auto&& f, const std::string& message) {
+    const std::string error = error_lacks<std::invalid_argument>(f, {message});
+    return error != "" ? error : bit_difference(wide, before);
+  };
+  const std::string y_on_x = "y: expected memory that does not overlap x";
+  for (const Index first : {0, 2}) {
+    CHECK(refused([&] { linear.apply(x, wide.data() + first, 8); }, y_on_x) == "");
+    CHECK(refused([&] { linear.add_product(x, wide.data() + first, 8); }, y_on_x) == "");
+  }
+  const auto backward = [&](Linear<float>& to, Index first) {
+    linear.backward(x, dy, to, false, wide.data() + first, 8, scratch);
+  };
+  CHECK(refused([&] { backward(gradients, 0); }, "dx: expected memory that does not overlap x") == "");
+  CHECK(refused([&] { backward(gradients, 4); }, "dx: expected memory that does not overlap dy") == "");
+  CHECK(refused([&] { same.backward(x, dy, same, false, wide.data() + 5, 8, scratch); },
+                "gradients: expected another projection, got the one itself") == "");
+  CHECK(gradients.weight() == Matrix<float>::Zero(2, 3));
+  CHECK(same.weight() == linear.weight());
+
+  linear.apply(x, wide.data() + 6, 8);
+  CHECK(bit_difference(wide.rightCols(2), linear.forward(before.leftCols(3))) == "");
+  CHECK_NOTHROW(backward(gradients, 5));
+}
+
+TEST_CASE("a Linear that was moved from says so", "[linear]") {
+  Linear<float> linear(3, 2);
+  const Linear<float> moved = std::move(linear);
+  CHECK(linear.empty());
+  CHECK_FALSE(moved.empty());
+  CHECK(error_lacks<std::logic_error>([&] { linear.forward(Matrix<float>::Ones(1, 3)); },
+                                      {"expected one to use, got one that was moved from"}) == "");
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Gradients of feed-forward blocks against central differences of the reference, and what they obey.
 
 #include <initializer_list>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -150,21 +152,18 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
       CHECK(lacks([](auto&, auto&, auto&, auto&, auto& dx,
                      auto&&...) { dx = Matrix<double>::Constant(5, 3, 7); },
                   {"dx", "4 x 3", "got 5 x 3"}) == "");
-      CHECK(context_lacks([](C& context) { context = {}; }, {"routing", "rows, got 0"}) == "");
+      CHECK(context_lacks([](C& context) { context = {}; }, {"context", "no forward has finished"}) == "");
       CHECK(context_lacks([](C& context) { context.up.routing.experts[0] = 3; }, {"expert", "got 3"}) == "");
       if (!shared_gate) {
         CHECK(context_lacks([](C& context) { context.down.routing = {}; }, {"routing", "rows, got 0"}) == "");
-        CHECK(context_lacks([](C& context) { context.gate_up.gate.logits.clear(); },
-                            {"context", "a gate's decision"}) == "");
+        CHECK(context_lacks([](C& context) { context.down = {}; }, {"context", "no forward has finished"}) ==
+              "");
+        CHECK(context_lacks([](C& context) { std::swap(context.gate_up, context.up); },
+                            {"context", "got that of another"}) == "");
       }
+      CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer, auto&) { forward_fewer(); },
+                  {"context", "3 tokens in sequence 0, got one with 1"}) == "");
       const bool recomputes = shared_gate && !Layer::merges_experts;
-      if (Layer::gates_tokens && level == Level::token) {
-        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer, auto&) { forward_fewer(); },
-                    {"routing", "expected 4 rows, got 2"}) == "");
-      } else if (!recomputes) {
-        CHECK(lacks([](auto&, auto&, auto&, auto&, auto&, auto& forward_fewer, auto&) { forward_fewer(); },
-                    {"context", "expected a forward's that left"}) == "");
-      }
       if (recomputes) continue;
       CHECK(context_lacks([](C& context) { context.pre_activation.clear(); },
                           {"context", "20 values of pre-activations, got 0"}) == "");
@@ -172,12 +171,97 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
             "");
       CHECK(context_lacks([](C& context) { context.gate_hidden.clear(); },
                           {"context", "20 values of gate_up"}) == "");
-      if (!Layer::merges_experts || level != Level::token) continue;
-      CHECK(context_lacks([](C& context) { context.down.attended.clear(); },
-                          {"context", "20 values of tokens after token attention"}) == "");
-      CHECK(context_lacks([](C& context) { context.gate_up.attended.clear(); },
-                          {"context", "12 values of tokens after token attention"}) == "");
+      CHECK(context_lacks([](C& context) { context.down.last_forward.clear(); },
+                          {"context", "no forward has finished"}) == "");
+      CHECK(context_lacks([](C& context) { context.gate_up.last_forward.clear(); },
+                          {"context", "no forward has finished"}) == "");
     }
+  }
+}
+
+/// A block with a batch that it has gone forward with.
+template <class Library>
+struct Passes {
+  explicit Passes(const FeedForwardOptions& options) : c(options, {3, 1}, reference::Mode::inference, rng) {
+    forward(c.input.x);
+  }
+  Passes(const Passes&) = delete;
+
+  void forward(const Matrix<double>& x) { library.forward(x, batch.inputs(), y, context); }
+  void backward(const Library& block) {
+    block.backward(c.input.x, batch.inputs(), context, c.dy, gradients, dx);
+  }
+  template <class Function>
+  std::string lacks(Function&& f, std::initializer_list<std::string> parts) {
+    gradients = Library(library.options());
+    dx.setConstant(7);
+    const std::string error = error_lacks<std::invalid_argument>(f, parts);
+    return error != "" ? error : reference::changed(gradients, dx);
+  }
+
+  Generator rng{46};
+  Case<Library> c;
+  Library library = c.library(), gradients{library.options()};
+  reference::LibraryBatch<double> batch{c.input.batch};
+  FeedForwardContext<double> context;
+  Matrix<double> y{4, 3}, dx{4, 3};
+};
+
+TEMPLATE_TEST_CASE("a block's context is empty after a forward that threw, and knows its block",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const bool shared_gate : {false, true}) {
+    for (const bool gated : {false, true}) {
+      INFO("shared gate " << shared_gate << ", gated " << gated);
+      Passes<TestType> passes(small_options(Level::sequence, shared_gate, gated));
+      CHECK(passes.lacks([&] { passes.backward(passes.library); }, {}) == "no exception");
+      const TestType copy = passes.library;
+      CHECK(passes.lacks([&] { passes.backward(copy); }, {"context", "got that of another"}) == "");
+
+      const auto empty = [&] {
+        return passes.lacks([&] { passes.backward(passes.library); }, {"context", "no forward has finished"});
+      };
+      CHECK_THROWS_AS(passes.forward(Matrix<double>::Constant(4, 3, nan)), std::domain_error);
+      CHECK(empty() == "");
+      passes.forward(passes.c.input.x);
+      CHECK_THROWS_AS(passes.forward(Matrix<double>::Zero(4, 2)), std::invalid_argument);
+      CHECK(empty() == "");
+      if (!shared_gate) {  // the last projection's gate throws
+        passes.forward(passes.c.input.x);
+        const Matrix<double> weight = passes.library.down().gate().weight();
+        passes.library.down().gate().set_weight(Matrix<double>::Constant(5, 3, nan));
+        CHECK_THROWS_AS(passes.forward(passes.c.input.x), std::domain_error);
+        CHECK(empty() == "");
+        passes.library.down().gate().set_weight(weight);
+      }
+      passes.forward(passes.c.input.x);
+      const TestType moved = std::move(passes.library);
+      CHECK_NOTHROW(passes.backward(moved));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's gradients and dx must be apart from what backward reads",
+                   "[feed_forward][gradient]", (FeedForward<MoeLayer<double>, Gelu>),
+                   (FeedForward<MeoLayer<double>, Silu>)) {
+  for (const bool shared_gate : {false, true}) {
+    INFO("shared gate " << shared_gate);
+    Passes<TestType> passes(small_options(Level::sequence, shared_gate, true));
+    Matrix<double> wide = Matrix<double>::Zero(4, 9);
+    wide.leftCols(3) = passes.c.input.x;
+    const auto lacks = [&](TestType& gradients, Index first, std::initializer_list<std::string> parts) {
+      return passes.lacks(
+          [&] {
+            passes.library.backward(wide.leftCols(3), passes.batch.inputs(), passes.context,
+                                    wide.middleCols(3, 3), gradients, wide.middleCols(first, 3));
+          },
+          parts);
+    };
+    CHECK(lacks(passes.gradients, 6, {}) == "no exception");
+    CHECK(lacks(passes.gradients, 0, {"dx: expected memory that does not overlap x"}) == "");
+    CHECK(lacks(passes.gradients, 5, {"dx: expected memory that does not overlap dy"}) == "");
+    CHECK(lacks(passes.library, 6, {"gradients: expected another block, got the one itself"}) == "");
   }
 }
 

@@ -2,6 +2,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/layers/feed_forward.hpp>
@@ -386,6 +387,70 @@ TEMPLATE_TEST_CASE("a block that throws leaves y as it was", "[feed_forward]",
         block.down().gate().set_weight(Matrix<float>::Constant(11, 4, nan));
       };
       CHECK(lacks(domain, break_down, {"finite", "row 0"}) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a block's y must be apart from x", "[feed_forward]", (FeedForward<MoeLayer<float>, Gelu>),
+                   (FeedForward<MeoLayer<float>, Gelu>)) {
+  for (const bool shared_gate : {false, true}) {
+    const Case<TestType> c(options_at(Level::sequence, true, shared_gate));
+    Matrix<float> wide = Matrix<float>::Constant(9, 10, 7.f);
+    wide.leftCols(5) = c.input.x;
+    const Matrix<float> before = wide;
+    const auto forward = [&](auto& memory, Index first) {
+      return c.library.forward(wide.leftCols(5), c.batch.inputs(), wide.middleCols(first, 5), memory);
+    };
+    FeedForwardWorkspace<float> workspace;
+    FeedForwardContext<float> context;
+    for (const Index first : {0, 4}) {
+      const std::initializer_list<std::string> parts{"y: expected memory that does not overlap x"};
+      CHECK(error_lacks<std::invalid_argument>([&] { forward(workspace, first); }, parts) == "");
+      CHECK(error_lacks<std::invalid_argument>([&] { forward(context, first); }, parts) == "");
+      CHECK(bit_difference(wide, before) == "");
+    }
+    forward(workspace, 5);
+    CHECK(bit_difference(wide.rightCols(5), c.forward().y) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("a block that was moved from says so until it is assigned to", "[feed_forward]",
+                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
+  using Error = std::logic_error;
+  for (const bool shared_gate : {false, true}) {
+    Case<TestType> c(options_at(Level::token, true, shared_gate));
+    FeedForwardContext<float> context;
+    Matrix<float> y(9, 5), dx = Matrix<float>::Constant(9, 5, 7.f);
+    c.library.forward(c.input.x, c.batch.inputs(), y, context);
+    const Matrix<float> expected = y;
+    const auto says_so = [](auto&& f, const std::string& name) {
+      return error_lacks<Error>(f, {name + ": expected one to use, got one that was moved from"});
+    };
+    const auto backward = [&](const TestType& block, TestType& gradients) {
+      block.backward(c.input.x, c.batch.inputs(), context, y, gradients, dx);
+    };
+    TestType moved = std::move(c.library);
+    CHECK(c.library.empty());
+    CHECK_FALSE(moved.empty());
+    CHECK(says_so([&] { c.forward(); }, "block") == "");
+    CHECK(says_so([&] { c.library.forward(c.input.x, c.batch.inputs(), y, context); }, "block") == "");
+    CHECK(bit_difference(y, expected) == "");
+    CHECK(says_so([&] { backward(c.library, moved); }, "block") == "");
+    CHECK(says_so([&] { backward(moved, c.library); }, "gradients") == "");
+    CHECK((dx.array() == 7.f).all());
+    CHECK(says_so([&] { c.library.up().forward(c.input.x); }, "layer") == "");
+    c.library = moved;
+    CHECK(bit_difference(c.forward().y, expected) == "");
+    TestType& same = c.library;
+    c.library = std::move(same);  // as it was or empty
+    if (c.library.empty()) CHECK(says_so([&] { c.forward(); }, "block") == "");
+    else CHECK(bit_difference(c.forward().y, expected) == "");
+
+    for (int part = 0; part < 3; ++part) {
+      TestType lacking = moved;
+      auto* const layer = part == 0 ? &lacking.up() : part == 1 ? &lacking.gate_up() : &lacking.down();
+      const auto taken = std::move(*layer);
+      CHECK(says_so([&] { lacking.forward(c.input.x); }, "block") == "");
     }
   }
 }

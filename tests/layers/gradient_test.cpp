@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
@@ -260,6 +264,30 @@ TEMPLATE_TEST_CASE("a backward of no tokens gives nothing", "[gradient]", MoeLay
   }
 }
 
+TEMPLATE_TEST_CASE("no sequences at task level are an empty batch, whatever the descriptions", "[gradient]",
+                   MoeLayer<float>, MeoLayer<float>) {
+  Generator rng(49);
+  const Case<TestType> c(small_options(Level::task, 2), {3, 1}, reference::Mode::inference, rng);
+  const TestType library = c.library();
+  const Sequences none;
+  const Matrix<float> embeddings = Matrix<float>::Ones(5, 6);
+  for (const auto& lengths : {std::vector<Index>{}, {5}, {2, 3}, {2, 0, 3}}) {
+    const Sequences descriptions = Sequences::from_lengths(lengths);
+    const Inputs<float> inputs{.sequences = &none,
+                               .task_embeddings = embeddings.topRows(descriptions.tokens()),
+                               .descriptions = &descriptions};
+    Context<float> context;
+    TestType gradients(library.options());
+    Matrix<float> x(0, 5), y(0, 7), dx(0, 5);
+    const Routing<float>& routing = library.forward(x, inputs, y, context);
+    CHECK(routing.rows == 0);
+    CHECK(routing.loss == 0);
+    library.backward(x, inputs, context, y, gradients, dx);
+    CHECK(reference::changed(gradients, dx) == "");
+    CHECK(context.task_embeddings_gradient() == Matrix<float>::Zero(descriptions.tokens(), 6));
+  }
+}
+
 TEMPLATE_TEST_CASE("backward checks shapes and then changes nothing", "[gradient]", MoeLayer<float>,
                    MeoLayer<float>) {
   Generator rng(38);
@@ -293,7 +321,7 @@ TEMPLATE_TEST_CASE("backward checks shapes and then changes nothing", "[gradient
               {"gradients", "same options"}) == "");
 }
 
-TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes nothing", "[gradient]",
+TEMPLATE_TEST_CASE("backward checks its inputs against the forward's and then changes nothing", "[gradient]",
                    MoeLayer<float>, MeoLayer<float>) {
   Generator rng(43);
   const auto lacks = [&](Level level, auto change, std::initializer_list<std::string> parts) {
@@ -312,8 +340,10 @@ TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes n
     return reference::changed(gradients, dx);
   };
   CHECK(lacks(Level::task, [](auto&&...) {}, {}) == "no exception");
-  const Sequences one = Sequences::from_lengths({1}), three = Sequences::from_lengths({1, 1, 1});
-  const std::vector<Index> too_many{0, 1, 0}, beyond{0, 2};
+  const Sequences one = Sequences::from_lengths({1}), three = Sequences::from_lengths({1, 1, 1}),
+                  other = Sequences::from_lengths({1, 3}), halves = Sequences::from_lengths({2, 2}),
+                  four = Sequences::from_lengths({1, 1, 1, 1});
+  const std::vector<Index> too_many{0, 1, 0}, beyond{0, 2}, turned{1, 0};
   const Matrix<float> embeddings = Matrix<float>::Ones(3, 6), narrow = Matrix<float>::Ones(3, 5);
   const auto task_lacks = [&](auto change, std::initializer_list<std::string> parts) {
     return lacks(
@@ -328,17 +358,28 @@ TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes n
                    {"task_of_sequence", "expected 2", "got 3"}) == "");
   CHECK(task_lacks([&](auto& inputs) { inputs.task_of_sequence = beyond; },
                    {"task_of_sequence", "0 to 1", "got 2"}) == "");
-  // More descriptions than forward had.
   CHECK(task_lacks(
             [&](auto& inputs) {
               inputs.task_embeddings = embeddings;
               inputs.descriptions = &three;
             },
-            {"context", "18 values of descriptions' means", "got 12"}) == "");
+            {"context", "a forward of 3 descriptions, got one of 2"}) == "");
+  CHECK(task_lacks([&](auto& inputs) { inputs.task_of_sequence = turned; },
+                   {"context", "description 1 for sequence 0, got one with 0"}) == "");
 
-  for (const Level level : {Level::token, Level::sequence}) {
+  for (const Level level : all_levels) {
     INFO("level " << to_string(level));
+    const auto sequences_lack = [&](const Sequences& sequences, std::initializer_list<std::string> parts) {
+      return lacks(
+          level, [&](auto&, auto& inputs) { inputs.sequences = &sequences; }, parts);
+    };
+    CHECK(sequences_lack(other, {"context", "1 tokens in sequence 0, got one with 3"}) == "");
+    CHECK(sequences_lack(halves, {"context", "2 tokens in sequence 0, got one with 3"}) == "");
+    if (level != Level::task) CHECK(sequences_lack(four, {"context", "4 sequences, got one of 2"}) == "");
+    // What is the caller's to read may have been changed or moved away.
     CHECK(lacks(level, [](auto& context, auto&) { context.routing.top_k = 1; }, {"routing", "pairs"}) == "");
+    CHECK(lacks(level, [](auto& context, auto&) { Routing<float>(std::move(context.routing)); },
+                {"routing", "pairs, got 0"}) == "");
     CHECK(lacks(level,
                 [](auto& context, auto&) {
                   Routing<float>& routing = context.routing;
@@ -348,22 +389,191 @@ TEMPLATE_TEST_CASE("backward checks what is left of a forward and then changes n
                 },
                 {"routing", "top_k = 2", "got 1"}) == "");
     CHECK(lacks(level, [](auto& context, auto&) { context.routing.importance.pop_back(); },
-                {"context", "a gate's decision"}) == "");
+                {"routing", "importance and load of 4", "got 3 and 4"}) == "");
     CHECK(lacks(level, [](auto& context, auto&) { context.routing.load.clear(); },
-                {"context", "a gate's decision"}) == "");
-    CHECK(lacks(level, [](auto& context, auto&) { context.gate.logits.pop_back(); },
-                {"context", "a gate's decision"}) == "");
-    CHECK(lacks(level, [](auto& context, auto&) { context.gate.noise.pop_back(); },
-                {"context", "a gate's decision"}) == "");
-    if (TestType::gates_tokens && level == Level::token) continue;
-    CHECK(lacks(level, [](auto& context, auto&) { context.gate_input.clear(); },
-                {"context", "10 values of the gate's input", "got 0"}) == "");
+                {"routing", "importance and load of 4", "got 4 and 0"}) == "");
   }
-  if (!TestType::merges_experts) return;
-  CHECK(lacks(Level::token, [](auto& context, auto&) { context.attended.pop_back(); },
-              {"context", "20 values of tokens after token attention", "got 19"}) == "");
-  CHECK(lacks(Level::token, [](auto& context, auto&) { context.attention_rows.clear(); },
-              {"context", "8 values of token attention's rows", "got 0"}) == "");
+}
+
+/// A layer with a batch that it has gone forward with, and backwards of it.
+template <class Library>
+struct Passes {
+  using S = typename Library::Scalar;
+
+  explicit Passes(Level level) : c(small_options(level, 2), {3, 1}, reference::Mode::inference, rng) {
+    forward(library);
+  }
+  Passes(const Passes&) = delete;
+
+  Inputs<S> inputs() const { return batch.inputs(); }
+  template <class Layer>
+  void forward(const Layer& layer) {
+    layer.forward(c.input.x, inputs(), y, context);
+  }
+  void backward(const Library& layer, Context<S>& of) {
+    layer.backward(c.input.x, inputs(), of, c.dy, gradients, dx);
+  }
+  void backward_routed(const Library& layer) {
+    std::vector<S> d_weights(routing.weights.size());
+    layer.backward_routed(c.input.x, inputs(), routing, context, c.dy, gradients, dx, d_weights);
+  }
+
+  /// What is wrong with the error of f, which must be of that kind and change nothing.
+  template <class Function>
+  std::string lacks(Function&& f, std::initializer_list<std::string> parts) {
+    gradients = Library(library.options());
+    dx.setConstant(7);
+    const std::string error = error_lacks<std::invalid_argument>(f, parts);
+    return error != "" ? error : reference::changed(gradients, dx);
+  }
+  std::string backward_lacks(const Library& layer, std::initializer_list<std::string> parts) {
+    return lacks([&] { backward(layer, context); }, parts);
+  }
+
+  Generator rng{48};
+  Case<Library> c;
+  Library library = c.library(), gradients{library.options()};
+  reference::LibraryBatch<S> batch{c.input.batch};
+  Context<S> context;
+  Matrix<S> y{4, 7}, dx{4, 5};
+  Routing<S> routing = library.forward(c.input.x, batch.inputs()).routing;
+};
+
+TEMPLATE_TEST_CASE("a context is empty from the moment a forward begins until it finishes", "[gradient]",
+                   MoeLayer<float>, MeoLayer<float>) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr const char* none = "got one that no forward has finished with";
+  for (const Level level : all_levels) {
+    INFO("level " << to_string(level));
+    Passes<TestType> passes(level);
+    CHECK(passes.backward_lacks(passes.library, {}) == "no exception");
+    Context<float> fresh;
+    CHECK(passes.lacks([&] { passes.backward(passes.library, fresh); }, {"context", none}) == "");
+
+    // Every one begins after a forward that has finished.
+    const auto empties = [&](auto begin) {
+      passes.forward(passes.library);
+      begin();
+      const std::string error = passes.backward_lacks(passes.library, {"context", none});
+      if (error != "") return error;
+      return passes.lacks([&] { passes.backward_routed(passes.library); }, {"context", none});
+    };
+    const Matrix<float> x = passes.c.input.x, wide = Matrix<float>::Zero(4, 6);
+    Matrix<float> short_y(3, 7);
+    CHECK(empties([&] {
+            TestType broken = passes.library;
+            broken.gate().set_weight(Matrix<float>::Constant(broken.gate().gate_features(), 4, nan));
+            CHECK_THROWS_AS(passes.forward(broken), std::domain_error);
+          }) == "");
+    CHECK(empties([&] {
+            CHECK_THROWS(passes.library.forward(wide, passes.inputs(), passes.y, passes.context));
+          }) == "");
+    CHECK(empties([&] {
+            CHECK_THROWS(passes.library.forward(x, passes.inputs(), short_y, passes.context));
+          }) == "");
+    CHECK(empties([&] {
+            Routing<float> routing = passes.routing;
+            routing.experts[0] = 4;
+            CHECK_THROWS(
+                passes.library.forward_routed(x, passes.inputs(), routing, passes.y, passes.context));
+          }) == "");
+    CHECK(empties([&] { passes.library.route(x, passes.inputs(), passes.context); }) == "");
+    CHECK(empties([&] {
+            const Context<float> moved = std::move(passes.context);
+            CHECK(passes.context.task_embeddings_gradient().size() == 0);
+          }) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("a context knows the layer of its forward", "[gradient]", MoeLayer<float>,
+                   MeoLayer<float>) {
+  using Other = std::conditional_t<TestType::merges_experts, MoeLayer<float>, MeoLayer<float>>;
+  for (const Level level : all_levels) {
+    INFO("level " << to_string(level));
+    Passes<TestType> passes(level);
+    TestType copy = passes.library;
+    CHECK(passes.backward_lacks(copy, {"context", "this layer's, got that of another, if only a copy"}) ==
+          "");
+    CHECK(passes.lacks([&] { passes.backward_routed(copy); }, {"context", "of another"}) == "");
+    passes.forward(Other(passes.library.options()));
+    CHECK(passes.backward_lacks(
+              passes.library,
+              {"context", TestType::merges_experts ? "expected an MEO layer's, got an MoE layer's"
+                                                   : "expected an MoE layer's, got an MEO layer's"}) == "");
+    LayerOptions options = passes.library.options();
+    options.loss_coefficient = 0.5;
+    passes.forward(TestType(options));
+    CHECK(passes.backward_lacks(passes.library, {"context", "of a layer of other options"}) == "");
+
+    // A routing from elsewhere leaves no decision of the gate, also where an earlier one is still there.
+    passes.forward(passes.library);
+    passes.library.forward_routed(passes.c.input.x, passes.inputs(), passes.routing, passes.y,
+                                  passes.context);
+    CHECK(passes.backward_lacks(passes.library,
+                                {"context", "got that of one with a routing from elsewhere"}) == "");
+    CHECK_NOTHROW(passes.backward_routed(passes.library));
+    passes.forward(passes.library);
+    CHECK_NOTHROW(passes.backward_routed(passes.library));
+
+    // Layer and context are the same after a move, and the layer after an update in place.
+    TestType moved = std::move(passes.library);
+    Context<float> moved_context = std::move(passes.context);
+    CHECK_NOTHROW(passes.backward(moved, moved_context));
+    std::swap(moved, copy);
+    CHECK_NOTHROW(passes.backward(copy, moved_context));
+    copy.set_weight(0, Matrix<float>::Ones(7, 5));
+    CHECK_NOTHROW(passes.backward(copy, moved_context));
+  }
+}
+
+TEST_CASE("the same tasks may be given in another way", "[gradient]") {
+  Passes<MeoLayer<float>> passes(Level::task);
+  Inputs<float> inputs = passes.inputs();
+  inputs.task_of_sequence = {};  // description b is that of sequence b
+  CHECK_NOTHROW(passes.library.backward(passes.c.input.x, inputs, passes.context, passes.c.dy,
+                                        passes.gradients, passes.dx));
+}
+
+TEMPLATE_TEST_CASE("gradients and dx must be apart from what backward reads", "[gradient]", MoeLayer<float>,
+                   MeoLayer<float>) {
+  for (const Level level : all_levels) {
+    INFO("level " << to_string(level));
+    Passes<TestType> passes(level);
+    const TestType before = passes.library;
+    const auto lacks = [&](const ConstMatrixRef<float>& x, const ConstMatrixRef<float>& dy,
+                           TestType& gradients, MatrixRef<float> dx, bool routed,
+                           std::initializer_list<std::string> parts) {
+      std::vector<float> d_weights(passes.routing.weights.size());
+      return passes.lacks(
+          [&] {
+            if (!routed) passes.library.backward(x, passes.inputs(), passes.context, dy, gradients, dx);
+            else
+              passes.library.backward_routed(x, passes.inputs(), passes.routing, passes.context, dy,
+                                             gradients, dx, d_weights);
+          },
+          parts);
+    };
+    // x, dy and dx in columns of one matrix, and dx beside them, on x, on dy.
+    Matrix<float> wide = Matrix<float>::Zero(4, 17);
+    wide.leftCols(5) = passes.c.input.x;
+    const auto x = wide.leftCols(5);
+    const auto dy = wide.middleCols(5, 7);
+    for (const bool routed : {false, true}) {
+      CHECK(lacks(x, dy, passes.gradients, wide.rightCols(5), routed, {}) == "no exception");
+      for (const Index first : {0, 4}) {
+        CHECK(lacks(x, dy, passes.gradients, wide.middleCols(first, 5), routed,
+                    {"dx: expected memory that does not overlap x, got some that does"}) == "");
+      }
+      for (const Index first : {5, 9, 11}) {
+        CHECK(lacks(x, dy, passes.gradients, wide.middleCols(first, 5), routed,
+                    {"dx: expected memory that does not overlap dy, got some that does"}) == "");
+      }
+      CHECK(lacks(x, dy, passes.library, wide.rightCols(5), routed,
+                  {"gradients: expected another layer, got the one itself"}) == "");
+    }
+    for (Index expert = 0; expert < 4; ++expert)
+      CHECK(bit_difference(passes.library.weight(expert), before.weight(expert)) == "");
+  }
 }
 
 TEMPLATE_TEST_CASE("backward with a routing given checks it and what else is given", "[gradient]",
@@ -395,9 +605,7 @@ TEMPLATE_TEST_CASE("backward with a routing given checks it and what else is giv
               {"dy", "4 x 7", "got 4 x 6"}) == "");
   CHECK(lacks([](auto&, auto&, auto&, auto& d_weights) { d_weights.pop_back(); },
               {"d_weights", "values, got"}) == "");
-  if (!TestType::merges_experts) return;
-  CHECK(lacks([](auto&, auto& context, auto&, auto&) { context.attended.clear(); },
-              {"context", "token attention", "got 0"}) == "");
+  CHECK(lacks([](auto&, auto& context, auto&, auto&) { context = {}; }, {"context", "no forward has"}) == "");
 }
 
 TEMPLATE_TEST_CASE("backward with gradients of weights from elsewhere checks their number", "[gradient]",

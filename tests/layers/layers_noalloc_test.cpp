@@ -8,18 +8,23 @@
 #define eigen_assert(condition) ((condition) ? static_cast<void>(0) : throw std::logic_error(#condition))
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <random>
+#include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 
-#include "reference/library_block.hpp"
 #include "support/catch.hpp"
+#include "support/kernels.hpp"
 #include "support/options.hpp"
+#include "support/random.hpp"
 
 namespace {
 
@@ -86,73 +91,171 @@ TEST_CASE("allocations are noticed", "[noalloc]") {
   CHECK_NOTHROW(Matrix<float>::Ones(3, 3).eval());
 }
 
-/// Passes with one workspace: a large batch to grow it, then the same and smaller ones, none of which
-/// allocates. `run(x, inputs, y)` does one.
-template <class S, class Reference, class Run>
-void check_batches(const Reference& reference, Index out_features, reference::Mode mode, Run&& run) {
-  test::Generator rng(101);
-  const std::vector<std::vector<Index>> batches{
-      {30, 0, 13, 8}, {30, 0, 13, 8}, {8, 30, 13}, {5, 0, 2}, {1}, {}};
-  Index largest_descriptions = -1;  // their lengths are drawn
-  for (const auto& lengths : batches) {
-    const auto input = reference::random_input(reference, lengths, mode, rng);
-    const reference::LibraryBatch<S> batch(input.batch);
-    const Inputs<S> inputs = batch.inputs();
-    Matrix<S> y(input.x.rows(), out_features);
-    if (inputs.task_embeddings.rows() > largest_descriptions) {
-      run(input.x, inputs, y);
-      largest_descriptions = inputs.task_embeddings.rows();
+constexpr Index features = 9, out_features = 40, num_experts = 4;
+constexpr Index most_tokens = 48, most_sequences = 8, most_description_tokens = 12;
+
+/// even: all about as long. drawn: token by token. long_first: the others have one token each.
+enum class Lengths { even, drawn, long_first };
+constexpr Lengths all_lengths[] = {Lengths::even, Lengths::drawn, Lengths::long_first};
+
+/// `count` lengths of `total` in all.
+std::vector<Index> random_lengths_of(Index count, Index total, Lengths kind, test::Generator& rng) {
+  std::vector<Index> lengths(static_cast<std::size_t>(count), 0);
+  if (count == 0) return lengths;
+  for (Index t = 0; t < total; ++t) {
+    Index place = t % count;
+    if (kind == Lengths::drawn) place = static_cast<Index>(rng() % static_cast<std::uint64_t>(count));
+    if (kind == Lengths::long_first && t >= count) place = 0;
+    ++lengths[static_cast<std::size_t>(place)];
+  }
+  return lengths;
+}
+
+/// A batch for a layer or a block of `features` features.
+template <class S>
+struct RandomBatch {
+  /// Of so many tokens, sequences and tokens of descriptions.
+  RandomBatch(Level level, bool gates_tokens, bool has_noise, Index tokens, Index count, Lengths lengths,
+              Index description_tokens, test::Generator& rng)
+      : sequences(Sequences::from_lengths(random_lengths_of(count, tokens, lengths, rng))) {
+    x = S(4) * test::random_matrix<S>(rng, tokens, features);
+    if (rng() % 2 == 0 && tokens > 0) x.rowwise() = x.row(0).eval();  // the same selection for all
+    const Index rows = gates_tokens && level == Level::token ? tokens : count;
+    if (has_noise) noise = test::random_normal<S>(rng, rows, num_experts);
+    routing.rows = rows;
+    routing.num_experts = num_experts;
+    routing.top_k = 2;
+    for (Index row = 0; row < rows; ++row) {
+      const auto expert = static_cast<Index>(rng() % num_experts);
+      routing.experts.insert(routing.experts.end(), {expert, (expert + 1) % num_experts});
+      const S weight = rng() % 2 == 0 ? S(0.5) : test::uniform<S>(rng);
+      routing.weights.insert(routing.weights.end(), {weight, 1 - weight});
     }
-    INFO(lengths.size() << " sequences");
-    CHECK(allocations_of([&] { run(input.x, inputs, y); }) == 0);
+    if (level != Level::task) return;
+    descriptions = Sequences::from_lengths(random_lengths_of(count, description_tokens, lengths, rng));
+    embeddings = test::random_matrix<S>(rng, descriptions.tokens(), test::small_task_features);
+    for (Index b = 0; b < count; ++b) tasks.push_back(rng() % 2 == 0 ? 0 : b);
+  }
+
+  Inputs<S> inputs() const {
+    Inputs<S> inputs{.sequences = &sequences};
+    if (noise.size() != 0) inputs.noise = Noise<S>(noise);
+    if (embeddings.cols() == 0) return inputs;
+    inputs.task_embeddings = embeddings;
+    inputs.descriptions = &descriptions;
+    inputs.task_of_sequence = tasks;
+    return inputs;
+  }
+
+  Sequences sequences, descriptions;
+  Matrix<S> x, noise, embeddings;
+  std::vector<Index> tasks;
+  Routing<S> routing;
+};
+
+/// Passes with one Memory: a batch to grow it, then others of no more tokens and sequences, none of which
+/// allocates. run(batch, inputs, memory) does one.
+template <class Memory, class S, class Run>
+void check_batches(Level level, bool gates_tokens, Run&& run) {
+  test::Generator rng(101);
+  const auto draw = [&](Index most) { return static_cast<Index>(rng() % std::uint64_t(most + 1)); };
+  for (const Lengths lengths : all_lengths) {
+    Memory memory;
+    const RandomBatch<S> first(level, gates_tokens, true, most_tokens, most_sequences, lengths,
+                               most_description_tokens, rng);
+    run(first, first.inputs(), memory);
+    CHECK(allocations_of([&] { run(first, first.inputs(), memory); }) == 0);
+    for (int i = 0; i < 15; ++i) {
+      const bool is_full = rng() % 2 == 0;
+      const Index count = is_full ? most_sequences : draw(most_sequences);
+      const Index tokens = count == 0 ? 0 : is_full ? most_tokens : draw(most_tokens);
+      const Index description_tokens = count == 0 ? 0 : draw(most_description_tokens);
+      const RandomBatch<S> batch(level, gates_tokens, rng() % 2 == 0, tokens, count, all_lengths[rng() % 3],
+                                 description_tokens, rng);
+      const Inputs<S> inputs = batch.inputs();
+      INFO("first lengths " << static_cast<int>(lengths) << ", batch " << i << ": " << count << " sequences, "
+                            << tokens << " tokens");
+      CHECK(allocations_of([&] { run(batch, inputs, memory); }) == 0);
+    }
   }
 }
 
-/// Forward alone and forward with backward. library: a layer or a block of 9 features with the parameters of
-/// the reference's.
-template <class Workspace, class Context, class Library, class Reference>
-void check_passes(const Library& library, const Reference& reference, Index out_features,
-                  reference::Mode mode) {
+/// A layer or a block with random parameters, by which sequences select different experts.
+template <class Library, class Options>
+Library random_library(const Options& options) {
+  Library library(options);
+  std::mt19937_64 rng(102);
+  library.initialize(rng);
+  return library;
+}
+
+/// Forward alone and forward with backward. library: a layer or a block of `features` features.
+template <class Workspace, class Context, class Library>
+void check_passes(const Library& library, Level level, bool gates_tokens, Index width) {
   using S = typename Library::Scalar;
-  Workspace workspace;
-  check_batches<S>(reference, out_features, mode,
-                   [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
-                     library.forward(x, inputs, y, workspace);
-                   });
-  Context context;
+  Matrix<S> y(most_tokens, width), dx(most_tokens, features);
+  check_batches<Workspace, S>(
+      level, gates_tokens, [&](const RandomBatch<S>& batch, const Inputs<S>& inputs, Workspace& workspace) {
+        library.forward(batch.x, inputs, y.topRows(batch.x.rows()), workspace);
+      });
   Library gradients(library.options());
-  Matrix<S> dx(51, 9);
-  check_batches<S>(reference, out_features, mode,
-                   [&](const Matrix<S>& x, const Inputs<S>& inputs, Matrix<S>& y) {
-                     library.forward(x, inputs, y, context);
-                     library.backward(x, inputs, context, y, gradients, dx.topRows(x.rows()));
-                   });
+  check_batches<Context, S>(
+      level, gates_tokens, [&](const RandomBatch<S>& batch, const Inputs<S>& inputs, Context& context) {
+        const Index tokens = batch.x.rows();
+        library.forward(batch.x, inputs, y.topRows(tokens), context);
+        library.backward(batch.x, inputs, context, y.topRows(tokens), gradients, dx.topRows(tokens));
+      });
 }
 
 TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has grown", "[noalloc]",
                    (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)) {
   using S = typename TestType::Scalar;
   for (const Level level : test::all_levels) {
-    for (const auto mode : {reference::Mode::inference, reference::Mode::training}) {
-      const LayerOptions options = test::small_layer(level, 9, 40);
-      test::Generator rng(102);
-      const auto expected = reference::random_parameters<TestType>(options, rng);
-      check_passes<Workspace<S>, Context<S>>(reference::library_layer<TestType>(expected), expected, 40,
-                                             mode);
+    for (const Index top_k : {1, 2, 4}) {
+      for (const MergeOrder order :
+           {MergeOrder::automatic, MergeOrder::merge_first, MergeOrder::combine_outputs}) {
+        LayerOptions options = test::small_layer(level, features, out_features, top_k);
+        options.merge_order = order;
+        INFO(to_string(level) << " level, K " << top_k << ", merge order " << static_cast<int>(order));
+        check_passes<Workspace<S>, Context<S>>(random_library<TestType>(options), level,
+                                               TestType::gates_tokens, out_features);
+      }
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (MoeLayer<float>),
+                   (MeoLayer<double>)) {
+  using S = typename TestType::Scalar;
+  for (const Level level : test::all_levels) {
+    INFO(to_string(level) << " level");
+    const auto layer = random_library<TestType>(test::small_layer(level, features, out_features));
+    TestType gradients(layer.options());
+    Matrix<S> y(most_tokens, out_features), dx(most_tokens, features);
+    std::vector<S> d_weights(std::size_t(2 * most_tokens));
+    check_batches<Context<S>, S>(
+        level, TestType::gates_tokens,
+        [&](const RandomBatch<S>& batch, const Inputs<S>& inputs, Context<S>& context) {
+          const Index tokens = batch.x.rows();
+          layer.forward_routed(batch.x, inputs, batch.routing, y.topRows(tokens), context);
+          layer.backward_routed(batch.x, inputs, batch.routing, context, y.topRows(tokens), gradients,
+                                dx.topRows(tokens), std::span(d_weights).first(batch.routing.weights.size()));
+        });
   }
 }
 
 TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has grown", "[noalloc]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
   using S = typename TestType::Scalar;
+  using Layer = std::remove_cvref_t<decltype(std::declval<TestType&>().up())>;
   for (const Level level : test::all_levels) {
     for (const bool shared_gate : {false, true}) {
-      const FeedForwardOptions options = test::small_block(level, 9, 40, true, shared_gate);
-      test::Generator rng(103);
-      const auto expected = reference::random_parameters<TestType>(options, rng);
-      check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(
-          reference::library_block<TestType>(expected), expected, 9, reference::Mode::inference);
+      for (const bool gated : {false, true}) {
+        INFO(to_string(level) << " level, shared gate " << shared_gate << ", gated " << gated);
+        const auto options = test::small_block(level, features, out_features, gated, shared_gate);
+        check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(random_library<TestType>(options), level,
+                                                                     Layer::gates_tokens, features);
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
@@ -98,6 +99,21 @@ TEMPLATE_TEST_CASE("coefficients that are not finite, or no deviation at all, ar
                              {"loss_coefficient: expected a finite number of at least 0, got inf"}) == "");
   options.loss_coefficient = 0;
   CHECK(error_lacks<Invalid>([&] { TestType layer(options); }, {}) == "no exception");
+}
+
+TEST_CASE("coefficients that the scalar rounds away are refused", "[routed_layer]") {
+  LayerOptions options = options_at(Level::sequence);
+  options.noise_epsilon = 1e-50;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"noise_epsilon", "does not round to 0, got 1e-50"}) == "");
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<double> layer(options); }, {}) == "no exception");
+  options.noise_epsilon = 1e39;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"noise_epsilon", "scalar holds, got 1e+39"}) == "");
+  options = options_at(Level::sequence);
+  options.loss_coefficient = 1e39;
+  CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
+                             {"loss_coefficient", "scalar holds, got 1e+39"}) == "");
 }
 
 TEST_CASE("an expert count must be given once, and not in two ways", "[routed_layer]") {
@@ -355,6 +371,119 @@ TEMPLATE_TEST_CASE("a routing from elsewhere that does not fit is refused", "[ro
       CHECK(lacks([&](R& r) { r.weights[5] = bad; }, {"routing", "finite weights", "row 2 for expert 2"}) ==
             "");
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("y must be apart from x", "[routed_layer]", MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  for (const Level level : all_levels) {
+    INFO(to_string(level) << " level");
+    Attempt<TestType> a(level);
+    const auto expected = a.layer.forward(a.x, a.inputs);
+    // x in columns of a matrix, and y beside it or on it.
+    Matrix<S> wide = Matrix<S>::Constant(6, 13, S(7));
+    wide.middleCols(5, 3) = a.x;
+    const Matrix<S> before = wide;
+    const auto forward = [&](Index first, bool routed) {
+      const auto x = wide.middleCols(5, 3);
+      if (routed)
+        a.layer.forward_routed(x, a.inputs, expected.routing, wide.middleCols(first, 5), a.workspace);
+      else a.layer.forward(x, a.inputs, wide.middleCols(first, 5), a.workspace);
+    };
+    for (const bool routed : {false, true}) {
+      for (const Index first : {1, 4, 5, 7}) {
+        CHECK(error_lacks<Invalid>([&] { forward(first, routed); },
+                                   {"y: expected memory that does not overlap x, got some that does"}) == "");
+        CHECK(bit_difference(wide, before) == "");
+      }
+      for (const Index first : {0, 8}) {
+        forward(first, routed);
+        CHECK(bit_difference(wide.middleCols(first, 5), expected.y) == "");
+        wide = before;
+      }
+    }
+    Matrix<S> none(0, 13);  // without values nothing overlaps
+    const Sequences no_sequences;
+    a.inputs.sequences = &no_sequences;
+    CHECK_NOTHROW(a.layer.forward(none.leftCols(3), a.inputs, none.leftCols(5), a.workspace));
+  }
+}
+
+TEMPLATE_TEST_CASE("a layer that was moved from says so until it is assigned to", "[routed_layer]",
+                   MEO_LAYERS) {
+  using S = typename TestType::Scalar;
+  using A = Attempt<TestType>;
+  const auto says_so = [](auto&& f) {
+    return error_lacks<std::logic_error>(f, {"expected one to use, got one that was moved from"});
+  };
+  for (const Level level : all_levels) {
+    INFO(to_string(level) << " level");
+    A a(level);
+    const auto expected = a.layer.forward(a.x, a.inputs);
+    Context<S> context;
+    a.layer.forward(a.x, a.inputs, a.y, context);
+    a.y.setConstant(S(7));
+    CHECK_FALSE(a.layer.empty());
+    TestType moved = std::move(a.layer);
+    CHECK_FALSE(moved.empty());
+    CHECK(a.layer.empty());
+
+    const Matrix<S> weight = Matrix<S>::Ones(5, 3);
+    const Vector<S> bias = Vector<S>::Ones(5);
+    std::mt19937_64 rng(1);
+    std::vector<S> d_weights(expected.routing.weights.size());
+    Matrix<S> dx = Matrix<S>::Constant(6, 3, S(7));
+    CHECK(a.template lacks<std::logic_error>({"meo: layer: ", "moved from"}) == "");
+    CHECK(says_so([&] { a.layer.forward(a.x); }) == "");
+    CHECK(says_so([&] { a.layer.route(a.x, a.inputs, a.workspace); }) == "");
+    CHECK(says_so([&] { a.layer.forward_routed(a.x, a.inputs, expected.routing, a.y, a.workspace); }) == "");
+    CHECK(says_so([&] { a.layer.backward(a.x, a.inputs, context, a.y, moved, dx); }) == "");
+    CHECK(says_so([&] {
+            a.layer.backward_routed(a.x, a.inputs, expected.routing, context, a.y, moved, dx, d_weights);
+          }) == "");
+    CHECK(says_so([&] { a.layer.weight(0); }) == "");
+    CHECK(says_so([&] { a.layer.set_weight(0, weight); }) == "");
+    CHECK(says_so([&] { a.layer.bias(0); }) == "");
+    CHECK(says_so([&] { a.layer.set_bias(0, bias); }) == "");
+    CHECK(says_so([&] { a.layer.gate().weight(); }) == "");
+    CHECK(says_so([&] { a.layer.experts().values(); }) == "");
+    CHECK(says_so([&] { a.layer.initialize(rng); }) == "");
+    CHECK(says_so([&] { a.layer.initialize_from_dense(weight, bias); }) == "");
+    CHECK(says_so([&] { a.layer.initialize_from_dense(weight, bias, rng); }) == "");
+    const auto before = parameters(moved);
+    CHECK(says_so([&] { moved.backward(a.x, a.inputs, context, a.y, a.layer, dx); }) == "");
+    CHECK(error_lacks<std::logic_error>(
+              [&] { moved.backward(a.x, a.inputs, context, a.y, a.layer, dx); },
+              {"meo: gradients: expected one to use, got one that was moved from"}) == "");
+    CHECK((dx.array() == S(7)).all());
+    CHECK(bit_difference(parameters(moved), before) == "");
+    const TestType copy = a.layer;
+    CHECK(says_so([&] { copy.forward(a.x); }) == "");
+
+    a.layer = moved;
+    CHECK(bit_difference(a.layer.forward(a.x, a.inputs).y, expected.y) == "");
+    TestType& same = a.layer;
+    a.layer = std::move(same);  // as it was or empty
+    if (a.layer.empty()) {
+      CHECK(says_so([&] { a.layer.forward(a.x, a.inputs); }) == "");
+    } else {
+      CHECK(bit_difference(a.layer.forward(a.x, a.inputs).y, expected.y) == "");
+    }
+    // Of a part that was moved away alone.
+    const auto gate = std::move(moved.gate());
+    CHECK(moved.empty());
+    CHECK(says_so([&] { moved.forward(a.x, a.inputs); }) == "");
+  }
+}
+
+TEMPLATE_TEST_CASE("a layer is empty without its task projection or its token attention", "[routed_layer]",
+                   MEO_LAYERS) {
+  Attempt<TestType> task(Level::task), token(Level::token);
+  const auto projection = std::move(task.layer.task_projection());
+  CHECK(task.template lacks<std::logic_error>({"meo: layer: ", "moved from"}) == "");
+  if constexpr (TestType::merges_experts) {
+    const auto up = std::move(token.layer.token_attention().up());
+    CHECK(token.template lacks<std::logic_error>({"meo: layer: ", "moved from"}) == "");
   }
 }
 

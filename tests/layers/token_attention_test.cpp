@@ -95,4 +95,31 @@ TEST_CASE("token attention has a row for every reduce_factor features, and at le
   CHECK(rows(7, 2) == 3);
 }
 
+TEST_CASE("what token attention writes must be apart from what it reads", "[token_attention]") {
+  std::mt19937_64 rng(63);
+  TokenAttention<float> attention(4, 2), gradients(4, 2);
+  attention.initialize(rng);
+  Matrix<float> x = Matrix<float>::Ones(3, 4), rows(3, 2), dy = Matrix<float>::Ones(3, 4), d_rows(3, 2),
+                attended(3, 4);
+  const Matrix<float> before = x;
+  const auto refused = [](auto&& f, const std::string& message) {
+    return error_lacks<std::invalid_argument>(f, {message});
+  };
+  detail::AlignedVector<float> scratch;
+  attention.apply(x, rows.data(), attended.data());
+  const auto backward = [&](TokenAttention<float>& to, Matrix<float>& dx) {
+    attention.backward(x, rows.data(), dy, d_rows.data(), to, dx.data(), 4, scratch);
+  };
+  CHECK(refused([&] { attention.apply(x, rows.data(), x.data()); },
+                "attended: expected memory that does not overlap x") == "");
+  CHECK(refused([&] { attention.apply(x, x.data(), attended.data()); }, "not overlap x") == "");
+  CHECK(refused([&] { backward(gradients, x); }, "dx: expected memory that does not overlap x") == "");
+  CHECK(refused([&] { backward(gradients, dy); }, "dx: expected memory that does not overlap d_attended") ==
+        "");
+  CHECK(refused([&] { backward(attention, attended); }, "gradients: expected another block") == "");
+  CHECK(x == before);
+  CHECK(gradients.up().bias() == Vector<float>::Zero(4));
+  CHECK(attention.up().bias() == Vector<float>::Zero(4));
+}
+
 }  // namespace

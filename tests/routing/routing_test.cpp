@@ -1,8 +1,11 @@
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <meo/routing/routing.hpp>
 
 #include "support/catch.hpp"
+#include "support/error_message.hpp"
 
 namespace {
 
@@ -35,6 +38,20 @@ TEST_CASE("a routing may have no rows", "[routing]") {
   routing.top_k = 1;
   CHECK(routing.dense().rows() == 0);
   CHECK(routing.dense().cols() == 3);
+}
+
+TEST_CASE("a routing without its pairs is not made dense", "[routing]") {
+  Routing<float> routing;
+  routing.rows = 2;
+  routing.num_experts = 3;
+  routing.top_k = 1;
+  routing.experts = {2, 0};
+  routing.weights = {1.f, 1.f};
+  const Routing<float> moved = std::move(routing);
+  CHECK(moved.dense().sum() == 2);
+  CHECK(test::error_lacks<std::invalid_argument>(
+            [&] { static_cast<void>(routing.dense()); },
+            {"routing: expected 2 pairs, got 0 experts and 0 weights"}) == "");
 }
 
 }  // namespace

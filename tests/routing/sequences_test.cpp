@@ -1,5 +1,6 @@
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <meo/routing/sequences.hpp>
@@ -35,13 +36,33 @@ TEST_CASE("sequences are made from lengths, offsets or one length for all", "[se
 
 TEST_CASE("there may be no sequences, or only empty ones", "[sequences]") {
   for (const Sequences& none :
-       {Sequences::from_lengths({}), Sequences::from_offsets({0}), Sequences::uniform(0, 5)}) {
+       {Sequences(), Sequences::from_lengths({}), Sequences::from_offsets({0}), Sequences::uniform(0, 5)}) {
     CHECK(none.size() == 0);
     CHECK(none.tokens() == 0);
     CHECK(offsets(none) == std::vector<Index>{0});
   }
   CHECK(Sequences::uniform(2, 0).size() == 2);
   CHECK(Sequences::uniform(2, 0).tokens() == 0);
+}
+
+TEST_CASE("a move leaves no sequences", "[sequences]") {
+  Sequences sequences = Sequences::from_lengths({3, 0, 2}), assigned;
+  const Sequences moved = std::move(sequences);
+  CHECK(offsets(moved) == std::vector<Index>{0, 3, 3, 5});
+  CHECK(sequences.size() == 0);
+  CHECK(sequences.tokens() == 0);
+  CHECK(offsets(sequences) == std::vector<Index>{0});
+  CHECK(sequences.begin(0) == 0);
+  const Sequences copy = sequences;
+  CHECK(copy.size() == 0);
+
+  sequences = moved;
+  assigned = std::move(sequences);
+  CHECK(offsets(assigned) == offsets(moved));
+  CHECK(sequences.size() == 0);
+  Sequences& same = assigned;
+  assigned = std::move(same);
+  CHECK((assigned.size() == 0 || offsets(assigned) == offsets(moved)));
 }
 
 TEST_CASE("lengths and offsets that make no sequences are refused", "[sequences]") {
@@ -68,7 +89,10 @@ TEST_CASE("lengths and offsets that make no sequences are refused", "[sequences]
             },
             {"ascending", "got -3 after 0"}) == "");
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(-1, 3); }, {"count", "at least 0", "got -1"}) == "");
-  CHECK(error_lacks<Invalid>([] { Sequences::uniform(2, -3); }, {"length", "at least 0", "got -3"}) == "");
+  for (const Index count : {0, 2}) {
+    CHECK(error_lacks<Invalid>([&] { Sequences::uniform(count, -3); }, {"length", "at least 0", "got -3"}) ==
+          "");
+  }
 }
 
 TEST_CASE("no more tokens are taken than an Index counts", "[sequences]") {

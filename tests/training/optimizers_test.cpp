@@ -1,4 +1,6 @@
 #include <cmath>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -47,6 +49,25 @@ TEST_CASE("SGD's velocity begins with the first gradient, and decay is part of i
   CHECK(q.b[0] == 0.5 + 0.5 * (1 + 0.5));
   nesterov.step(q.parameters(), q.gradients());
   CHECK(q.b[0] == 1.25 + 0.5 * (1 + 0.5 * 1.5));
+}
+
+TEST_CASE(
+    "SGD's velocity begins with the first gradient after momentum is switched on, and waits while it is off",
+    "[sgd]") {
+  std::vector<double> p{0}, g{1};
+  const Parameters<double> parameters{{"p", p}}, gradients{{"p", g}};
+  const SgdOptions without{.learning_rate = 1}, with{.learning_rate = 1, .momentum = 0.5};
+  Sgd<double> sgd(parameters, without);
+  const auto step = [&](const SgdOptions& options) {
+    sgd.set_options(options);
+    sgd.step(parameters, gradients);
+    return p[0];
+  };
+  CHECK(step(without) == -1);
+  CHECK(step(with) == -2);  // v = 1
+  CHECK(step(with) == -3.5);
+  CHECK(step(without) == -4.5);
+  CHECK(step(with) == -6.25);  // from v = 1.5
 }
 
 TEST_CASE("AdamW's first step has the size of the learning rate, and decay is apart", "[adamw]") {
@@ -145,6 +166,62 @@ TEST_CASE("optimisers check their options", "[sgd][adamw]") {
   CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.beta2 = -1}); }, {"beta2", "got -1"}) == "");
   CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.epsilon = 0}); }, {"epsilon", "got 0"}) == "");
   CHECK(error_lacks<Invalid>([] { AdamW<float> a({}, {.weight_decay = -1}); }, {"weight_decay"}) == "");
+}
+
+TEST_CASE("optimisers refuse options that are not finite or that the scalar rounds away, and keep their own",
+          "[sgd][adamw]") {
+  using Invalid = std::invalid_argument;
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  std::vector<float> p{0}, g{0};
+  const Parameters<float> parameters{{"p", p}}, gradients{{"p", g}};
+  const auto lacks = [&](auto optimizer, auto options, std::initializer_list<std::string> parts) {
+    const std::string error = error_lacks<Invalid>([&] { optimizer.set_options(options); }, parts);
+    if (error != "") return error;
+    optimizer.step(parameters, gradients);
+    return std::string(p[0] == 0 ? "" : "zeros with zero gradients have changed");
+  };
+  const Sgd<float> sgd(parameters, {.momentum = 0.5});
+  for (const double bad : {inf, std::numeric_limits<double>::quiet_NaN()}) {
+    CHECK(lacks(sgd, SgdOptions{.learning_rate = bad}, {"learning_rate: expected a finite number"}) == "");
+    CHECK(lacks(sgd, SgdOptions{.momentum = bad}, {"momentum: expected a finite number"}) == "");
+    CHECK(lacks(sgd, SgdOptions{.weight_decay = bad}, {"weight_decay: expected a finite number"}) == "");
+  }
+  CHECK(lacks(sgd, SgdOptions{.learning_rate = 1e39}, {"learning_rate", "scalar holds, got 1e+39"}) == "");
+  CHECK(lacks(sgd, SgdOptions{.momentum = 1e39}, {"momentum", "scalar holds, got 1e+39"}) == "");
+  CHECK(lacks(sgd, SgdOptions{.weight_decay = 1e39}, {"weight_decay", "scalar holds, got 1e+39"}) == "");
+
+  const AdamW<float> adamw(parameters, {});
+  for (const double bad : {inf, std::numeric_limits<double>::quiet_NaN()}) {
+    CHECK(lacks(adamw, AdamWOptions{.learning_rate = bad}, {"learning_rate: expected a finite"}) == "");
+    CHECK(lacks(adamw, AdamWOptions{.beta1 = bad}, {"beta1: expected at least 0 and below 1"}) == "");
+    CHECK(lacks(adamw, AdamWOptions{.beta2 = bad}, {"beta2: expected at least 0 and below 1"}) == "");
+    CHECK(lacks(adamw, AdamWOptions{.epsilon = bad}, {"epsilon: expected a finite number above 0"}) == "");
+    CHECK(lacks(adamw, AdamWOptions{.weight_decay = bad}, {"weight_decay: expected a finite"}) == "");
+  }
+  CHECK(lacks(adamw, AdamWOptions{.learning_rate = 1e39}, {"learning_rate", "got 1e+39"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.beta1 = 1 - 1e-9}, {"beta1", "does not round to 1", "got 1"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.beta2 = 1 - 1e-9}, {"beta2", "does not round to 1", "got 1"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.epsilon = 1e-50}, {"epsilon", "does not round to 0", "1e-50"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.epsilon = 1e39}, {"epsilon", "scalar holds, got 1e+39"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.weight_decay = 1e39}, {"weight_decay", "got 1e+39"}) == "");
+  // Each fits, but not what a step makes of both.
+  CHECK(lacks(adamw, AdamWOptions{.learning_rate = 1e20, .weight_decay = 1e20},
+              {"learning_rate * weight_decay", "got 1e+40"}) == "");
+  CHECK(lacks(adamw, AdamWOptions{.learning_rate = 1e35, .beta1 = 1 - 1e-6, .weight_decay = 0},
+              {"learning_rate / (1 - beta1)", "got 1e+41"}) == "");
+  CHECK(AdamW<double>({}, {.beta2 = 1 - 1e-9, .epsilon = 1e-50}).options().epsilon == 1e-50);
+}
+
+TEST_CASE("optimisers refuse a negative number of steps", "[sgd][adamw]") {
+  const auto lacks = [](auto optimizer) {
+    optimizer.set_steps(3);
+    const std::string error = error_lacks<std::invalid_argument>([&] { optimizer.set_steps(-1); },
+                                                                 {"steps: expected at least 0, got -1"});
+    if (error != "") return error;
+    return std::string(optimizer.steps() == 3 ? "" : "steps have changed");
+  };
+  CHECK(lacks(Sgd<float>({}, {})) == "");
+  CHECK(lacks(AdamW<float>({}, {})) == "");
 }
 
 TEST_CASE("the norm of all gradients is clipped as one", "[gradient_norm]") {

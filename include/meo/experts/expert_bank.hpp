@@ -15,7 +15,8 @@
 
 namespace meo::inline MEO_ABI {
 
-/// Scalar is what is computed with, Storage what is stored. New experts are zero.
+/// Scalar is what is computed with, Storage what is stored. New experts are zero. A bank that was moved from
+/// is empty: all that reads or writes experts throws std::logic_error until it is assigned to.
 template <class Scalar, class Storage = Scalar>
 class ExpertBank {
  public:
@@ -25,7 +26,7 @@ class ExpertBank {
     detail::require(num_experts > 0, "num_experts: expected at least 1, got ", num_experts);
     detail::require(in_features > 0, "in_features: expected at least 1, got ", in_features);
     detail::require(out_features > 0, "out_features: expected at least 1, got ", out_features);
-    constexpr Index limit = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(Storage)) / 4;
+    constexpr Index limit = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(Storage)) / 4;
     detail::require(
         in_features < limit && out_features < limit - detail::Tile<Scalar>::columns &&
             shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
@@ -38,14 +39,17 @@ class ExpertBank {
   Index in_features() const { return shape_.in_features; }
   Index out_features() const { return shape_.out_features; }
   bool has_bias() const { return shape_.has_bias; }
+  /// Whether the bank was moved from.
+  bool empty() const { return data_.empty(); }
 
   /// out_features × in_features. Throws std::invalid_argument for an expert that does not exist.
   Matrix<Scalar> weight(Index expert) const {
     detail::require_expert(expert, num_experts());
+    const auto panels = this->panels();
     Matrix<Scalar> weight(out_features(), in_features());
     for (Index out = 0; out < out_features(); ++out) {
       for (Index in = 0; in < in_features(); ++in) {
-        weight(out, in) = static_cast<Scalar>(panels().weight(expert, out, in));
+        weight(out, in) = static_cast<Scalar>(panels.weight(expert, out, in));
       }
     }
     return weight;
@@ -67,9 +71,10 @@ class ExpertBank {
   Vector<Scalar> bias(Index expert) const {
     require_bias();
     detail::require_expert(expert, num_experts());
+    const auto panels = this->panels();
     Vector<Scalar> bias(out_features());
     for (Index out = 0; out < out_features(); ++out)
-      bias(out) = static_cast<Scalar>(panels().bias(expert, out));
+      bias(out) = static_cast<Scalar>(panels.bias(expert, out));
     return bias;
   }
 
@@ -86,19 +91,29 @@ class ExpertBank {
 
   /// The packed form, for the kernels. Valid until the bank is moved from, assigned to or destroyed.
   detail::PanelBank<Scalar, const Storage> panels() const {
+    require_not_empty();
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
   }
 
   detail::PanelBank<Scalar, Storage> mutable_panels() {
+    require_not_empty();
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias()};
   }
 
   /// Everything as it is packed, for what works on all parameters alike. Values that are no parameter of any
   /// expert are among them; they are zero and must stay so.
-  std::span<Storage> values() { return data_; }
-  std::span<const Storage> values() const { return data_; }
+  std::span<Storage> values() {
+    require_not_empty();
+    return data_;
+  }
+  std::span<const Storage> values() const {
+    require_not_empty();
+    return data_;
+  }
 
  private:
+  void require_not_empty() const { detail::require_not_moved_from(empty(), "experts"); }
+
   void require_bias() const {
     detail::require(has_bias(), "bias: expected experts with biases, got bias = false");
   }

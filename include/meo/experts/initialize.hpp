@@ -4,17 +4,18 @@
 
 #include <cmath>
 #include <random>
+#include <type_traits>
 
 #include <meo/experts/expert_bank.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
 
-/// Weights and biases uniform in ±1/√in_features, as PyTorch's nn.Linear starts; drawn in the order experts,
-/// weight row by row, bias.
+/// Weights and biases uniform in ±spread/√in_features, with 1 as PyTorch's nn.Linear starts; drawn in the
+/// order experts, weight row by row, bias.
 template <class Scalar, class Generator>
-void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng) {
-  const double limit = 1.0 / std::sqrt(static_cast<double>(bank.in_features()));
+void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng, double spread = 1) {
+  const double limit = spread / std::sqrt(static_cast<double>(bank.in_features()));
   std::uniform_real_distribution<double> uniform(-limit, limit);
   Matrix<Scalar> weight(bank.out_features(), bank.in_features());
   Vector<Scalar> bias(bank.out_features());
@@ -24,6 +25,24 @@ void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng) {
     if (!bank.has_bias()) continue;
     for (Index i = 0; i < bias.size(); ++i) bias(i) = static_cast<Scalar>(uniform(rng));
     bank.set_bias(expert, bias);
+  }
+}
+
+/// Weights uniform around those of `center` (out_features × in_features), off by at most `spread` times their
+/// root mean square; drawn in the order experts, weight row by row.
+template <class Scalar, class Generator>
+void initialize_around(ExpertBank<Scalar>& bank, const ConstMatrixRef<Scalar>& center, double spread,
+                       Generator& rng) {
+  using std::sqrt;
+  using Wide = std::conditional_t<std::is_constructible_v<double, Scalar>, double, Scalar>;
+  const Matrix<Wide> values = center.unaryExpr([](const Scalar& value) { return static_cast<Wide>(value); });
+  const Wide size = sqrt(values.squaredNorm() / Wide(static_cast<double>(values.size())));
+  std::uniform_real_distribution<double> uniform(-spread, spread);
+  Matrix<Scalar> weight(center.rows(), center.cols());
+  for (Index expert = 0; expert < bank.num_experts(); ++expert) {
+    for (Index i = 0; i < weight.size(); ++i)
+      weight.data()[i] = static_cast<Scalar>(values.data()[i] + Wide(uniform(rng)) * size);
+    bank.set_weight(expert, weight);
   }
 }
 

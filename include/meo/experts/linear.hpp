@@ -13,6 +13,7 @@
 #include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/weight_gradient.hpp>
+#include <meo/overlap.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -27,6 +28,9 @@ class Linear {
   Index in_features() const { return bank_.in_features(); }
   Index out_features() const { return bank_.out_features(); }
   bool has_bias() const { return bank_.has_bias(); }
+  /// Whether it was moved from. Then all that reads or writes weight or bias throws std::logic_error until it
+  /// is assigned to.
+  bool empty() const { return bank_.empty(); }
 
   /// out_features × in_features; setters throw std::invalid_argument for another shape.
   Matrix<Scalar> weight() const { return bank_.weight(0); }
@@ -42,22 +46,30 @@ class Linear {
     return y;
   }
 
-  /// The same without checks or allocation; y at y_stride, not overlapping x.
+  /// The same without allocation; y: T × out_features at y_stride. Throws std::invalid_argument if y overlaps
+  /// x; checks nothing else.
   void apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
+    check_output(x, y, y_stride);
     detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride);
   }
 
-  /// y += x Wᵀ, without the bias.
+  /// y += x Wᵀ, without the bias; throws as apply does.
   void add_product(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
+    check_output(x, y, y_stride);
     detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride, true);
   }
 
   /// Gradients of a forward pass of x (T × in_features) whose output has the gradient dy (T × out_features).
   /// Adds those of weight and bias to `gradients`, a projection of the same shape, and writes dx = dy W, T ×
-  /// in_features at dx_stride, or adds to it with `add`. dx overlaps neither x nor dy. No checks; allocates
-  /// only where scratch has to grow.
+  /// in_features at dx_stride, or adds to it with `add`. Throws std::invalid_argument if dx overlaps x or dy
+  /// or if `gradients` is this very projection, and then changes nothing; checks nothing else. Allocates only
+  /// where scratch has to grow.
   void backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy, Linear& gradients, bool add,
                 Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const {
+    detail::require(&gradients != this, "gradients: expected another projection, got the one itself");
+    const MatrixView<Scalar> written(dx, x.rows(), in_features(), dx_stride);
+    detail::require_apart(written, "dx", x, "x");
+    detail::require_apart(written, "dx", dy, "dy");
     const Index threads = detail::max_threads();
     const auto panels = bank_.panels();
     Scalar* const memory = detail::reserve(
@@ -74,13 +86,17 @@ class Linear {
   std::span<Scalar> values() { return bank_.values(); }
   std::span<const Scalar> values() const { return bank_.values(); }
 
-  /// PyTorch's start values: weight and bias uniform in ±1/√in_features.
+  /// Weight and bias uniform in ±spread/√in_features; with 1 PyTorch's start values.
   template <class Generator>
-  void initialize(Generator& rng) {
-    detail::initialize_uniform(bank_, rng);
+  void initialize(Generator& rng, double spread = 1) {
+    detail::initialize_uniform(bank_, rng, spread);
   }
 
  private:
+  void check_output(const MatrixView<Scalar>& x, const Scalar* y, Index y_stride) const {
+    detail::require_apart(MatrixView<Scalar>(y, x.rows(), out_features(), y_stride), "y", x, "x");
+  }
+
   ExpertBank<Scalar> bank_;
 };
 

@@ -42,7 +42,7 @@ struct MergeBlocks {
 
 /// `size` cut into parts of at most `limit`, as equal as may be: the size of all but the last; 0 for nothing.
 inline Index even_part(Index size, Index limit) {
-  const Index parts = std::max<Index>((size + limit - 1) / limit, 1);
+  const Index parts = (std::max<Index>)((size + limit - 1) / limit, 1);
   return (size + parts - 1) / parts;
 }
 
@@ -57,8 +57,9 @@ Index block_depth(Index depth) {
 /// take 8 % less than in two (Zen 4).
 template <class Scalar>
 Index chunk_tokens(Index depth, Index tokens) {
-  const Index most = std::max<Index>(max_activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
-  return tokens <= 2 * most ? std::max<Index>(tokens, 1) : even_part(tokens, most);
+  const Index most =
+      (std::max<Index>)(max_activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
+  return tokens <= 2 * most ? (std::max<Index>)(tokens, 1) : even_part(tokens, most);
 }
 
 /// For `merges` merges of `tokens` tokens in all. Merged panels are written once and read by many tiles, so
@@ -66,7 +67,7 @@ Index chunk_tokens(Index depth, Index tokens) {
 /// and comes before several panels at once.
 template <class Scalar>
 MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
-  const Index panels = panels_at_once<Scalar>(tokens / std::max<Index>(merges, 1));
+  const Index panels = panels_at_once<Scalar>(tokens / (std::max<Index>)(merges, 1));
 #if defined(MEO_TINY_BLOCKS)
   // For tests: every edge of every loop within a few rows.
   return {panels, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
@@ -74,8 +75,8 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
   const Index block_rows = block_depth<Scalar>(std::max<Index>(depth, 1));
   const Index panel_bytes =
       padded_rows<Scalar>(block_rows) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index space = std::max<Index>(max_scratch_bytes / panel_bytes, 1);  // of merged panels
-  const Index merges_at_once = std::clamp<Index>(merges, 1, std::min(max_merges_at_once, space));
+  const Index space = (std::max<Index>)(max_scratch_bytes / panel_bytes, 1);  // of merged panels
+  const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(max_merges_at_once, space));
   return {(std::min)(panels, space / merges_at_once), merges_at_once, block_rows,
           chunk_tokens<Scalar>(block_rows, tokens)};
 #endif
@@ -86,7 +87,7 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
 template <class Scalar>
 Index merge_strip_rows(Index top_k) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return std::max<Index>((Index{1} << 14) / (row_bytes * top_k), 4);
+  return (std::max<Index>)((Index{1} << 14) / (row_bytes * top_k), 4);
 }
 
 /// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2
@@ -94,7 +95,7 @@ Index merge_strip_rows(Index top_k) {
 template <class Scalar>
 Index group_strip_rows(Index experts, Index merges) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return std::max<Index>((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
+  return (std::max<Index>)((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
 }
 
 /// Of a product with one expert of `depth` inputs.

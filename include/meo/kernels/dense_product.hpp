@@ -25,15 +25,15 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
     for (Index row = 0; row < rows; row += blocks.rows) {
       for (Index input = 0; input < bank.in_features; input += blocks.depth) {
         for (Index p = begin; p < end; p += group) {
-          Panels<Scalar> panels = panels_of(bank, expert, p, std::min(group, end - p));
+          Panels<Scalar> panels = panels_of(bank, expert, p, (std::min)(group, end - p));
           panels.first += input * columns;
-          panels.depth = std::min(blocks.depth, bank.in_features - input);
+          panels.depth = (std::min)(blocks.depth, bank.in_features - input);
           if (add || input > 0) panels.starts = nullptr;
           const ProductRows<Scalar> product{x + row * x_stride + input, x_stride,
                                             y + row * y_stride + p * columns, y_stride};
-          const Index count = std::min(blocks.rows, rows - row);
+          const Index count = (std::min)(blocks.rows, rows - row);
           PrefetchQueue ahead;
-          for (Index next = p + group; next < std::min(p + 2 * group, end); ++next) {
+          for (Index next = p + group; next < (std::min)(p + 2 * group, end); ++next) {
             ahead.add(bank.panel(next, expert) + input * columns,
                       panels.depth * columns * static_cast<Index>(sizeof(Scalar)));
           }

@@ -29,11 +29,11 @@ struct Dispatch {
 template <class Scalar>
 void dispatch_tokens(std::span<const Index> experts, std::span<const Scalar> weights, Index top_k,
                      Index num_experts, std::span<const Index> offsets, Dispatch<Scalar>& dispatch,
-                     Index most_tokens = std::numeric_limits<Index>::max()) {
+                     Index most_tokens = (std::numeric_limits<Index>::max)()) {
   const std::size_t rows = offsets.size() - 1;
   const auto k = static_cast<std::size_t>(top_k);
   const Index tokens = offsets.back();
-  const Index most_served = std::min(tokens, static_cast<Index>(rows) * std::min(most_tokens, tokens));
+  const Index most_served = (std::min)(tokens, static_cast<Index>(rows) * (std::min)(most_tokens, tokens));
   const auto length = [&](std::size_t r) {
     const Index length_of_row = offsets[r + 1] - offsets[r];
     return length_of_row > most_tokens ? 0 : length_of_row;

@@ -89,7 +89,7 @@ void dispatched_product(const PanelBank<Scalar, const Scalar>& bank, const Dispa
     // The first expert from `expert` on that has tokens, for these panels or the next.
     const auto selected = [&](Index first, Index expert) {
       while (expert < bank.num_experts && product.rows(expert) == 0) ++expert;
-      return ExpertPanels{first, std::min(group, end - first), expert};
+      return ExpertPanels{first, (std::min)(group, end - first), expert};
     };
     const auto next_of = [&](ExpertPanels at) {
       const ExpertPanels next = selected(at.first, at.expert + 1);
@@ -112,7 +112,7 @@ void for_panels(const DispatchedProduct<Scalar>& dispatched, const PanelBank<Sca
   const Index group = panels_at_once<Scalar>(dispatched.rows(expert));
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
     const auto panels_from = [&](Index first) {
-      return ExpertPanels{first, std::min(group, end - first), expert};
+      return ExpertPanels{first, (std::min)(group, end - first), expert};
     };
     for (Index p = begin; p < end; p += group) {
       const ExpertPanels at = panels_from(p);

@@ -23,7 +23,7 @@ inline constexpr Index max_gradient_merges = 32;
 template <class Scalar>
 constexpr Index outer_product_tokens() {
   constexpr Index step = (Tile<Scalar>::columns + Tile<Scalar>::rows) * static_cast<Index>(sizeof(Scalar));
-  return std::max<Index>((Index{7} << 12) / step, 1);
+  return (std::max<Index>)((Index{7} << 12) / step, 1);
 }
 
 /// Tokens that are added to one sum one after another, in whole stretches; what they give is added pairwise
@@ -72,7 +72,7 @@ constexpr Index gradient_tokens() {
 
 /// Scalars of a cache line.
 template <class Scalar>
-inline constexpr Index line_size = std::max<Index>(64 / static_cast<Index>(sizeof(Scalar)), 1);
+inline constexpr Index line_size = (std::max<Index>)(64 / static_cast<Index>(sizeof(Scalar)), 1);
 
 /// From a packed row of dy to the next: an odd number of cache lines. Where dy lies, rows are often a
 /// multiple of 4 KiB apart, and would compete for few sets of an L1.
@@ -117,12 +117,12 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
       (std::min<Index>)(is_16_bit<Scalar> ? longest_row : 192, longest_row - 2 * line_size<Scalar>);
   constexpr Index inputs = 48, max_merges = max_gradient_merges;
 #endif
-  const Index panels = std::min(std::max<Index>(outputs / columns, 1), bank.num_panels());
-  const Index input_panels = std::min(std::max<Index>(inputs / columns, 1), num_input_panels(bank));
-  const Index most = std::max<Index>(scratch_size / 2 / (panels * input_panels * columns * columns), 1);
+  const Index panels = (std::min)(std::max<Index>(outputs / columns, 1), bank.num_panels());
+  const Index input_panels = (std::min)(std::max<Index>(inputs / columns, 1), num_input_panels(bank));
+  const Index most = (std::max<Index>)(scratch_size / 2 / (panels * input_panels * columns * columns), 1);
   const Index tokens =
-      std::max(scratch_size / 2 / packed_gradient_stride<Scalar>(panels), packed_gradient_rows);
-  return {panels, input_panels, std::clamp<Index>(merges, 1, std::min(max_merges, most)), tokens};
+      (std::max)(scratch_size / 2 / packed_gradient_stride<Scalar>(panels), packed_gradient_rows);
+  return {panels, input_panels, std::clamp<Index>(merges, 1, (std::min)(max_merges, most)), tokens};
 }
 
 }  // namespace meo::inline MEO_ABI::detail

@@ -43,7 +43,7 @@ class TurnedPanels {
     const MergeSource<const Scalar> source{
         bank_.panel(block_.first_panel + panel, 0) + (input + (bank_.has_bias ? 1 : 0)) * columns,
         bank_.panel_size()};
-    merge_turned(source, terms, top_k, std::min(columns, bank_.in_features - input),
+    merge_turned(source, terms, top_k, (std::min)(columns, bank_.in_features - input),
                  data_ + input_panel * panel_stride() + panel * columns * columns);
   }
 
@@ -66,7 +66,7 @@ class TurnedPanels {
     dx += block_.first_input_panel * columns;
     for (Index i = 0; i < block_.input_panels; ++i) {
       weights.first = data_ + i * panel_stride();
-      weights.outputs = std::min(columns, inputs - i * columns);
+      weights.outputs = (std::min)(columns, inputs - i * columns);
       multiply_panels(ProductRows<Scalar>{packed, packed_gradient_stride<Scalar>(block_.panels),
                                           dx + i * columns, dx_stride},
                       rows, weights, ahead);
@@ -75,7 +75,7 @@ class TurnedPanels {
 
   Panels<Scalar> panels(bool add) const {
     return {data_, panel_stride(), bank_.valid_columns(block_.first_panel, block_.panels),
-            std::min(block_.input_panels * columns, bank_.in_features - block_.first_input_panel * columns),
+            (std::min)(block_.input_panels * columns, bank_.in_features - block_.first_input_panel * columns),
             add || block_.first_panel > 0 ? nullptr : zero_row<Scalar>.data()};
   }
 
@@ -111,15 +111,15 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, c
     Scalar* const data = packed + packed_gradient_rows * packed_gradient_stride<Scalar>(blocks.panels);
     for (Index panel = 0; panel < bank.num_panels(); panel += blocks.panels) {
       for (Index input = begin; input < end; input += blocks.input_panels) {
-        const TurnedBlock block{panel, std::min(blocks.panels, bank.num_panels() - panel), input,
-                                std::min(blocks.input_panels, end - input)};
+        const TurnedBlock block{panel, (std::min)(blocks.panels, bank.num_panels() - panel), input,
+                                (std::min)(blocks.input_panels, end - input)};
         const TurnedPanels<Scalar> turned(bank, block, data);
         for (Index p = 0; p < block.panels; ++p) {
           for (Index i = 0; i < block.input_panels; ++i) turned.merge(p, i, {&expert, &one}, 1);
         }
         PrefetchQueue nothing_ahead;
         for (Index first = 0; first < rows; first += packed_gradient_rows) {
-          const Index count = std::min(packed_gradient_rows, rows - first);
+          const Index count = (std::min)(packed_gradient_rows, rows - first);
           turned.pack(dy, first, count, packed);
           turned.multiply(packed, count, add, dx + first * dx_stride, dx_stride, nothing_ahead);
         }

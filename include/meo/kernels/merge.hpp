@@ -135,7 +135,7 @@ template <class Scalar, class Storage>
 void merge_rows_of_group(MergeSource<Storage> source, const MergeGroup<Scalar>& terms, Index count,
                          bool is_first, Index size, Scalar* merged, Index merged_stride) {
   constexpr Index columns = Tile<Scalar>::columns;
-  const Index ahead = std::max<Index>(64 / count, 1) * columns;
+  const Index ahead = (std::max<Index>)(64 / count, 1) * columns;
   if (is_first) {
     for (Index at = 0; at < size; at += columns)
       merge_tile<true>(source, terms, count, at, ahead, merged, merged_stride);
@@ -150,7 +150,7 @@ template <class Scalar, class Storage>
 void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index count, Index size,
                 Scalar* merged) {
   for (Index first = 0; first < count; first += merge_terms) {
-    const Index some = std::min<Index>(merge_terms, count - first);
+    const Index some = (std::min<Index>)(merge_terms, count - first);
     const Storage* panels[merge_terms] = {};
     for (Index t = 0; t < some; ++t)
       panels[t] = source.rows + terms.experts[first + t] * source.expert_stride;

@@ -24,6 +24,14 @@ struct MergePlan {
   /// Merge m serves sequences[merge_begins[m]] … sequences[merge_begins[m + 1] − 1].
   std::vector<Index> merge_begins;
 
+  /// Of a batch of `count` sequences, each of which may turn out to have a merge of its own.
+  void clear_merges(Index count) {
+    sequences.clear();
+    sequences.reserve(static_cast<std::size_t>(count));
+    merge_begins.clear();
+    merge_begins.reserve(static_cast<std::size_t>(count) + 1);
+  }
+
   Index num_merges() const { return static_cast<Index>(merge_begins.size()) - 1; }
   Index begin(Index merge) const { return merge_begins[static_cast<std::size_t>(merge)]; }
   Index sequence(Index position) const { return sequences[static_cast<std::size_t>(position)]; }
@@ -38,7 +46,8 @@ struct MergePlan {
 
 /// Plans the merges of a batch. experts, weights: one row of K pairs a sequence; offsets: sequence b has the
 /// tokens offsets[b] … offsets[b + 1] − 1. Sequences of fewer than `fewest_tokens` tokens, at least 1, are
-/// left out. Allocates only where the plan has to grow.
+/// left out. Allocates only where the plan has to grow, never for as many sequences of other lengths or
+/// selections.
 template <class Scalar>
 void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights, Index top_k,
                  std::span<const Index> offsets, MergePlan<Scalar>& plan, Index fewest_tokens = 1) {
@@ -48,8 +57,7 @@ void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights
   plan.weights.assign(weights.begin(), weights.end());
   plan.has_unit_weights =
       std::all_of(weights.begin(), weights.end(), [](const Scalar& weight) { return weight == Scalar(1); });
-  plan.sequences.clear();
-  plan.merge_begins.clear();
+  plan.clear_merges(count);
   for (Index b = 0; b < count; ++b) {
     if (offsets[static_cast<std::size_t>(b) + 1] - offsets[static_cast<std::size_t>(b)] >= fewest_tokens)
       plan.sequences.push_back(b);

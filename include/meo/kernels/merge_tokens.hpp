@@ -35,14 +35,14 @@ class MergeTokens {
     for (Index i = plan_.begin(merge); i < plan_.begin(merge + 1); ++i) {
       const Index begin = offset(plan_.sequence(i)), end = offset(plan_.sequence(i) + 1);
       const Index most = even_part(end - begin, limit);
-      for (Index first = begin; first < end; first += most) f(first, std::min(most, end - first));
+      for (Index first = begin; first < end; first += most) f(first, (std::min)(most, end - first));
     }
   }
 
   /// From merge `first` on the most, up to `limit`, whose tokens fill no more than `space`; one at least, if
   /// any is left.
   MergeRange choose(Index first, Index limit, Index space) const {
-    const Index most = std::min(plan_.num_merges() - first, limit);
+    const Index most = (std::min)(plan_.num_merges() - first, limit);
     Index count = 0, tokens = 0;
     for (; count < most; ++count) {
       const Index more = tokens_of(first + count);

@@ -70,8 +70,8 @@ class MergedInputGradient {
   MergeRange choose(Index first) const { return tokens_.choose(first, blocks_.merges, blocks_.tokens); }
 
   Block block_at(const MergeRange& merges, Index panel, Index input_panel) const {
-    return {{panel, std::min(blocks_.panels, bank_.num_panels() - panel), input_panel,
-             std::min(blocks_.input_panels, end_ - input_panel)},
+    return {{panel, (std::min)(blocks_.panels, bank_.num_panels() - panel), input_panel,
+             (std::min)(blocks_.input_panels, end_ - input_panel)},
             merges};
   }
 
@@ -93,7 +93,7 @@ class MergedInputGradient {
   PrefetchQueue look_ahead(const Block& block, const Block& next) const {
     PrefetchQueue ahead;
     const Index row = next.first_input_panel * columns + (bank_.has_bias ? 1 : 0);
-    const Index rows = std::min(next.input_panels * columns, bank_.depth() - row);
+    const Index rows = (std::min)(next.input_panels * columns, bank_.depth() - row);
     std::array<Index, 64> experts;  // as many stretches as the queue has room for
     auto end = experts.begin();
     for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {

@@ -30,9 +30,9 @@ namespace meo::inline MEO_ABI::detail {
 template <class Scalar, class Storage>
 Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges) {
   Index size = 0;
-  for (Index q = 1; q <= std::min(merges, max_merges_at_once); ++q) {
+  for (Index q = 1; q <= (std::min)(merges, max_merges_at_once); ++q) {
     const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), q, 0);  // without tokens the most panels
-    size = std::max(
+    size = (std::max)(
         size, blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns);
   }
   return size;
@@ -137,11 +137,11 @@ class MergedProduct {
     return {
         chunk,
         row,
-        std::min(blocks_.depth, bank_.depth() - row),
+        (std::min)(blocks_.depth, bank_.depth() - row),
         panel,
-        std::min(blocks_.panels, end_ - panel),
+        (std::min)(blocks_.panels, end_ - panel),
         merge,
-        std::min(even_part(chunk.end_merge - chunk.first_merge, blocks_.merges), chunk.end_merge - merge)};
+        (std::min)(even_part(chunk.end_merge - chunk.first_merge, blocks_.merges), chunk.end_merge - merge)};
   }
 
   Block after(const Block& block) const {
@@ -160,8 +160,8 @@ class MergedProduct {
   /// Calls f(token, count) for the tokens of a merge that belong to a chunk, in stretches of one sequence.
   template <class Function>
   void for_tokens(const Chunk& chunk, Index merge, const Function& f) const {
-    const Index first = std::max(plan_.begin(merge), chunk.begin.position);
-    const Index last = std::min(plan_.begin(merge + 1) - 1, chunk.end.position);
+    const Index first = (std::max)(plan_.begin(merge), chunk.begin.position);
+    const Index last = (std::min)(plan_.begin(merge + 1) - 1, chunk.end.position);
     for (Index i = first; i <= last; ++i) {
       const Index sequence = plan_.sequence(i);
       const Index row = i == chunk.begin.position ? chunk.begin.row : 0;
@@ -213,7 +213,7 @@ class MergedProduct {
                                  : group_strip_rows<Scalar>(plan_.top_k, block.merges);
     for (Index p = 0; p < block.panels; ++p) {
       for (Index strip = 0; strip < block.rows; strip += strip_rows) {
-        const Index size = std::min(strip_rows, block.rows - strip) * columns;
+        const Index size = (std::min)(strip_rows, block.rows - strip) * columns;
         const MergeSource<Storage> source{bank_.panel(block.panel + p, 0) + (block.row + strip) * columns,
                                           bank_.panel_size()};
         Scalar* const scratch = merged(block, 0) + p * merged_stride(block) + strip * columns;

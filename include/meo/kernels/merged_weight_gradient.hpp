@@ -38,7 +38,7 @@ namespace meo::inline MEO_ABI::detail {
 /// are the same for any number of threads.
 inline constexpr Index max_product_chunks = 64;
 
-inline Index product_chunks(Index num_panels) { return std::min(num_panels, max_product_chunks); }
+inline Index product_chunks(Index num_panels) { return (std::min)(num_panels, max_product_chunks); }
 
 template <class Scalar>
 class MergedWeightGradient {
@@ -56,7 +56,7 @@ class MergedWeightGradient {
         packed_x_(packed_x) {}
 
   static Index scratch_size(const Bank& bank, Index merges, Index tokens) {
-    const Index rows = std::min(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
+    const Index rows = (std::min)(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
     const Index sums = (std::min)(merges, max_gradient_merges) + depth(tokens);
     return (gradient_tokens<Scalar>() + sums * rows) * columns;
   }
@@ -71,7 +71,7 @@ class MergedWeightGradient {
   /// Tiles begin … end − 1 of all tokens' inputs.
   void pack(const GatheredRows<Scalar>& x, Index begin, Index end) const {
     const Index input = begin * Tile<Scalar>::rows;
-    const Index inputs = std::min(end * Tile<Scalar>::rows, bank_.in_features) - input;
+    const Index inputs = (std::min)(end * Tile<Scalar>::rows, bank_.in_features) - input;
     for (Index m = 0; m < plan_.num_merges(); ++m) {
       for_stretches(m, [&](Index first, Index count) {
         pack_inputs(x, first, count, input, inputs, packed_inputs(first, count, input));
@@ -86,7 +86,7 @@ class MergedWeightGradient {
     Index part_begin = 0;
     for (Block block{choose(0), p, parts.part()}; block.merges > 0;) {
       for (block.input = 0; block.input < bank_.in_features; block.input += block.inputs) {
-        block.inputs = std::min(gradient_inputs<Scalar>(), bank_.in_features - block.input);
+        block.inputs = (std::min)(gradient_inputs<Scalar>(), bank_.in_features - block.input);
         block.has_bias_row = bank_.has_bias && block.input == 0;
         Scalar* const merged = scratch + gradient_tokens<Scalar>() * columns;
         merged_gradients(block, scratch, merged);

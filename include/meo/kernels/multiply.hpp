@@ -110,7 +110,7 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
     constexpr Index interval = prefetch_interval<Scalar>;
     for (; k + interval <= depth; k += interval) {
       for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
-      ahead = std::min(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
+      ahead = (std::min)(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
       MEO_UNROLL(8)
       for (Index step = 0; step < interval; ++step) add_products(k + step);
     }
@@ -245,7 +245,7 @@ void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<
   Index r = 0;
   for (; r + tile_rows <= count; r += tile_rows) {
     if (panels.starts == nullptr)
-      prefetch_outputs(rows, r + tile_rows, std::min(r + 2 * tile_rows, count), panels);
+      prefetch_outputs(rows, r + tile_rows, (std::min)(r + 2 * tile_rows, count), panels);
     multiply_rows<tile_rows>(rows, r, panels, ahead);
   }
   multiply_last_rows<tile_rows - 1>(rows, r, count - r, panels, ahead);

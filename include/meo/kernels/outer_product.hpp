@@ -45,7 +45,7 @@ void pack_inputs(const GatheredRows<Scalar>& x, Index first, Index count, Index 
                  Scalar* packed) {
   constexpr Index rows = Tile<Scalar>::rows;
   for (Index d = 0; d < inputs; d += rows) {
-    const Index valid = std::min(rows, inputs - d);
+    const Index valid = (std::min)(rows, inputs - d);
     for (Index t = 0; t < count; ++t, packed += rows) {
       const Scalar* const from = x.row(first + t) + in + d;
       if (valid == rows) std::copy_n(from, rows, packed);

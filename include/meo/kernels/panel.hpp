@@ -82,7 +82,7 @@ struct PanelBank {
 
   /// Columns of `panels` panels from p on that stand for outputs; the rest is padding.
   Index valid_columns(Index p, Index panels = 1) const {
-    return std::min(panels * columns, out_features - p * columns);
+    return (std::min)(panels * columns, out_features - p * columns);
   }
 
   /// Where W_{out, in} of an expert lies.

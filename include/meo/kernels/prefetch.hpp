@@ -20,8 +20,10 @@ namespace meo::inline MEO_ABI::detail {
 /// Steps of depth between two prefetches: where a core multiplies and adds 64 bytes a cycle, 48 cycles of a
 /// tile of any size. Time is what memory delivers by, so a larger tile asks after fewer steps.
 template <class Scalar>
-inline constexpr Index prefetch_interval = std::max<Index>(
-    3072 / (Tile<Scalar>::rows * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar))), 1);
+inline constexpr Index prefetch_interval = (std::max<Index>)(3072 /
+                                                                 (Tile<Scalar>::rows * Tile<Scalar>::columns *
+                                                                  static_cast<Index>(sizeof(Scalar))),
+                                                             1);
 
 /// What comes next, as stretches of memory that are asked for one after another.
 class PrefetchQueue {
@@ -49,7 +51,7 @@ class PrefetchQueue {
 
   /// Sets the rate so that `steps` steps suffice for all.
   void spread(Index steps) {
-    const Index lines = (bytes_ / line_bytes + steps) / std::max<Index>(steps, 1);
+    const Index lines = (bytes_ / line_bytes + steps) / (std::max<Index>)(steps, 1);
     lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : max_lines;
   }
 
@@ -61,7 +63,7 @@ class PrefetchQueue {
   const char* end() const { return stretches_[static_cast<std::size_t>(current_)].end; }
 
   /// Sets the size of bursts so that `bursts` of them suffice for all.
-  void spread_bursts(Index bursts) { burst_ = (bytes_ / line_bytes + bursts) / std::max<Index>(bursts, 1); }
+  void spread_bursts(Index bursts) { burst_ = (bytes_ / line_bytes + bursts) / (std::max<Index>)(bursts, 1); }
 
   /// Asks for the next lines, where tiles are too short for a rate of their own.
   void burst() {

@@ -14,7 +14,7 @@ namespace meo::inline MEO_ABI {
 
 namespace detail {
 
-/// A matrix that keeps its memory when it shrinks.
+/// A matrix that keeps its memory when it shrinks. After a move it has no rows.
 template <class Scalar>
 class GrowingMatrix {
  public:
@@ -23,7 +23,9 @@ class GrowingMatrix {
     cols_ = cols;
     return {reserve(values_, rows * cols), rows, cols};
   }
-  Eigen::Map<const Matrix<Scalar>> get() const { return {values_.data(), rows_, cols_}; }
+  Eigen::Map<const Matrix<Scalar>> get() const {
+    return {values_.data(), values_.empty() ? 0 : rows_, cols_};
+  }
 
  private:
   AlignedVector<Scalar> values_;
@@ -36,6 +38,11 @@ class GrowingMatrix {
 /// What forward leaves here, backward reads: the gate's decision with its noise, means over tokens, and what
 /// token attention made of x. x itself is not copied: backward is given it again. Belongs to one forward and
 /// its backwards at a time; buffers grow to the largest batch seen and are kept.
+///
+/// A context is empty from the moment a forward begins until it finishes, so also after one that threw. It
+/// knows the layer of its forward, which moves take along, but no copy of the layer, and its options, the
+/// batch's sequences and, at task level, their descriptions: backward with any other throws
+/// std::invalid_argument. That x and the parameters are the forward's is up to the caller.
 template <class Scalar>
 class Context : public Workspace<Scalar> {
  public:

@@ -9,6 +9,7 @@
 #include <concepts>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -24,6 +25,7 @@
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/offsets.hpp>
 #include <meo/layers/workspace.hpp>
+#include <meo/overlap.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
@@ -61,8 +63,9 @@ class FeedForwardWorkspace {
   detail::AlignedVector<Scalar> gate_hidden;  ///< T × H: the output of `gate_up`
 };
 
-/// Memory that a block's forward and its backward share; see Context. With one gate for a block of MoE layers
-/// forward leaves no hidden activations, and backward computes them again, expert by expert.
+/// Memory that a block's forward and its backward share; see Context, also for which backward takes it. With
+/// one gate for a block of MoE layers forward leaves no hidden activations, and backward computes them again,
+/// expert by expert.
 template <class Scalar>
 class FeedForwardContext : public FeedForwardWorkspace<Scalar, Context<Scalar>> {
  public:
@@ -86,7 +89,8 @@ struct FeedForwardOutput {
   Routing<Scalar> down;
 };
 
-/// Layer is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw.
+/// Layer is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start from a
+/// dense block, start each projection from its projection; see RoutedLayer::initialize_from_dense.
 template <class Layer, class Activation = Gelu>
 class FeedForward {
   template <class Y>
@@ -113,6 +117,10 @@ class FeedForward {
 
   const FeedForwardOptions& options() const { return options_; }
   const Activation& activation() const { return activation_; }
+
+  /// Whether the block, or a part of it, was moved from; then it has options, but throws std::logic_error
+  /// when used, until it is assigned to.
+  bool empty() const { return up_.empty() || down_.empty() || (gate_up_ && gate_up_->empty()); }
 
   /// D → H, H → D and, in a gated block, another D → H.
   Layer& up() { return up_; }
@@ -180,9 +188,9 @@ class FeedForward {
                   "scalar");
   }
 
-  /// y: T × D, not overlapping x; what it holds is overwritten. Returns the loss; routings and hidden
-  /// activations stay in the workspace. Allocates only where the workspace has to grow. If it throws, y is
-  /// untouched.
+  /// y: T × D; what it holds is overwritten. Returns the loss; routings and hidden activations stay in the
+  /// workspace. Throws std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow.
+  /// If it throws, y is untouched.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  FeedForwardWorkspace<Scalar>& workspace) const {
     return forward(x, inputs, y, reserve_hidden(x.rows(), workspace), workspace);
@@ -199,10 +207,10 @@ class FeedForward {
 
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// D), and d_loss, that of the loss. Adds those of the parameters to `gradients`, a block of the same
-  /// options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task embeddings
-  /// in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a context that
-  /// do not fit, and then changes nothing. Allocates only where the context has to grow. Activation needs a
-  /// member `derivative`.
+  /// options but not this one, and overwrites dx, T × D. Leaves that of the task embeddings in
+  /// context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a context that do
+  /// not fit, or a dx that overlaps x or dy, and then changes nothing. Allocates only where the context has
+  /// to grow. Activation needs a member `derivative`.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
                 MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
@@ -216,8 +224,13 @@ class FeedForward {
     detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
     detail::require_shape(dx, x.rows(), options_.features, "dx (rows of x by features)");
     detail::require(gradients.options() == options_, "gradients: expected a block of the same options");
+    detail::require(&gradients != this, "gradients: expected another block, got the one itself");
+    require_not_empty("block");
+    gradients.require_not_empty("gradients");
+    detail::require_apart<Scalar>(dx, "dx", x, "x");
+    detail::require_apart<Scalar>(dx, "dx", dy, "dy");
     const detail::Offsets offsets = up_.check(x, inputs);
-    check_context(x.rows(), offsets.num_sequences(), inputs, context);
+    check_context(offsets, inputs, context);
     const Index size = x.rows() * options_.hidden_features;
     detail::reserve(context.hidden_gradient, size);
     if (gate_up_) {
@@ -261,23 +274,31 @@ class FeedForward {
             .merge_order = options.merge_order};
   }
 
-  /// Throws unless `context` has what forward leaves of so many tokens and sequences.
-  void check_context(Index tokens, Index sequences, const Inputs<Scalar>& inputs,
+  /// Throws unless `context` has what this block's forward leaves of such a batch.
+  void check_context(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                      const FeedForwardContext<Scalar>& context) const {
-    up_.check_context(tokens, sequences, inputs, context.up);
+    up_.check_context(offsets, inputs, context.up);
     if (!options_.shared_gate) {
-      if (gate_up_) gate_up_->check_context(tokens, sequences, inputs, context.gate_up);
-      down_.check_context(tokens, sequences, inputs, context.down);
+      if (gate_up_) gate_up_->check_context(offsets, inputs, context.gate_up);
+      down_.check_context(offsets, inputs, context.down);
     } else if constexpr (Layer::merges_experts) {
-      if (gate_up_) gate_up_->check_routed_context(tokens, context.gate_up);
-      down_.check_routed_context(tokens, context.down);
+      if (gate_up_) gate_up_->check_routed_context(offsets, context.gate_up);
+      down_.check_routed_context(offsets, context.down);
     }
     if (recomputes_hidden()) return;
-    const Index size = tokens * options_.hidden_features;
-    Layer::check_left(context.pre_activation, size, "of pre-activations");
-    Layer::check_left(context.hidden, size, "of hidden activations");
-    if (gate_up_) Layer::check_left(context.gate_hidden, size, "of gate_up");
+    const Index size = offsets.back() * options_.hidden_features;
+    check_left(context.pre_activation, size, "of pre-activations");
+    check_left(context.hidden, size, "of hidden activations");
+    if (gate_up_) check_left(context.gate_hidden, size, "of gate_up");
   }
+
+  /// Throws unless a buffer of the context has `count` values at least.
+  static void check_left(const detail::AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
+    detail::require(static_cast<Index>(buffer.size()) >= count, "context: expected a forward's that left ",
+                    count, " values ", what, ", got ", buffer.size());
+  }
+
+  void require_not_empty(std::string_view name) const { detail::require_not_moved_from(empty(), name); }
 
   void require_gated() const {
     detail::require(options_.gated, "gate_up: expected a gated block, got gated = false");
@@ -306,9 +327,12 @@ class FeedForward {
   template <class Memory>
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  const Hidden& hidden, Memory& memory) const {
+    for (auto* const part : {&memory.up, &memory.gate_up, &memory.down}) part->last_forward.clear();
+    require_not_empty("block");
     detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
                     " columns, got ", x.cols());
     detail::require_shape(y, x.rows(), options_.features, "y (rows of x by features)");
+    detail::require_apart<Scalar>(y, "y", x, "x");
     if (!options_.shared_gate) return forward_separately(x, inputs, y, hidden, memory);
     if constexpr (Layer::merges_experts) forward_merged(x, inputs, y, hidden, memory);
     else forward_by_expert(up_, x, inputs, y, hidden, memory);
@@ -422,6 +446,7 @@ class FeedForward {
       detail::combined_product(down_.experts().panels(), expert, dispatch, h.hidden, options_.hidden_features,
                                y.data(), y.outerStride());
     }
+    up.finish(offsets, inputs, true, memory.up);
   }
 
   /// An expert's pre-activations and gate_hidden for the tokens dispatched to it, one after another.

@@ -24,7 +24,9 @@ struct Inputs {
   const Sequences* descriptions = nullptr;
   /// Task level: each sequence's description; empty: the b-th for sequence b, or the only one for all.
   std::span<const Index> task_of_sequence = {};
-  /// Training noise for the gate; none: inference.
+  /// Training noise for the gate; none: inference. It breaks the symmetry of experts that start equal with
+  /// zero gates: without it, training from a dense layer needs another start; see
+  /// RoutedLayer::initialize_from_dense.
   Noise<Scalar> noise = {};
 };
 

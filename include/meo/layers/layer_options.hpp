@@ -3,8 +3,8 @@
 /// What the user chooses about a layer; the same for MoE and MEO.
 
 #include <meo/errors.hpp>
-#include <meo/finite.hpp>
 #include <meo/layers/merge_order.hpp>
+#include <meo/scalar_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -32,7 +32,7 @@ struct LayerOptions {
 namespace detail {
 
 /// Options with the expert count filled in. Throws std::invalid_argument for anything that makes no layer.
-template <int NumExperts>
+template <class Scalar, int NumExperts>
 LayerOptions checked_options(LayerOptions options) {
   if constexpr (NumExperts != Eigen::Dynamic) {
     if (options.num_experts == 0) options.num_experts = NumExperts;
@@ -49,10 +49,8 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
   require(options.level != Level::task || options.task_features >= 1,
           "task_features: expected at least 1 at task level, got ", options.task_features);
-  require(is_finite(options.loss_coefficient) && options.loss_coefficient >= 0,
-          "loss_coefficient: expected a finite number of at least 0, got ", options.loss_coefficient);
-  require(is_finite(options.noise_epsilon) && options.noise_epsilon > 0,
-          "noise_epsilon: expected a finite number above 0, got ", options.noise_epsilon);
+  require_not_negative<Scalar>(options.loss_coefficient, "loss_coefficient");
+  require_positive<Scalar>(options.noise_epsilon, "noise_epsilon");
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,
           "merge_order: expected automatic, merge_first or combine_outputs, got ",

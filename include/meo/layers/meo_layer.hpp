@@ -51,22 +51,24 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
 
   using Base::forward;
 
-  /// x: T × D; y: T × F, not overlapping x; what it holds is overwritten. Returns workspace.routing.
-  /// Allocates only where the workspace has to grow. If it throws, y is untouched.
+  /// x: T × D; y: T × F; what it holds is overwritten. Returns workspace.routing. Throws
+  /// std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow. If it throws, y
+  /// is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     const MatrixView<Scalar> attended = attend(x, workspace);
     route_attended(x, attended, offsets, inputs, workspace);
     merge(attended, offsets, workspace.routing, y, workspace);
+    Base::finish(offsets, inputs, true, workspace);
     return workspace.routing;
   }
 
   /// The gate alone, with the token attention that it sees. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     const bool sees_attention = !Base::options().gate_before_attention;
     route_attended(x, sees_attention ? attend(x, workspace) : MatrixView<Scalar>(x), offsets, inputs,
                    workspace);
@@ -78,10 +80,11 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Routing<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     Base::check_routing(routing, x.rows(), offsets.num_sequences());
     merge(attend(x, workspace), offsets, routing, y, workspace);
+    Base::finish(offsets, inputs, false, workspace);
   }
 
  private:
@@ -101,6 +104,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   void reset_attention() {
     if (token_attention_) token_attention_->reset();
   }
+  bool is_attention_empty() const { return token_attention_ && token_attention_->empty(); }
 
   /// What the experts see: x + TokenAttention(x) at token level, else x.
   MatrixView<Scalar> attend(const MatrixView<Scalar>& x, Workspace<Scalar>& workspace) const {
@@ -135,14 +139,6 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     detail::merged_product(bank, workspace.merges, offsets, x.data(), x.row_stride(), y.data(),
                            y.outerStride(), scratch, threads);
     detail::dispatched_product(bank, workspace.dispatch, x.data(), x.row_stride(), y.data(), y.outerStride());
-  }
-
-  /// Throws unless attend has left what it makes of so many tokens.
-  void check_attention(Index tokens, const Context<Scalar>& context) const {
-    if (!token_attention_) return;
-    Base::check_left(context.attended, tokens * Base::in_features(), "of tokens after token attention");
-    Base::check_left(context.attention_rows, tokens * token_attention_->reduced_features(),
-                     "of token attention's rows");
   }
 
   /// What attend left in the context.
@@ -220,20 +216,20 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
     const detail::MergePlan<Scalar>& merges = context.weight_merges;
     const auto bank = Base::experts().panels();
     const Index threads = detail::max_threads();
+    // For as many merges as there may be: another batch of as many sequences is to find memory enough.
     Scalar* const scratch = detail::reserve(
         context.scratch,
-        threads * (std::max)(detail::merged_weight_gradient_scratch_size(bank, merges.num_merges(), x.rows()),
-                             detail::merged_input_gradient_scratch_size(bank, context.merges.num_merges())));
+        threads * (std::max)(detail::merged_weight_gradient_scratch_size(bank, routing.rows, x.rows()),
+                             detail::merged_input_gradient_scratch_size(bank, routing.rows)));
     Scalar* const packed_x =
         detail::reserve(context.packed_inputs, x.rows() * detail::padded_inputs<Scalar>(x.cols()));
-    const Index pairs = merges.num_merges() * routing.top_k;
+    const Index pairs = routing.rows * routing.top_k;
     Scalar* const products = detail::reserve(context.merge_products, pairs);
-    const auto sequences = static_cast<Index>(offsets.size()) - 1;  // merges at most
     const detail::MergedWeightGradientMemory<Scalar> memory{
         detail::reserve(context.partial_products, detail::product_chunks(bank.num_panels()) * pairs),
         packed_x, scratch,
         detail::reserve(context.partial_gradients,
-                        threads * detail::partial_gradients_size(bank, sequences))};
+                        threads * detail::partial_gradients_size(bank, routing.rows))};
     detail::merged_weight_gradient<Scalar>(bank, gradients.experts().mutable_panels(), merges, offsets,
                                            {x.data(), x.row_stride()}, {dy.data(), dy.outerStride()},
                                            products, memory, threads);
@@ -269,6 +265,7 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
                             Context<Scalar>& context, const Shares& shares) const {
     detail::plan_merges<Scalar>(routing.experts, routing.weights, routing.top_k, offsets, context.merges);
     detail::MergePlan<Scalar>& merges = context.weight_merges;
+    merges.clear_merges(routing.rows);
     merges = context.merges;
     merges.merge_begins.clear();
     for (Index m = 0; m < context.merges.num_merges(); ++m) {

@@ -34,7 +34,7 @@ enum class MergeOrder { automatic, merge_first, combine_outputs };
 /// to a sequence depends on no other of its batch, and so does no bit of its result.
 template <class Scalar>
 constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_k) {
-  if (order == MergeOrder::combine_outputs) return std::numeric_limits<Index>::max();
+  if (order == MergeOrder::combine_outputs) return (std::numeric_limits<Index>::max)();
   // One expert is used where it lies.
   if (order == MergeOrder::merge_first || level == Level::task || top_k == 1) return 1;
   return (detail::merge_cost_of_caches<Scalar> + top_k - 2) / (top_k - 1);

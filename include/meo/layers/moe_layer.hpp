@@ -31,21 +31,23 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
 
   using Base::forward;
 
-  /// x: T × D; y: T × F, not overlapping x; what it holds is overwritten. Returns workspace.routing.
-  /// Allocates only where the workspace has to grow. If it throws, y is untouched.
+  /// x: T × D; y: T × F; what it holds is overwritten. Returns workspace.routing. Throws
+  /// std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow. If it throws, y
+  /// is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     route_tokens(x, offsets, inputs, workspace);
     combine(x, offsets, workspace.routing, y, workspace);
+    Base::finish(offsets, inputs, true, workspace);
     return workspace.routing;
   }
 
   /// The gate alone. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     route_tokens(x, offsets, inputs, workspace);
     return workspace.routing;
   }
@@ -55,16 +57,23 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Routing<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
-    const detail::Offsets offsets = Base::check(x, inputs);
+    const detail::Offsets offsets = Base::begin(x, inputs, workspace);
     Base::check_output(x, y);
     Base::check_routing(routing, x.rows(), offsets.num_sequences());
     combine(x, offsets, routing, y, workspace);
+    Base::finish(offsets, inputs, false, workspace);
   }
 
  private:
   friend Base;
   template <class Layer, class Activation>
   friend class FeedForward;
+
+  // This layer has no token attention.
+  template <class Generator>
+  static void initialize_attention(Generator&) {}
+  static void reset_attention() {}
+  static bool is_attention_empty() { return false; }
 
   /// The tokens that each expert works on, as `routing` says; left in workspace.dispatch.
   const detail::Dispatch<Scalar>& dispatch(const Routing<Scalar>& routing, std::span<const Index> offsets,

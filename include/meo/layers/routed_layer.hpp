@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
+#include <random>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -22,10 +23,13 @@
 #include <meo/experts/linear.hpp>
 #include <meo/finite.hpp>
 #include <meo/layers/context.hpp>
+#include <meo/layers/forward_record.hpp>
 #include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/offsets.hpp>
+#include <meo/layers/upcycling.hpp>
 #include <meo/layers/workspace.hpp>
+#include <meo/overlap.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
@@ -35,8 +39,12 @@ namespace meo::inline MEO_ABI {
 template <class Layer, class Activation>
 class FeedForward;
 
+/// A layer that was moved from is empty: until it is assigned to, all but options and sizes throws
+/// std::logic_error.
+///
 /// Derived is MoeLayer or MeoLayer and has forward(x, inputs, y, workspace), and for backward, which comes
-/// to both with what has been checked, backward_all and backward_experts.
+/// to both with what has been checked, backward_all and backward_experts; of its token attention, if any,
+/// initialize_attention, reset_attention and is_attention_empty.
 template <class Derived, class ScalarType, int NumExperts>
 class RoutedLayer {
   static_assert(std::is_same_v<ScalarType, std::remove_cvref_t<ScalarType>>,
@@ -63,6 +71,11 @@ class RoutedLayer {
     else return NumExperts;
   }
   Index top_k() const { return options_.top_k; }
+  /// Whether the layer, or a part of it, was moved from.
+  bool empty() const {
+    return experts_.empty() || gate_.empty() || (task_projection_ && task_projection_->empty()) ||
+           derived().is_attention_empty();
+  }
 
   /// An expert's weight in PyTorch's form, out_features × in_features. These four throw std::invalid_argument
   /// for an expert that does not exist, another shape, or a bias where there is none, and then change
@@ -92,29 +105,43 @@ class RoutedLayer {
   /// ±1/√(inputs), as PyTorch's nn.Linear starts; W_n, U and u zero.
   template <class Generator>
   void initialize(Generator& rng) {
+    require_not_empty("layer");
     detail::initialize_uniform(experts_, rng);
-    gate_.initialize(rng);
-    if (task_projection_) task_projection_->initialize(rng);
-    if constexpr (has_token_attention()) derived().initialize_attention(rng);
+    initialize_all_but_experts(rng, 1);
   }
 
-  /// "Upcycling": every expert a copy of a dense layer's weight (out_features × in_features) and bias, W_g
-  /// and W_n zero, U and u zero. Outputs then equal the dense layer's to rounding, whatever the gate decides.
-  /// Throws std::invalid_argument for another shape, or a bias where the options say none or the reverse, and
-  /// changes nothing.
+  /// "Upcycling" (Komatsuzaki et al. 2023, arXiv 2212.05055): every expert a copy of a dense layer's weight
+  /// (out_features × in_features) and bias, W_g and W_n zero, U and u zero; all else stays as it is. Outputs
+  /// then equal the dense layer's to rounding, whatever the gate decides. Throws std::invalid_argument for
+  /// another shape, or a bias where the options say none or the reverse, and changes nothing.
+  ///
+  /// To compute with, not to train from: with zero gates every row selects the experts 0 … K − 1 with equal
+  /// weights, and between equal experts the gate's gradient is 0. So these K get the same updates for ever,
+  /// and the others none. Training needs Inputs::noise, or the start values below.
   void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias) {
-    detail::require(options_.bias, "dense bias: expected none as bias = false, got ", bias.size(), " values");
-    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
-    detail::require(bias.size() == out_features(), "dense bias: expected ", out_features(), " values, got ",
-                    bias.size());
-    copy_to_experts(weight);
-    for (Index expert = 0; expert < num_experts(); ++expert) experts_.set_bias(expert, bias);
+    check_dense(weight, &bias);
+    copy_to_experts(weight, &bias);
   }
   void initialize_from_dense(const ConstMatrixRef<Scalar>& weight) {
-    detail::require(!options_.bias, "dense bias: expected ", out_features(),
-                    " values as bias = true, got none");
-    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
-    copy_to_experts(weight);
+    check_dense(weight, nullptr);
+    copy_to_experts(weight, nullptr);
+  }
+
+  /// The same for training: rows select different experts, which part from the first step on. Draws in the
+  /// order of initialize: what sets the experts apart, W_g, the task projection, V and v; see Upcycling.
+  template <std::uniform_random_bit_generator Generator>
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias,
+                             Generator& rng, const Upcycling& upcycling = {}) {
+    detail::check_spreads<Scalar>(upcycling);
+    initialize_from_dense(weight, bias);
+    spread_apart(weight, rng, upcycling);
+  }
+  template <std::uniform_random_bit_generator Generator>
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, Generator& rng,
+                             const Upcycling& upcycling = {}) {
+    detail::check_spreads<Scalar>(upcycling);
+    initialize_from_dense(weight);
+    spread_apart(weight, rng, upcycling);
   }
 
   /// Rows that the gate decides on for a batch of `tokens` tokens in `sequences` sequences.
@@ -159,9 +186,10 @@ class RoutedLayer {
 
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
-  /// same options, and overwrites dx, T × D, which overlaps neither x nor dy. Leaves that of the task
-  /// embeddings in context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a
-  /// context that do not fit, and then changes nothing. Allocates only where the context has to grow.
+  /// same options but not this one, and overwrites dx, T × D. Leaves that of the task embeddings in
+  /// context.task_embeddings_gradient(). Throws std::invalid_argument for shapes, inputs or a context that do
+  /// not fit, or a dx that overlaps x or dy, and then changes nothing. Allocates only where the context has
+  /// to grow.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
                 const ConstMatrixRef<Scalar>& dy, Derived& gradients, MatrixRef<Scalar> dx,
                 const Scalar& d_loss = Scalar(1)) const {
@@ -189,7 +217,7 @@ class RoutedLayer {
                        std::span<Scalar> d_weights) const {
     const detail::Offsets offsets = check(x, inputs);
     check_routing(routing, x.rows(), offsets.num_sequences());
-    check_routed_context(x.rows(), context);
+    check_routed_context(offsets, context);
     check_gradients(x, dy, gradients, dx);
     check_weights_gradient(routing, d_weights);
     derived().backward_experts(x, offsets, routing, context, dy, gradients, dx, d_weights);
@@ -200,7 +228,7 @@ class RoutedLayer {
   friend class FeedForward;
 
   explicit RoutedLayer(const LayerOptions& options)
-      : options_(detail::checked_options<NumExperts>(options)),
+      : options_(detail::checked_options<Scalar, NumExperts>(options)),
         experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias),
         gate_(gate_features(options_), options_.num_experts, options_.top_k,
               static_cast<Scalar>(options_.loss_coefficient), static_cast<Scalar>(options_.noise_epsilon)) {
@@ -208,8 +236,27 @@ class RoutedLayer {
       task_projection_.emplace(options_.task_features, gate_features(options_));
   }
 
+  void require_not_empty(std::string_view name) const { detail::require_not_moved_from(empty(), name); }
+
+  /// Of a forward: from here on until finish, no backward takes what is in the workspace. Returns the batch's
+  /// offsets.
+  detail::Offsets begin(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                        Workspace<Scalar>& workspace) const {
+    workspace.last_forward.clear();
+    return check(x, inputs);
+  }
+
+  /// has_gate: whether the layer's gate decided, on `inputs`.
+  void finish(std::span<const Index> offsets, const Inputs<Scalar>& inputs, bool has_gate,
+              Workspace<Scalar>& workspace) const {
+    const detail::Offsets descriptions(inputs.descriptions, inputs.task_embeddings.rows());
+    workspace.last_forward.set(identity(), has_gate, offsets, gate_descriptions(has_gate, descriptions),
+                               task_of(inputs));
+  }
+
   /// The batch's offsets.
   detail::Offsets check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
+    require_not_empty("layer");
     detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
                     x.cols());
     if (options_.level != Level::task) {
@@ -226,6 +273,7 @@ class RoutedLayer {
 
   void check_output(const ConstMatrixRef<Scalar>& x, const MatrixRef<Scalar>& y) const {
     detail::require_shape(y, x.rows(), out_features(), "y (rows of x by out_features)");
+    detail::require_apart<Scalar>(y, "y", x, "x");
   }
 
   /// Routes by sequence or task into workspace.routing. `gate_source`: the tokens that the gate sees, T × D.
@@ -270,43 +318,32 @@ class RoutedLayer {
                                  const Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
                                  const Derived& gradients, const MatrixRef<Scalar>& dx) const {
     const detail::Offsets offsets = check(x, inputs);
-    check_context(x.rows(), offsets.num_sequences(), inputs, context);
+    check_context(offsets, inputs, context);
     check_gradients(x, dy, gradients, dx);
     return offsets;
   }
 
-  /// Throws unless `context` has what forward leaves of so many tokens and sequences.
-  void check_context(Index tokens, Index sequences, const Inputs<Scalar>& inputs,
+  /// Throws unless `context` has what this layer's forward leaves of such a batch.
+  void check_context(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                      const Context<Scalar>& context) const {
+    const Index sequences = static_cast<Index>(offsets.size()) - 1;
+    if (options_.level == Level::task) check_tasks(sequences, inputs);
+    const detail::Offsets descriptions(inputs.descriptions, inputs.task_embeddings.rows());
+    context.last_forward.check(identity(), true, offsets, gate_descriptions(true, descriptions),
+                               task_of(inputs));
+    // The routing is the caller's to read, and to change or move away.
     const Routing<Scalar>& routing = context.routing;
-    check_routing(routing, tokens, sequences);
+    check_routing(routing, offsets.back(), sequences);
     detail::require(routing.top_k == top_k(), "routing: expected top_k = ", top_k(), ", got ", routing.top_k);
     const auto experts = static_cast<std::size_t>(num_experts());
-    const std::size_t logits = static_cast<std::size_t>(routing.rows) * experts;
-    detail::require(routing.importance.size() == experts && routing.load.size() == experts &&
-                        context.gate.logits.size() == logits &&
-                        (!context.gate.is_noisy || context.gate.noise.size() == logits),
-                    "context: expected a gate's decision on ", routing.rows, " rows, got another");
-    if (!gates_by_token()) {
-      check_left(context.gate_input, routing.rows * gate_.gate_features(), "of the gate's input");
-    }
-    if (options_.level == Level::task) {
-      const detail::Offsets descriptions = check_tasks(sequences, inputs);
-      check_left(context.task_means, descriptions.num_sequences() * options_.task_features,
-                 "of descriptions' means");
-    }
-    check_routed_context(tokens, context);
+    detail::require(routing.importance.size() == experts && routing.load.size() == experts,
+                    "routing: expected importance and load of ", experts, " experts, got ",
+                    routing.importance.size(), " and ", routing.load.size(), " values");
   }
 
-  /// The same for what forward_routed leaves.
-  void check_routed_context(Index tokens, const Context<Scalar>& context) const {
-    if constexpr (has_token_attention()) derived().check_attention(tokens, context);
-  }
-
-  /// Throws unless a buffer of the context has `count` values at least.
-  static void check_left(const detail::AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
-    detail::require(static_cast<Index>(buffer.size()) >= count, "context: expected a forward's that left ",
-                    count, " values ", what, ", got ", buffer.size());
+  /// The same for what forward_routed leaves, and forward as well.
+  void check_routed_context(std::span<const Index> offsets, const Context<Scalar>& context) const {
+    context.last_forward.check(identity(), false, offsets, {}, task_of({}));
   }
 
   void check_weights_gradient(const Routing<Scalar>& routing, std::span<const Scalar> d_weights) const {
@@ -314,12 +351,16 @@ class RoutedLayer {
                     routing.weights.size(), " values, got ", d_weights.size());
   }
 
-  /// Throws unless dy, dx and gradients fit x.
+  /// Throws unless dy, dx and gradients fit x, and are apart from what is read.
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
                        const Derived& gradients, const MatrixRef<Scalar>& dx) const {
     detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
     detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
     detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
+    detail::require(&gradients != this, "gradients: expected another layer, got the one itself");
+    gradients.require_not_empty("gradients");
+    detail::require_apart<Scalar>(dx, "dx", x, "x");
+    detail::require_apart<Scalar>(dx, "dx", dy, "dy");
   }
 
   /// From the gradients of the gate's weights (R × K, in the order of context.routing) and of its loss to
@@ -347,7 +388,8 @@ class RoutedLayer {
 
   /// Whether the gate sees the same features for sequences a and b.
   bool share_gate_input(const Inputs<Scalar>& inputs, Index a, Index b) const {
-    return options_.level == Level::task && task_of(inputs, a) == task_of(inputs, b);
+    const auto task = task_of(inputs);
+    return options_.level == Level::task && task(a) == task(b);
   }
 
   /// Offsets 0 … tokens, with which every token is a row of its own.
@@ -364,15 +406,55 @@ class RoutedLayer {
                : options.in_features;
   }
 
-  /// Derived is incomplete until one of its members is instantiated.
-  static constexpr bool has_token_attention() { return Derived::merges_experts; }
+  detail::LayerIdentity identity() const {
+    return {std::as_const(experts_).values().data(), Derived::merges_experts, options_};
+  }
 
-  void copy_to_experts(const ConstMatrixRef<Scalar>& weight) {
-    for (Index expert = 0; expert < num_experts(); ++expert) experts_.set_weight(expert, weight);
+  /// The offsets of the descriptions that the gate has seen, if any.
+  std::span<const Index> gate_descriptions(bool has_gate, const detail::Offsets& descriptions) const {
+    if (!has_gate || options_.level != Level::task) return {};
+    return descriptions;
+  }
+
+  /// bias: null without one.
+  void check_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) const {
+    require_not_empty("layer");
+    if (bias == nullptr) {
+      detail::require(!options_.bias, "dense bias: expected ", out_features(),
+                      " values as bias = true, got none");
+    } else {
+      detail::require(options_.bias, "dense bias: expected none as bias = false, got ", bias->size(),
+                      " values");
+    }
+    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
+    detail::require(bias == nullptr || bias->size() == out_features(), "dense bias: expected ",
+                    out_features(), " values, got ", bias == nullptr ? 0 : bias->size());
+  }
+
+  void copy_to_experts(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) {
+    for (Index expert = 0; expert < num_experts(); ++expert) {
+      experts_.set_weight(expert, weight);
+      if (bias != nullptr) experts_.set_bias(expert, *bias);
+    }
     const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
     gate_.set_weight(zero);
     gate_.set_noise_weight(zero);
-    if constexpr (has_token_attention()) derived().reset_attention();
+    derived().reset_attention();
+  }
+
+  template <class Generator>
+  void spread_apart(const ConstMatrixRef<Scalar>& weight, Generator& rng, const Upcycling& upcycling) {
+    if (upcycling.expert_spread > 0)
+      detail::initialize_around(experts_, weight, upcycling.expert_spread, rng);
+    initialize_all_but_experts(rng, upcycling.router_spread);
+  }
+
+  /// router_spread: of W_g, see Upcycling.
+  template <class Generator>
+  void initialize_all_but_experts(Generator& rng, double router_spread) {
+    gate_.initialize(rng, router_spread);
+    if (task_projection_) task_projection_->initialize(rng);
+    derived().initialize_attention(rng);
   }
 
   Derived& derived() { return static_cast<Derived&>(*this); }
@@ -425,10 +507,13 @@ class RoutedLayer {
     }
   }
 
-  /// The description of a sequence.
-  static Index task_of(const Inputs<Scalar>& inputs, Index sequence) {
-    if (!inputs.task_of_sequence.empty()) return inputs.task_of_sequence[static_cast<std::size_t>(sequence)];
-    return inputs.descriptions == nullptr || inputs.descriptions->size() == 1 ? 0 : sequence;
+  /// A function from a sequence to its description.
+  static auto task_of(const Inputs<Scalar>& inputs) {
+    const bool has_one = inputs.descriptions == nullptr || inputs.descriptions->size() == 1;
+    return [tasks = inputs.task_of_sequence, has_one](Index sequence) {
+      if (!tasks.empty()) return tasks[static_cast<std::size_t>(sequence)];
+      return has_one ? 0 : sequence;
+    };
   }
 
   /// Counting sort: order[begins[t]] … order[begins[t + 1] − 1] are the sequences of description t,
@@ -437,10 +522,11 @@ class RoutedLayer {
                            std::vector<Index>& begins, std::vector<Index>& order) {
     begins.assign(static_cast<std::size_t>(descriptions) + 1, 0);
     order.resize(static_cast<std::size_t>(sequences));
-    for (Index b = 0; b < sequences; ++b) ++begins[static_cast<std::size_t>(task_of(inputs, b))];
+    const auto task = task_of(inputs);
+    for (Index b = 0; b < sequences; ++b) ++begins[static_cast<std::size_t>(task(b))];
     std::partial_sum(begins.begin(), begins.end(), begins.begin());
     for (Index b = sequences; b-- > 0;)
-      order[static_cast<std::size_t>(--begins[static_cast<std::size_t>(task_of(inputs, b))])] = b;
+      order[static_cast<std::size_t>(--begins[static_cast<std::size_t>(task(b))])] = b;
   }
 
   /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
@@ -485,15 +571,15 @@ class RoutedLayer {
                       inputs.descriptions->tokens());
     }
     const Index descriptions = offsets.num_sequences();
-    const std::span<const Index> task_of = inputs.task_of_sequence;
-    if (task_of.empty()) {
-      detail::require(descriptions == 1 || descriptions == sequences,
+    const std::span<const Index> tasks = inputs.task_of_sequence;
+    if (tasks.empty()) {
+      detail::require(descriptions == 1 || descriptions == sequences || sequences == 0,
                       "descriptions: expected 1 or one for each of ", sequences, " sequences, got ",
                       descriptions);
     } else {
-      detail::require(static_cast<Index>(task_of.size()) == sequences, "task_of_sequence: expected ",
-                      sequences, " entries, got ", task_of.size());
-      for (const Index task : task_of) {
+      detail::require(static_cast<Index>(tasks.size()) == sequences, "task_of_sequence: expected ", sequences,
+                      " entries, got ", tasks.size());
+      for (const Index task : tasks) {
         detail::require(task >= 0 && task < descriptions, "task_of_sequence: expected 0 to ",
                         descriptions - 1, ", got ", task);
       }
@@ -510,9 +596,10 @@ class RoutedLayer {
         means(inputs.task_embeddings, offsets, workspace.task_means, workspace.sums);
     const Index features = gate_.gate_features();
     Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
+    const auto task = task_of(inputs);
     for (Index b = 0; b < sequences; ++b) {
-      const MatrixView<Scalar> mean(description_means.row(RoutedLayer::task_of(inputs, b)), 1,
-                                    description_means.cols(), description_means.cols());
+      const MatrixView<Scalar> mean(description_means.row(task(b)), 1, description_means.cols(),
+                                    description_means.cols());
       task_projection_->apply(mean, z + b * features, features);
     }
     return {z, sequences, features, features};

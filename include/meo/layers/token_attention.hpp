@@ -5,9 +5,11 @@
 
 #include <algorithm>
 
+#include <meo/errors.hpp>
 #include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/overlap.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -21,6 +23,8 @@ class TokenAttention {
 
   Index features() const { return down_.in_features(); }
   Index reduced_features() const { return down_.out_features(); }
+  /// Whether it was moved from; see Linear::empty.
+  bool empty() const { return down_.empty() || up_.empty(); }
 
   /// V (reduced_features × features) with v, and U (features × reduced_features) with u.
   Linear<Scalar>& down() { return down_; }
@@ -42,8 +46,9 @@ class TokenAttention {
   }
 
   /// attended = x + TokenAttention(x). x: T × features; rows: T × reduced_features of scratch; attended: T ×
-  /// features, contiguous, not overlapping x.
+  /// features, contiguous. Throws std::invalid_argument if attended or rows overlap x or one another.
   void apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
+    detail::require_apart({attended, x.rows(), features(), features()}, "attended", x, "x");
     down_.apply(x, rows, reduced_features());
     detail::activate<Relu, Scalar>({}, rows, nullptr, x.rows() * reduced_features(), rows);
     const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
@@ -55,10 +60,15 @@ class TokenAttention {
 
   /// Gradients of apply(x, rows, ·) whose result has the gradient d_attended (T × features). Adds those of
   /// the parameters to `gradients`, a block of the same shape, and writes dx, T × features at dx_stride.
-  /// d_rows: T × reduced_features of memory.
+  /// d_rows: T × reduced_features of memory. Throws std::invalid_argument if dx overlaps x or d_attended or
+  /// if `gradients` is this very block, and then changes nothing.
   void backward(const MatrixView<Scalar>& x, const Scalar* rows, const MatrixView<Scalar>& d_attended,
                 Scalar* d_rows, TokenAttention& gradients, Scalar* dx, Index dx_stride,
                 detail::AlignedVector<Scalar>& scratch) const {
+    const MatrixView<Scalar> written(dx, x.rows(), features(), dx_stride);
+    detail::require(&gradients != this, "gradients: expected another block, got the one itself");
+    detail::require_apart(written, "dx", x, "x");
+    detail::require_apart(written, "dx", d_attended, "d_attended");
     const Index reduced = reduced_features();
     up_.backward({rows, x.rows(), reduced, reduced}, d_attended, gradients.up_, false, d_rows, reduced,
                  scratch);

@@ -7,6 +7,7 @@
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/merge_plan.hpp>
+#include <meo/layers/forward_record.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/routing/routing.hpp>
 #include <meo/sums.hpp>
@@ -15,7 +16,8 @@
 namespace meo::inline MEO_ABI {
 
 /// Belongs to one forward at a time; any layer of the scalar may use it. Buffers grow to the largest batch
-/// seen and are kept, so that a forward of no larger batch allocates nothing.
+/// seen and are kept, so that a forward of no larger batch allocates nothing: one of no more tokens,
+/// sequences, descriptions and tokens of these, and with noise only if there was some before.
 template <class Scalar>
 class Workspace {
  public:
@@ -23,6 +25,7 @@ class Workspace {
   Routing<Scalar> routing;
 
   // The rest is between a layer and its kernels.
+  detail::ForwardRecord last_forward;
   GateWorkspace<Scalar> gate;
   detail::AlignedVector<Scalar> gate_input;         ///< R × D_g: means over tokens
   detail::AlignedVector<Scalar> task_means;         ///< descriptions × S

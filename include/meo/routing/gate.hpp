@@ -106,16 +106,19 @@ class Gate {
     else return NumExperts;
   }
 
+  /// Whether it was moved from; see Linear::empty.
+  bool empty() const { return logits_.empty() || noise_.empty(); }
+
   /// W_g and W_n, gate_features × num_experts; setters throw std::invalid_argument for another shape.
   Matrix<Scalar> weight() const { return logits_.weight().transpose(); }
   Matrix<Scalar> noise_weight() const { return noise_.weight().transpose(); }
   void set_weight(const ConstMatrixRef<Scalar>& weight) { set(logits_, weight, "gate weight"); }
   void set_noise_weight(const ConstMatrixRef<Scalar>& weight) { set(noise_, weight, "noise weight"); }
 
-  /// W_g uniform in ±1/√gate_features, W_n zero.
+  /// W_g uniform in ±spread/√gate_features, W_n zero.
   template <class Generator>
-  void initialize(Generator& rng) {
-    logits_.initialize(rng);
+  void initialize(Generator& rng, double spread = 1) {
+    logits_.initialize(rng, spread);
     noise_.set_weight(Matrix<Scalar>::Zero(num_experts(), gate_features()));
   }
 
@@ -320,7 +323,7 @@ class Gate {
   }
 
   /// The load estimate looks one place beyond the selection.
-  Index ranked() const { return std::min(top_k_ + 1, num_experts()); }
+  Index ranked() const { return (std::min)(top_k_ + 1, num_experts()); }
 
   /// The first experts of a row by descending logit, ties by ascending expert.
   void rank(const Scalar* logits, Index* ranking) const {

@@ -2,9 +2,11 @@
 
 /// What a gate decided: for every gated row K pairs (expert, weight). Plain data.
 
+#include <cstddef>
 #include <span>
 #include <vector>
 
+#include <meo/errors.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -27,8 +29,12 @@ struct Routing {
   std::span<const Index> row_experts(Index row) const { return row_of(experts, row); }
   std::span<const Scalar> row_weights(Index row) const { return row_of(weights, row); }
 
-  /// R × N, zero where an expert is not selected.
+  /// R × N, zero where an expert is not selected. Throws std::invalid_argument unless there are R × K pairs,
+  /// as after a move.
   Matrix<Scalar> dense() const {
+    const auto pairs = static_cast<std::size_t>(rows * top_k);
+    detail::require(experts.size() == pairs && weights.size() == pairs, "routing: expected ", pairs,
+                    " pairs, got ", experts.size(), " experts and ", weights.size(), " weights");
     Matrix<Scalar> gates = Matrix<Scalar>::Zero(rows, num_experts);
     for (Index row = 0; row < rows; ++row) {
       for (std::size_t i = 0; i < static_cast<std::size_t>(top_k); ++i) {

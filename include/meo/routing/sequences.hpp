@@ -2,6 +2,8 @@
 
 /// Where the sequences of a ragged batch begin: one matrix holds the tokens of all of them, without padding.
 
+#include <array>
+#include <cstddef>
 #include <initializer_list>
 #include <limits>
 #include <span>
@@ -14,9 +16,12 @@
 
 namespace meo::inline MEO_ABI {
 
-/// Sequence b has the rows begin(b) … begin(b) + length(b) − 1 of the batch. A sequence may be empty.
+/// Sequence b has the rows begin(b) … begin(b) + length(b) − 1 of the batch. A sequence may be empty. Without
+/// arguments, and after a move, there are none.
 class Sequences {
  public:
+  Sequences() = default;
+
   /// Throws std::invalid_argument for a negative length, or more tokens in all than an Index counts.
   static Sequences from_lengths(std::span<const Index> lengths) {
     std::vector<Index> offsets{0};
@@ -49,26 +54,32 @@ class Sequences {
   /// tokens in all than an Index counts.
   static Sequences uniform(Index count, Index length) {
     detail::require(count >= 0, "count: expected at least 0 sequences, got ", count);
-    detail::require(length <= 0 || count <= most_tokens / length, "sequences: expected at most ", most_tokens,
+    detail::require(length >= 0, "length: expected at least 0 tokens, got ", length);
+    detail::require(length == 0 || count <= most_tokens / length, "sequences: expected at most ", most_tokens,
                     " tokens in all, got ", count, " sequences of ", length);
     return from_lengths(std::vector<Index>(static_cast<std::size_t>(count), length));
   }
 
   /// Number of sequences.
-  Index size() const { return static_cast<Index>(offsets_.size()) - 1; }
+  Index size() const { return static_cast<Index>(offsets().size()) - 1; }
   /// Number of tokens of all sequences.
-  Index tokens() const { return offsets_.back(); }
-  Index begin(Index b) const { return offsets_[static_cast<std::size_t>(b)]; }
+  Index tokens() const { return offsets().back(); }
+  Index begin(Index b) const { return offsets()[static_cast<std::size_t>(b)]; }
   Index length(Index b) const { return begin(b + 1) - begin(b); }
   /// size() + 1 offsets.
-  std::span<const Index> offsets() const { return offsets_; }
+  std::span<const Index> offsets() const {
+    if (offsets_.empty()) return of_none;
+    return offsets_;
+  }
 
  private:
-  static constexpr Index most_tokens = std::numeric_limits<Index>::max();
+  static constexpr Index most_tokens = (std::numeric_limits<Index>::max)();
+
+  static constexpr std::array<Index, 1> of_none{0};
 
   explicit Sequences(std::vector<Index> offsets) : offsets_(std::move(offsets)) {}
 
-  std::vector<Index> offsets_;
+  std::vector<Index> offsets_;  ///< none instead of a single 0 where nothing has been put, or left by a move
 };
 
 }  // namespace meo::inline MEO_ABI

@@ -8,11 +8,13 @@
 
 #include <cmath>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <meo/errors.hpp>
 #include <meo/finite.hpp>
 #include <meo/parallel.hpp>
+#include <meo/scalar_options.hpp>
 #include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
@@ -33,7 +35,7 @@ template <class Scalar>
 class AdamW {
  public:
   /// For parameters of these names and sizes, of which it keeps no view. Throws std::invalid_argument for
-  /// options out of range.
+  /// options out of range, in Scalar as well: there a beta may round to 1, and an epsilon to 0.
   AdamW(const Parameters<Scalar>& parameters, const AdamWOptions& options) {
     set_options(options);
     for (const auto& range : parameters) {
@@ -43,18 +45,18 @@ class AdamW {
   }
 
   const AdamWOptions& options() const { return options_; }
-  /// As a schedule of learning rates does between steps.
+  /// As a schedule of learning rates does between steps. Throws as the constructor does, and then changes
+  /// nothing.
   void set_options(const AdamWOptions& options) {
-    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
-    const auto is_beta = [&](double beta) { return is_rate(beta) && beta < 1; };
-    detail::require(is_rate(options.learning_rate),
-                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
-    detail::require(is_beta(options.beta1), "beta1: expected at least 0 and below 1, got ", options.beta1);
-    detail::require(is_beta(options.beta2), "beta2: expected at least 0 and below 1, got ", options.beta2);
-    detail::require(is_rate(options.epsilon) && options.epsilon > 0,
-                    "epsilon: expected a finite number above 0, got ", options.epsilon);
-    detail::require(is_rate(options.weight_decay),
-                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
+    using Sum = detail::Sum<Scalar>;
+    detail::require_not_negative<Sum>(options.learning_rate, "learning_rate");
+    require_beta(options.beta1, "beta1");
+    require_beta(options.beta2, "beta2");
+    detail::require_positive<Sum>(options.epsilon, "epsilon");
+    detail::require_not_negative<Sum>(options.weight_decay, "weight_decay");
+    detail::require_fits<Sum>(options.learning_rate * options.weight_decay, "learning_rate * weight_decay");
+    detail::require_fits<Sum>(options.learning_rate / (1 - options.beta1),
+                              "learning_rate / (1 - beta1), the rate of the first step");
     options_ = options;
   }
 
@@ -98,7 +100,11 @@ class AdamW {
   Parameters<Scalar> first_moments() { return ranges(&Moments::first); }
   Parameters<Scalar> second_moments() { return ranges(&Moments::second); }
   Index steps() const { return steps_; }
-  void set_steps(Index steps) { steps_ = steps; }
+  /// Throws std::invalid_argument for a negative number.
+  void set_steps(Index steps) {
+    detail::require(steps >= 0, "steps: expected at least 0, got ", steps);
+    steps_ = steps;
+  }
 
  private:
   struct Moments {
@@ -106,6 +112,14 @@ class AdamW {
     std::vector<Scalar> first;
     std::vector<Scalar> second;
   };
+
+  static void require_beta(double beta, std::string_view name) {
+    using Sum = detail::Sum<Scalar>;
+    detail::require(detail::is_finite(beta) && beta >= 0 && beta < 1, name,
+                    ": expected at least 0 and below 1, got ", beta);
+    detail::require(static_cast<Sum>(beta) < Sum(1), name,
+                    ": expected a number that the scalar does not round to 1, got ", beta);
+  }
 
   Parameters<Scalar> ranges(std::vector<Scalar> Moments::*moment) {
     Parameters<Scalar> all;

@@ -2,15 +2,16 @@
 
 /// Stochastic gradient descent with momentum, with the semantics of PyTorch's torch.optim.SGD:
 ///
-///     d = g + λ p,   v = d at the first step, else μ v + d,   p ← p − η v, or p − η (d + μ v) with
-///     Nesterov's momentum.
+///     d = g + λ p,   v ← μ v + d,   p ← p − η v, or p − η (d + μ v) with Nesterov's momentum.
+///
+/// v begins as 0. Steps without momentum, p ← p − η d, leave it as it is.
 
 #include <utility>
 #include <vector>
 
 #include <meo/errors.hpp>
-#include <meo/finite.hpp>
 #include <meo/parallel.hpp>
+#include <meo/scalar_options.hpp>
 #include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
 #include <meo/types.hpp>
@@ -28,7 +29,7 @@ template <class Scalar>
 class Sgd {
  public:
   /// For parameters of these names and sizes, of which it keeps no view. Throws std::invalid_argument for
-  /// negative options.
+  /// options that are negative or not finite, in Scalar as well.
   Sgd(const Parameters<Scalar>& parameters, const SgdOptions& options) {
     set_options(options);
     for (const auto& range : parameters)
@@ -36,15 +37,12 @@ class Sgd {
   }
 
   const SgdOptions& options() const { return options_; }
-  /// As a schedule of learning rates does between steps.
+  /// As a schedule of learning rates does between steps. Throws as the constructor does, and then changes
+  /// nothing.
   void set_options(const SgdOptions& options) {
-    const auto is_rate = [](double rate) { return detail::is_finite(rate) && rate >= 0; };
-    detail::require(is_rate(options.learning_rate),
-                    "learning_rate: expected a finite number of at least 0, got ", options.learning_rate);
-    detail::require(is_rate(options.momentum), "momentum: expected a finite number of at least 0, got ",
-                    options.momentum);
-    detail::require(is_rate(options.weight_decay),
-                    "weight_decay: expected a finite number of at least 0, got ", options.weight_decay);
+    detail::require_not_negative<detail::Sum<Scalar>>(options.learning_rate, "learning_rate");
+    detail::require_not_negative<detail::Sum<Scalar>>(options.momentum, "momentum");
+    detail::require_not_negative<detail::Sum<Scalar>>(options.weight_decay, "weight_decay");
     detail::require(!options.nesterov || options.momentum > 0,
                     "momentum: expected some with nesterov, got 0");
     options_ = options;
@@ -59,6 +57,7 @@ class Sgd {
     const auto rate = static_cast<Sum>(options_.learning_rate),
                momentum = static_cast<Sum>(options_.momentum),
                decay = static_cast<Sum>(options_.weight_decay);
+    const bool has_momentum = options_.momentum > 0;
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       Scalar* const p = parameters[i].values.data();
       const Scalar* const g = gradients[i].values.data();
@@ -67,9 +66,12 @@ class Sgd {
       detail::parallel_ranges(size, detail::max_threads(), [&](Index begin, Index end, Index) {
         for (Index j = begin; j < end; ++j) {
           const Sum d = static_cast<Sum>(g[j]) + decay * static_cast<Sum>(p[j]);
-          const Sum velocity = steps_ == 0 ? d : Sum(momentum * static_cast<Sum>(v[j]) + d);
-          const Sum step = options_.nesterov ? Sum(d + momentum * velocity) : velocity;
-          v[j] = static_cast<Scalar>(velocity);
+          Sum step = d;
+          if (has_momentum) {
+            const Sum velocity = momentum * static_cast<Sum>(v[j]) + d;
+            v[j] = static_cast<Scalar>(velocity);
+            step = options_.nesterov ? Sum(d + momentum * velocity) : velocity;
+          }
           p[j] = static_cast<Scalar>(Sum(static_cast<Sum>(p[j]) - rate * step));
         }
       });
@@ -85,7 +87,11 @@ class Sgd {
     return all;
   }
   Index steps() const { return steps_; }
-  void set_steps(Index steps) { steps_ = steps; }
+  /// Throws std::invalid_argument for a negative number.
+  void set_steps(Index steps) {
+    detail::require(steps >= 0, "steps: expected at least 0, got ", steps);
+    steps_ = steps;
+  }
 
  private:
   struct Velocity {

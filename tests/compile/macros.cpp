@@ -1,0 +1,54 @@
+/// The headers where macros are named min and max, as those of windows.h are unless it is told not to have
+/// them.
+
+// What the library includes comes before the macros: it cannot do with them.
+// clang-format off
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <numbers>
+#include <numeric>
+#include <optional>
+#include <ostream>
+#include <random>
+#include <ranges>
+#include <set>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include <Eigen/Core>
+#include <nlohmann/json.hpp>
+// clang-format on
+
+#define min(a, b) (((a) < (b)) ? (a) : (b))
+#define max(a, b) (((a) > (b)) ? (a) : (b))
+
+#include <meo/io/checkpoint.hpp>
+#include <meo/io/safetensors.hpp>
+#include <meo/meo.hpp>
+
+template class meo::MoeLayer<float>;
+template class meo::MeoLayer<float>;
