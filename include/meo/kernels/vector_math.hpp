@@ -14,6 +14,7 @@
 /// factor, 1 / down, so that a result below the normal numbers is rounded once, when it is scaled down.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <concepts>
 
@@ -34,8 +35,8 @@ MEO_INLINE Packet<Scalar> polynomial(const Packet<Scalar>& x, Scalar leading, Re
   return sum;
 }
 
-/// Numbers that depend on the precision. Constants in two parts are the nearest scalar, or one of a few bits
-/// less, and the rest. Beyond the largest_… the tail and its slope round to 0.
+/// Numbers that depend on the precision. Constants in two parts are a scalar, _rest what it is short of.
+/// Beyond the largest_… of an activation a Q(a) and G(a) round to 0.
 template <class Scalar>
 struct VectorConstants;
 
@@ -124,7 +125,7 @@ struct VectorConstants<double> {
   }
 };
 
-/// a · b + c with the product unrounded, to 2 digits more than a scalar's where c takes it away almost whole.
+/// a · b + c with the product unrounded, for a c that takes almost all of it away.
 template <class Scalar>
 MEO_INLINE Packet<Scalar> exact_multiply_add(const Packet<Scalar>& a, const Packet<Scalar>& b,
                                              Packet<Scalar> c) {
@@ -144,8 +145,8 @@ MEO_INLINE Packet<Scalar> exact_multiply_add(const Packet<Scalar>& a, const Pack
   }
 }
 
-/// 2^(a b + c d) / down, with the products unrounded; c d is small against 1, and a b as far below 0 as 2^…
-/// is above the square of the smallest normal number.
+/// 2^(a b + c d) / down, with the product a b unrounded. a b is at most 0 and, as all largest_… see to, no
+/// farther from it than that the result is a normal number; c d is small against 1.
 template <class Scalar>
 MEO_INLINE Packet<Scalar> scaled_exp2(const Packet<Scalar>& a, const Packet<Scalar>& b,
                                       const Packet<Scalar>& c, const Packet<Scalar>& d) {
@@ -210,15 +211,15 @@ MEO_INLINE Packet<Scalar> bounded_magnitude(const Packet<Scalar>& x, Scalar larg
 template <class Scalar>
 MEO_INLINE ValueAndSlope<Packet<Scalar>> from_tail(const Packet<Scalar>& x, Packet<Scalar> tail,
                                                    Packet<Scalar> tail_slope) {
-  const auto down = broadcast(-VectorConstants<Scalar>::down), half = broadcast(Scalar(0.5));
+  const auto minus_down = broadcast(-VectorConstants<Scalar>::down), half = broadcast(Scalar(0.5));
   const auto sign = bit_and(x, broadcast(Scalar(-0.0)));
   auto step = add(bit_or(half, sign), half);
   // What -ffast-math would take apart.
   hide<Scalar>(tail);
   hide<Scalar>(tail_slope);
   hide<Scalar>(step);
-  return {bit_or(multiply_add(tail, down, maximum(x, broadcast(Scalar(0)))), sign),
-          multiply_add(bit_xor(tail_slope, sign), down, step)};
+  return {bit_or(multiply_add(tail, minus_down, maximum(x, broadcast(Scalar(0)))), sign),
+          multiply_add(bit_xor(tail_slope, sign), minus_down, step)};
 }
 
 /// x Φ(x).
