@@ -15,6 +15,7 @@
 #include <system_error>
 #include <utility>
 
+#include <meo/abi.hpp>
 #include <meo/io/error.hpp>
 
 #if defined(_WIN32)
