@@ -377,8 +377,9 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   print_time([&] { layer.forward(run.x.tokens, run.inputs(), y, workspace); });
 }
 
-template <class Layer, class Activation>
-void run_block(const meo::io::SafetensorsReader& reader, const Arguments& arguments) {
+template <class Layer>
+void run_block(const meo::io::SafetensorsReader& reader, const Arguments& arguments,
+               meo::AnyActivation activation) {
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
@@ -390,18 +391,19 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   if (gated) check_sizes<Layer>(reader, arguments.prefix + "gate_up.", up);
   check_sizes<Layer>(reader, arguments.prefix + "down.", down);
   const Index features = up.in_features;
-  meo::FeedForward<Layer, Activation> block({.features = features,
-                                             .hidden_features = up.out_features,
-                                             .num_experts = up.num_experts,
-                                             .top_k = up.top_k,
-                                             .level = up.level,
-                                             .bias = up.bias,
-                                             .gated = gated,
-                                             .reduce_factor = up.reduce_factor,
-                                             .task_features = up.task_features,
-                                             .gate_before_attention = up.gate_before_attention,
-                                             .loss_coefficient = up.loss_coefficient,
-                                             .noise_epsilon = up.noise_epsilon});
+  const meo::FeedForwardOptions options{.features = features,
+                                        .hidden_features = up.out_features,
+                                        .num_experts = up.num_experts,
+                                        .top_k = up.top_k,
+                                        .level = up.level,
+                                        .bias = up.bias,
+                                        .gated = gated,
+                                        .reduce_factor = up.reduce_factor,
+                                        .task_features = up.task_features,
+                                        .gate_before_attention = up.gate_before_attention,
+                                        .loss_coefficient = up.loss_coefficient,
+                                        .noise_epsilon = up.noise_epsilon};
+  meo::FeedForward<Layer, meo::AnyActivation> block(options, activation);
   meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
@@ -432,11 +434,8 @@ void run_kind(const meo::io::SafetensorsReader& reader, const Arguments& argumen
   if (block.empty()) return run_layer<Layer>(reader, arguments);
   if (block != "ffn") metadata.fail("block", "ffn or none", block);
   const std::string activation = metadata.text("activation", "gelu");
-  if (activation == "relu") return run_block<Layer, meo::Relu>(reader, arguments);
-  if (activation == "gelu") return run_block<Layer, meo::Gelu>(reader, arguments);
-  if (activation == "gelu_tanh") return run_block<Layer, meo::GeluTanh>(reader, arguments);
-  if (activation == "silu") return run_block<Layer, meo::Silu>(reader, arguments);
-  if (activation == "identity") return run_block<Layer, meo::Identity>(reader, arguments);
+  if (const auto chosen = meo::AnyActivation::from_name(activation))
+    return run_block<Layer>(reader, arguments, *chosen);
   metadata.fail("activation", "relu, gelu, gelu_tanh, silu or identity", activation);
 }
 

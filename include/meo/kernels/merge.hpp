@@ -27,14 +27,15 @@ inline constexpr int merge_terms = 8;
 template <class Scalar>
 inline constexpr int merge_packets = 2 * Tile<Scalar>::packets;
 
-/// merged[at …] = start + Σ_{i < Terms} g_i · panel_i[at …], `Packets` packets of them.
+/// merged[at …] (+)= Σ_{i < Terms} g_i · panel_i[at …], `Packets` packets of them. Adds to `merged` if `add`.
 template <int Terms, int Packets, class Scalar, class Storage>
-MEO_INLINE void merge_values(const Storage* const* panels, const Packet<Scalar>* gates, Index at,
-                             const Scalar* start, Scalar* merged) {
+MEO_INLINE void merge_values(const Storage* const* panels, const Packet<Scalar>* gates, Index at, bool add,
+                             Scalar* merged) {
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[Packets];
   MEO_UNROLL_ALL
-  for (int p = 0; p < Packets; ++p) sums[p] = load<Scalar>(start + p * size);
+  for (int p = 0; p < Packets; ++p)
+    sums[p] = add ? load<Scalar>(merged + at + p * size) : broadcast<Scalar>(Scalar(0));
   MEO_UNROLL_ALL
   for (int t = 0; t < Terms; ++t) {
     MEO_UNROLL_ALL
@@ -48,7 +49,6 @@ MEO_INLINE void merge_values(const Storage* const* panels, const Packet<Scalar>*
 /// merged (+)= Σ_{i < Terms} g_i · panel_i over `size` values, a multiple of NR. Adds to `merged` if `add`.
 template <int Terms, class Scalar, class Storage>
 void merge_block(const Storage* const* panels, const Scalar* weights, bool add, Index size, Scalar* merged) {
-  static constexpr std::array<Scalar, merge_packets<Scalar> * PacketOf<Scalar>::size> zeros{};
   Packet<Scalar> gates[Terms];
   const Storage* from[Terms];
   MEO_UNROLL_ALL
@@ -59,9 +59,9 @@ void merge_block(const Storage* const* panels, const Scalar* weights, bool add, 
   constexpr Index step = merge_packets<Scalar> * PacketOf<Scalar>::size;
   Index at = 0;
   for (; at + step <= size; at += step)
-    merge_values<Terms, merge_packets<Scalar>>(from, gates, at, add ? merged + at : zeros.data(), merged);
+    merge_values<Terms, merge_packets<Scalar>>(from, gates, at, add, merged);
   for (; at < size; at += Tile<Scalar>::columns)
-    merge_values<Terms, Tile<Scalar>::packets>(from, gates, at, add ? merged + at : zeros.data(), merged);
+    merge_values<Terms, Tile<Scalar>::packets>(from, gates, at, add, merged);
 }
 
 template <int Terms, class Scalar, class Storage>
