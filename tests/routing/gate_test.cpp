@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <stdexcept>
 #include <vector>
 
@@ -114,6 +115,39 @@ TEST_CASE("with noise the load is the chance of being selected again", "[gate]")
   CHECK(routing.load[0] == Approx(phi((2 - 4) / sigma)));  // has to beat the selected one
   CHECK(routing.load[1] == Approx(phi((1 - 4) / sigma)));
   CHECK(routing.load[2] == Approx(phi((0 - 2) / sigma)));  // has to stay above the first rejected one
+}
+
+TEST_CASE("where places K and K + 1 tie, an expert has to beat the last that is selected", "[gate]") {
+  constexpr double coefficient = 0.5, epsilon = 0.3;
+  const Gate<double> zero(1, 3, 1, coefficient, epsilon);
+  Gate<double> gate = zero, gradients = zero;
+  gate.set_weight((Matrix<double>(1, 3) << 0.5, 0.5, -0.25).finished());
+  const Matrix<double> z = Matrix<double>::Ones(1, 1);
+  const Matrix<double> noise = (Matrix<double>(1, 3) << 1, 1, -2).finished();
+  Routing<double> routing;
+  GateWorkspace<double> decision;
+  gate.route(z, Noise<double>(noise), routing, decision);
+  REQUIRE(decision.noisy_logits[0] == decision.noisy_logits[1]);
+  REQUIRE(routing.experts == std::vector<Index>{0});
+
+  // All three have to beat expert 0, the last selected: a gradient of each distance goes to it as well.
+  const double sigma = std::log(2.0) + epsilon, beaten = 0.5 + sigma;
+  std::vector<double> of_load(3), term(3);
+  add_cv_squared_gradient<double>(routing.load, coefficient, of_load);
+  for (std::size_t j = 0; j < 3; ++j) {
+    const double distance = ((j < 2 ? 0.5 : -0.25) - beaten) / sigma;
+    term[j] = of_load[j] * std::exp(-distance * distance / 2) / std::sqrt(2 * std::numbers::pi) / sigma;
+  }
+  GateGradientWorkspace<double> workspace;
+  detail::AlignedVector<double> scratch;
+  const std::vector<double> d_weights{0};
+  double dz = 0;
+  gate.backward(z, routing, decision, d_weights, 1, gradients, false, &dz, 1, workspace, scratch);
+  const Matrix<double> d = gradients.weight();
+  CHECK(std::abs(term[2]) > 0.01);
+  CHECK(d(0, 0) == Approx(-term[1] - term[2]).epsilon(1e-12));
+  CHECK(d(0, 1) == Approx(term[1]).epsilon(1e-12));
+  CHECK(d(0, 2) == Approx(term[2]).epsilon(1e-12));
 }
 
 TEST_CASE("with noise and all experts selected the load is a count", "[gate]") {
