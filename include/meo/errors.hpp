@@ -79,4 +79,4 @@ inline void require_expert(Index expert, Index num_experts) {
   require(expert >= 0 && expert < num_experts, "expert: expected 0 to ", num_experts - 1, ", got ", expert);
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -45,4 +45,4 @@ bool is_finite(const Scalar& x) {
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -170,4 +170,4 @@ constexpr ModelFlops flops(Method method, const ModelShape& shape, Index top_k,
   return count;
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -56,4 +56,4 @@ void require_apart(const MatrixView<Scalar>& written, std::string_view written_n
           ", got some that does");
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -41,4 +41,4 @@ void parallel_ranges(Index count, Index threads, const Body& body) {
   if (count > 0) body(Index{0}, count, Index{0});
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -34,4 +34,4 @@ void require_positive(double value, std::string_view name) {
           ": expected a number that the scalar does not round to 0, got ", value);
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -147,4 +147,4 @@ Value pairwise_sum(Index begin, Index end, const Term& term) {
   return sum;
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -96,4 +96,4 @@ constexpr Index reduced_features(Index features, Index reduce_factor) {
 }
 
 }  // namespace detail
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -5,4 +5,4 @@ namespace meo::inline MEO_ABI::detail {
 MEO_GRADIENT_KERNEL_INSTANCES(, float);
 MEO_GRADIENT_KERNEL_INSTANCES(, double);
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -6,4 +6,4 @@ MEO_KERNEL_INSTANCES(, float);
 MEO_KERNEL_INSTANCES(, double);
 MEO_KERNEL_INSTANCES(, long double);
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

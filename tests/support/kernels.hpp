@@ -45,5 +45,5 @@ MEO_KERNEL_INSTANCES(extern, double);
 MEO_KERNEL_INSTANCES(extern, long double);
 MEO_GRADIENT_KERNEL_INSTANCES(extern, float);
 MEO_GRADIENT_KERNEL_INSTANCES(extern, double);
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail
 #endif

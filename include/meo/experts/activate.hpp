@@ -94,4 +94,4 @@ void activate_backward(const Activation& f, const Scalar* x, const Scalar* facto
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

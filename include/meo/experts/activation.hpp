@@ -197,4 +197,4 @@ struct Identity {
   }
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -60,4 +60,4 @@ T* reserve(AlignedVector<T>& buffer, Index count) {
   return buffer.data();
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

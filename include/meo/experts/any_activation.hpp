@@ -61,4 +61,4 @@ class AnyActivation {
   Kind kind_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

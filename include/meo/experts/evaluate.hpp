@@ -28,4 +28,4 @@ Scalar evaluate_derivative(const Activation& activation, const Scalar& x) {
   else return activation.derivative(x);
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -123,4 +123,4 @@ class ExpertBank {
   detail::AlignedVector<Storage> data_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

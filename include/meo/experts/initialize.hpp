@@ -46,4 +46,4 @@ void initialize_around(ExpertBank<Scalar>& bank, const ConstMatrixRef<Scalar>& c
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

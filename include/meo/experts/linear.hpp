@@ -100,4 +100,4 @@ class Linear {
   ExpertBank<Scalar> bank_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

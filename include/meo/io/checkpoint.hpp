@@ -218,4 +218,4 @@ void save(const FeedForward<Layer, Activation>& block, SafetensorsWriter& writer
   save(block.down(), writer, prefix + "down.");
 }
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

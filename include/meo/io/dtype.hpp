@@ -324,4 +324,4 @@ std::string no_value(DType dtype, std::size_t element, Number number) {
 
 }  // namespace detail
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

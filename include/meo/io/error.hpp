@@ -49,4 +49,4 @@ class Error : public std::runtime_error {
       : Error(file, "tensor " + detail::in_quotes(tensor) + ": " + std::string(reason)) {}
 };
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

@@ -179,4 +179,4 @@ class OutputFile {
 /// for which a file beside is created and removed. Does not know how much room the disk will have.
 inline void require_writable(const std::filesystem::path& path) { const detail::OutputFile probe(path); }
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

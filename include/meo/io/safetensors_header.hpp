@@ -292,4 +292,4 @@ inline SafetensorsHeader parse_header(const std::string& file, std::string_view 
 
 }  // namespace detail
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

@@ -274,4 +274,4 @@ class SafetensorsReader {
   std::uint64_t data_begin_ = 0;
 };
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

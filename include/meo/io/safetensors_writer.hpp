@@ -184,4 +184,4 @@ class SafetensorsWriter {
   std::map<std::string, Tensor> tensors_;
 };
 
-}  // namespace meo::inline MEO_ABI::io
+}  // namespace meo::io

@@ -114,4 +114,4 @@ DenseBlocks dense_blocks(Index depth, Index rows) {
 #endif
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

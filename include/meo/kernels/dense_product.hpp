@@ -45,4 +45,4 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
   });
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

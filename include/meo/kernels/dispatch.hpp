@@ -70,4 +70,4 @@ void dispatch_tokens(std::span<const Index> experts, std::span<const Scalar> wei
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

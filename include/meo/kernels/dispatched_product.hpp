@@ -143,4 +143,4 @@ void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
   });
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -125,4 +125,4 @@ TurnedBlocks turned_blocks(const PanelBank<Scalar, const Scalar>& bank, Index me
   return {panels, input_panels, std::clamp<Index>(merges, 1, (std::min)(max_merges, most)), tokens};
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -128,4 +128,4 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, c
   });
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

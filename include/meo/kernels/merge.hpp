@@ -159,4 +159,4 @@ void merge_rows(MergeSource<Storage> source, MergeTerms<Scalar> terms, Index cou
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -95,4 +95,4 @@ void plan_merges(std::span<const Index> experts, std::span<const Scalar> weights
   plan.merge_begins.push_back(static_cast<Index>(plan.sequences.size()));
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -63,4 +63,4 @@ class MergeTokens {
   std::span<const Index> offsets_;
 };
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

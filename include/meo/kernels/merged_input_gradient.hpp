@@ -181,4 +181,4 @@ void merged_input_gradient(const PanelBank<Scalar, const Scalar>& bank, const Me
   });
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -298,4 +298,4 @@ void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePla
   });
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -297,4 +297,4 @@ void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const P
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -258,4 +258,4 @@ Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
   return tiles * (panels.depth / prefetch_interval<Scalar>);
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

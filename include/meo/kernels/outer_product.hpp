@@ -141,4 +141,4 @@ void column_sums(const Scalar* dy, Index tokens, bool add, Scalar* out) {
   for (Index c = 0; c < columns; ++c) out[c] = static_cast<Scalar>(sums[c]);
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

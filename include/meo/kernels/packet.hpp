@@ -233,4 +233,4 @@ MEO_INLINE void prefetch(const void* address) {
 #endif
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

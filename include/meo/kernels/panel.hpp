@@ -92,4 +92,4 @@ struct PanelBank {
   Storage& bias(Index expert, Index out) const { return panel(out / columns, expert)[out % columns]; }
 };
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

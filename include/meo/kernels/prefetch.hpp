@@ -92,4 +92,4 @@ class PrefetchQueue {
   Index burst_ = 0;
 };
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -70,4 +70,4 @@ void spread(const SpreadTerm<Scalar>* terms, Index count, const Scalar* weights,
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

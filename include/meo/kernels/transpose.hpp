@@ -71,4 +71,4 @@ void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, In
   }
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

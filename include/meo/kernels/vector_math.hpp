@@ -283,4 +283,4 @@ MEO_INLINE ValueAndSlope<Packet<Scalar>> gelu_tanh(const Packet<Scalar>& x) {
   return logistic_unit<Scalar>(x, a, e, multiply(minus_a, slope));
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

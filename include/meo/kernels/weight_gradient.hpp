@@ -161,4 +161,4 @@ Sum<Scalar> product_with_bias(const PanelBank<Scalar, const Scalar>& bank, Index
   return product;
 }
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

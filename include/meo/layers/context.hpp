@@ -70,4 +70,4 @@ class Context : public Workspace<Scalar> {
   detail::AlignedVector<Scalar> partial_gradients;  ///< MEO: of many merges, panels of all experts
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

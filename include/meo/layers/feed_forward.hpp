@@ -528,4 +528,4 @@ class FeedForward {
   std::optional<Layer> gate_up_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -93,4 +93,4 @@ class ForwardRecord {
   std::vector<Index> tasks_;
 };
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

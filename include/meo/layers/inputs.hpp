@@ -36,4 +36,4 @@ struct Output {
   Routing<Scalar> routing;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

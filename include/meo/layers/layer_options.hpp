@@ -59,4 +59,4 @@ LayerOptions checked_options(LayerOptions options) {
 }
 
 }  // namespace detail
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -37,4 +37,4 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
   return shape;
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

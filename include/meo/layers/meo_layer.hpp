@@ -281,4 +281,4 @@ class MeoLayer : public RoutedLayer<MeoLayer<Scalar, NumExperts>, Scalar, NumExp
   std::optional<TokenAttention<Scalar>> token_attention_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

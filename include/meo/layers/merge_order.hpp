@@ -40,4 +40,4 @@ constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_
   return (detail::merge_cost_of_caches<Scalar> + top_k - 2) / (top_k - 1);
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

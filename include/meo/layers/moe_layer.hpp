@@ -190,4 +190,4 @@ class MoeLayer : public RoutedLayer<MoeLayer<Scalar, NumExperts>, Scalar, NumExp
   }
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -28,4 +28,4 @@ class Offsets {
   std::array<Index, 2> single_;
 };
 
-}  // namespace meo::inline MEO_ABI::detail
+}  // namespace meo::detail

@@ -611,4 +611,4 @@ class RoutedLayer {
   std::optional<Linear<Scalar>> task_projection_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

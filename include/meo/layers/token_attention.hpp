@@ -84,4 +84,4 @@ class TokenAttention {
   Linear<Scalar> up_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -32,4 +32,4 @@ void check_spreads(const Upcycling& upcycling) {
 }
 
 }  // namespace detail
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

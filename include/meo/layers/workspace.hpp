@@ -38,4 +38,4 @@ class Workspace {
   detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

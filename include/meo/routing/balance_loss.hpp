@@ -55,4 +55,4 @@ void add_cv_squared_gradient(std::span<const Scalar> values, const Scalar& scale
   }
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -395,4 +395,4 @@ class Gate {
   Scalar noise_epsilon_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -57,4 +57,4 @@ class Noise {
   MatrixView<Scalar> given_;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -52,4 +52,4 @@ struct Routing {
   }
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -96,4 +96,4 @@ class RoutingStatistics {
   Index selections_ = 0;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -82,4 +82,4 @@ class Sequences {
   std::vector<Index> offsets_;  ///< none instead of a single 0 where nothing has been put, or left by a move
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

@@ -132,4 +132,4 @@ class AdamW {
   Index steps_ = 0;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

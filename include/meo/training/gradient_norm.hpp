@@ -53,4 +53,4 @@ Scalar clip_gradient_norm(const Parameters<Scalar>& gradients, const Scalar& max
   return norm;
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

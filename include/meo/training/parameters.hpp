@@ -124,4 +124,4 @@ void copy_values(const Parameters<Scalar>& from, const Parameters<Scalar>& to) {
     std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
 }
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

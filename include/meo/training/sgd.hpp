@@ -104,4 +104,4 @@ class Sgd {
   Index steps_ = 0;
 };
 
-}  // namespace meo::inline MEO_ABI
+}  // namespace meo

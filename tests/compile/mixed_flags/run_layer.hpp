@@ -1,6 +1,7 @@
 #pragma once
 
-/// A layer made and run, against its outputs element by element in double, in the translation unit that includes this.
+/// A layer made and run, against its outputs element by element in double, in the translation unit that
+/// includes this.
 
 #include <cmath>
 #include <random>
