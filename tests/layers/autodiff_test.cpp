@@ -4,11 +4,6 @@
 #include <random>
 #include <vector>
 
-#if defined(__GNUC__)
-#pragma GCC diagnostic ignored \
-    "-Wfloat-conversion"  // activations' constants have the digits of a long double
-#endif
-
 #include <meo/autodiff.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>

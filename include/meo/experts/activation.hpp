@@ -87,12 +87,13 @@ struct NormalTail {
   template <class Scalar>
   static Scalar tail(const Scalar& a) {
     using std::erfc;
-    return Scalar(0.5) * erfc(a * Scalar(0.7071067811865475244008443621048490393L));
+    return Scalar(0.5) * erfc(a * constant<Scalar>(0.7071067811865475244008443621048490393L));
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
     using std::exp;
-    const Scalar density = Scalar(0.3989422804014326779399460599343818685L) * exp(Scalar(-0.5) * a * a);
+    const Scalar density =
+        constant<Scalar>(0.3989422804014326779399460599343818685L) * exp(Scalar(-0.5) * a * a);
     return density == Scalar(0) ? density : Scalar(tail(a) - a * density);
   }
   template <VectorMath Scalar>
@@ -140,8 +141,8 @@ struct TanhTail {
   }
   template <class Scalar>
   static Scalar tail_slope(const Scalar& a) {
-    const Scalar a_slope =
-        a * (Scalar(1.595769121605730711759784239737527474L) * (Scalar(1) + Scalar(0.134145L) * a * a));
+    const Scalar a_slope = a * (constant<Scalar>(1.595769121605730711759784239737527474L) *
+                                (Scalar(1) + constant<Scalar>(0.134145L) * a * a));
     return logistic_tail_slope(exponent(a), a_slope);
   }
   template <VectorMath Scalar>
@@ -152,7 +153,8 @@ struct TanhTail {
  private:
   template <class Scalar>
   static Scalar exponent(const Scalar& a) {
-    return Scalar(1.595769121605730711759784239737527474L) * (a * (Scalar(1) + Scalar(0.044715L) * a * a));
+    return constant<Scalar>(1.595769121605730711759784239737527474L) *
+           (a * (Scalar(1) + constant<Scalar>(0.044715L) * a * a));
   }
 };
 
