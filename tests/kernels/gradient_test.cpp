@@ -24,8 +24,9 @@ TEMPLATE_TEST_CASE("gradients of sizes beyond every block are exact on integers"
   check_merged_gradients<S>(rng, {2, 1}, 3, outputs_beyond_blocks<S>(), 3, 2, true);
   check_merged_gradients<S>(rng, {2, 1}, inputs_beyond_blocks<S>(), 3, 3, 2, true);
   check_merged_gradients<S>(rng, {2, 1}, 3, 5, experts_beyond_blocks(), experts_beyond_blocks() - 1, true);
-  check_merged_gradients<S>(rng, std::vector<meo::Index>(static_cast<std::size_t>(merges_beyond_blocks()), 2),
-                            3, 5, 7, 3, true);
+  check_merged_gradients<S>(
+      rng, std::vector<meo::Index>(static_cast<std::size_t>(gradient_merges_beyond_blocks()), 2), 3, 5, 7, 3,
+      true);
   check_merged_gradients<S>(rng, {tokens_beyond_blocks<S>(), 1}, 3, 5, 3, 2, true);
   check_merged_gradients<S>(rng, {1, tokens_beyond_scratch<S>(), 2}, 2, 3, 3, 2, true);
   check_expert_gradients<S>(rng, 5, 3, 3, outputs_beyond_blocks<S>(), true);

@@ -13,6 +13,7 @@
 #include <meo/kernels/prefetch.hpp>
 #include <meo/kernels/spread.hpp>
 #include <meo/kernels/weight_gradient.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::test {
@@ -34,21 +35,23 @@ constexpr Index inputs_beyond_blocks() {
          detail::Tile<S>::rows + 1;
 }
 
-/// Merges beyond those formed together, in a product and in its gradient.
-constexpr Index merges_beyond_blocks() {
-  return 2 * std::max(detail::max_merges_at_once, detail::max_gradient_merges) + 3;
+/// Merges beyond those formed together in a product.
+constexpr Index merges_beyond_blocks() { return 2 * detail::max_merges_at_once + 3; }
+
+/// Merges beyond those whose gradients are formed together, and beyond a part of their sum.
+constexpr Index gradient_merges_beyond_blocks() {
+  return 2 * std::max(detail::max_gradient_merges, detail::serial_merges) + 3;
 }
 
-/// Experts beyond those added at a time, and those that share a gradient at a time; twice as many as
-/// stretches of a prefetch queue would be 128, which no constant but the queue's own depends on.
+/// Experts beyond those added at a time, and those that share a gradient at a time.
 constexpr Index experts_beyond_blocks() {
   return 2 * std::max(detail::merge_terms, detail::spread_merges) + 5;
 }
 
-/// Tokens beyond those that are multiplied, packed and summed up at a time.
+/// Tokens beyond those that are multiplied, packed and summed up at a time, and beyond a part of a sum.
 template <class S>
 constexpr Index tokens_beyond_blocks() {
-  return 2 * std::max({detail::outer_product_tokens<S>(), detail::packed_gradient_rows,
+  return 2 * std::max({detail::serial_tokens<S>(), detail::serial_terms, detail::packed_gradient_rows,
                        Index{detail::Tile<S>::rows}}) +
          3;
 }

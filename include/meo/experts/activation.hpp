@@ -25,21 +25,14 @@
 /// → −∞ is that of the scalar's exp or erfc for an argument that was rounded.
 
 #include <cmath>
-#include <limits>
-#include <type_traits>
 
 #include <meo/kernels/vector_math.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
 
 namespace detail {
-
-/// Has fewer digits than float.
-template <class Scalar>
-inline constexpr bool is_short_float =
-    std::numeric_limits<Scalar>::is_specialized && !std::numeric_limits<Scalar>::is_integer &&
-    std::numeric_limits<Scalar>::digits < std::numeric_limits<float>::digits;
 
 /// x S(x) with S(x) + S(−x) = 1, by the tail Q(a) = S(−a), a ≥ 0; see vector_math.hpp. Tail has three static
 /// members: `tail`, Q; `tail_slope`, G = Q + a Q'; and `packets`, value and slope of the whole.
@@ -49,7 +42,7 @@ struct SmoothActivation {
   Scalar operator()(const Scalar& x) const {
     if constexpr (VectorMath<Scalar>) {
       return first<Scalar>(packets<Scalar>(broadcast(x)).value);
-    } else if constexpr (is_short_float<Scalar>) {
+    } else if constexpr (is_16_bit<Scalar>) {
       return static_cast<Scalar>((*this)(static_cast<float>(x)));
     } else {
       if (x > Scalar(0)) return x - tail_part(x);
@@ -61,7 +54,7 @@ struct SmoothActivation {
   Scalar derivative(const Scalar& x) const {
     if constexpr (VectorMath<Scalar>) {
       return first<Scalar>(packets<Scalar>(broadcast(x)).slope);
-    } else if constexpr (is_short_float<Scalar>) {
+    } else if constexpr (is_16_bit<Scalar>) {
       return static_cast<Scalar>(derivative(static_cast<float>(x)));
     } else {
       if (x > Scalar(0)) return Scalar(1) - Tail::tail_slope(x);
