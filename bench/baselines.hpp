@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include <meo/kernels/packet.hpp>
-#include <meo/kernels/unroll.hpp>
+#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/parts/unroll.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/token_attention.hpp>
 #include <meo/parallel.hpp>

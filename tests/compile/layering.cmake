@@ -1,7 +1,7 @@
 # cmake -D INCLUDE=… -P layering.cmake
 #
 # Passes if the headers in the folder INCLUDE include none of a layer above their own, in the order below; if only
-# kernels/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which the library does without; and if every
+# kernels/parts/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which the library does without; and if every
 # name lies in the inline namespace of abi.hpp.
 
 # Folders of meo/ from the bottom to the top; `.` are the headers in meo/ itself, but for meo.hpp.
@@ -42,8 +42,8 @@ foreach(header IN LISTS headers)
   endforeach()
 
   file(READ ${INCLUDE}/meo/${header} text)
-  if(NOT header STREQUAL "kernels/packet.hpp" AND text MATCHES "Eigen::internal")
-    message(SEND_ERROR "${header} names Eigen::internal, which kernels/packet.hpp is to keep to itself")
+  if(NOT header STREQUAL "kernels/parts/packet.hpp" AND text MATCHES "Eigen::internal")
+    message(SEND_ERROR "${header} names Eigen::internal, which kernels/parts/packet.hpp is to keep to itself")
   endif()
   if(NOT header STREQUAL "abi.hpp")
     if(text MATCHES "\nnamespace meo( *[{]|::[^i]|::i[^n])")

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <meo/experts/activate.hpp>
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/vector_math.hpp>
 
 #include "support/bounds.hpp"

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include <meo/kernels/blocking.hpp>
+#include <meo/kernels/parts/blocking.hpp>
 
 #include "support/catch.hpp"
 

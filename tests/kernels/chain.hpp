@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 #include <meo/types.hpp>
 
 namespace meo::test {

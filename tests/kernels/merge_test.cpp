@@ -2,7 +2,7 @@
 #include <utility>
 #include <vector>
 
-#include <meo/kernels/merge.hpp>
+#include <meo/kernels/parts/merge.hpp>
 
 #include "kernels/chain.hpp"
 #include "kernels/guarded_matrix.hpp"

@@ -3,7 +3,7 @@
 #include <numeric>
 #include <vector>
 
-#include <meo/kernels/multiply.hpp>
+#include <meo/kernels/parts/multiply.hpp>
 
 #include "kernels/chain.hpp"
 #include "kernels/guarded_matrix.hpp"

@@ -2,7 +2,7 @@
 #include <array>
 #include <cmath>
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 
 #include "support/catch.hpp"
 #include "support/random.hpp"

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include <meo/kernels/prefetch.hpp>
+#include <meo/kernels/parts/prefetch.hpp>
 
 #include "support/catch.hpp"
 

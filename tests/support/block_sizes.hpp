@@ -5,13 +5,13 @@
 
 #include <algorithm>
 
-#include <meo/kernels/blocking.hpp>
-#include <meo/kernels/gradient_blocking.hpp>
-#include <meo/kernels/merge.hpp>
 #include <meo/kernels/merged_weight_gradient.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/prefetch.hpp>
-#include <meo/kernels/spread.hpp>
+#include <meo/kernels/parts/blocking.hpp>
+#include <meo/kernels/parts/gradient_blocking.hpp>
+#include <meo/kernels/parts/merge.hpp>
+#include <meo/kernels/parts/prefetch.hpp>
+#include <meo/kernels/parts/spread.hpp>
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>

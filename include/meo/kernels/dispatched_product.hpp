@@ -9,10 +9,10 @@
 
 #include <algorithm>
 
-#include <meo/kernels/blocking.hpp>
 #include <meo/kernels/dispatch.hpp>
-#include <meo/kernels/multiply.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/parts/blocking.hpp>
+#include <meo/kernels/parts/multiply.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 

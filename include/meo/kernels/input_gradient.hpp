@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include <meo/kernels/gradient_blocking.hpp>
-#include <meo/kernels/multiply.hpp>
-#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/transpose.hpp>
+#include <meo/kernels/parts/gradient_blocking.hpp>
+#include <meo/kernels/parts/merge_turned.hpp>
+#include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/parts/outer_product.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include <meo/kernels/merge.hpp>
+#include <meo/kernels/parts/merge.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {

@@ -15,11 +15,11 @@
 #include <array>
 #include <span>
 
-#include <meo/kernels/blocking.hpp>
-#include <meo/kernels/merge.hpp>
 #include <meo/kernels/merge_plan.hpp>
-#include <meo/kernels/multiply.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/parts/blocking.hpp>
+#include <meo/kernels/parts/merge.hpp>
+#include <meo/kernels/parts/multiply.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 

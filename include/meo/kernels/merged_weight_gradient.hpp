@@ -21,13 +21,13 @@
 #include <array>
 #include <span>
 
-#include <meo/kernels/gradient_blocking.hpp>
 #include <meo/kernels/merge_plan.hpp>
-#include <meo/kernels/merge_tokens.hpp>
-#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/prefetch.hpp>
-#include <meo/kernels/spread.hpp>
+#include <meo/kernels/parts/gradient_blocking.hpp>
+#include <meo/kernels/parts/merge_tokens.hpp>
+#include <meo/kernels/parts/outer_product.hpp>
+#include <meo/kernels/parts/prefetch.hpp>
+#include <meo/kernels/parts/spread.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>

@@ -20,7 +20,7 @@
 #include <array>
 #include <numeric>
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {

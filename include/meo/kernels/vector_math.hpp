@@ -18,7 +18,7 @@
 #include <cmath>
 #include <concepts>
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include <meo/kernels/gradient_blocking.hpp>
-#include <meo/kernels/outer_product.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/parts/gradient_blocking.hpp>
+#include <meo/kernels/parts/outer_product.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>

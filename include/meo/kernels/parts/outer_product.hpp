@@ -11,10 +11,10 @@
 
 #include <algorithm>
 
-#include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/prefetch.hpp>
-#include <meo/kernels/unroll.hpp>
+#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/parts/prefetch.hpp>
+#include <meo/kernels/parts/unroll.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include <meo/kernels/packet.hpp>
 #include <meo/kernels/panel.hpp>
-#include <meo/kernels/unroll.hpp>
+#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/parts/unroll.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include <meo/kernels/blocking.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/parts/blocking.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 

@@ -5,7 +5,7 @@
 /// Plain loops under a pragma, and no templates that are called with every number: of those a tile would have
 /// thousands, and they are what a compiler takes longest for.
 
-#include <meo/kernels/packet.hpp>
+#include <meo/kernels/parts/packet.hpp>
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MEO_INLINE_LAMBDA __attribute__((always_inline))

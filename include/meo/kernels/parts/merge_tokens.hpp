@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <span>
 
-#include <meo/kernels/blocking.hpp>
 #include <meo/kernels/merge_plan.hpp>
+#include <meo/kernels/parts/blocking.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
