@@ -156,7 +156,7 @@ class NaiveMeoLayer {
   NaiveMeoLayer(const std::vector<Matrix<Scalar>>& experts, meo::Routing<Scalar> routing,
                 const meo::MeoLayer<Scalar>& layer)
       : experts_(&experts), routing_(std::move(routing)) {
-    if (layer.options().level == meo::Level::token) attention_.emplace(layer.token_attention());
+    if (layer.options().routing.level == meo::Level::token) attention_.emplace(layer.token_attention());
   }
 
   const meo::Routing<Scalar>& routing() const { return routing_; }

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include <meo/layers/merge_order.hpp>
+#include <meo/mixing/merge_order.hpp>
 #include <meo/types.hpp>
 
 namespace bench {

@@ -62,7 +62,7 @@ void run(const Case& c) {
   LayerOptions options{.in_features = in_features, .out_features = out_features};
   options.num_experts = num_experts;
   options.top_k = c.top_k;
-  options.level = c.level;
+  options.routing.level = c.level;
   if (c.merges) run<Workspace<float>>(MeoLayer<float>(options), out_features);
   else run<Workspace<float>>(MoeLayer<float>(options), out_features);
 }

@@ -393,9 +393,8 @@ LayerOptions up_projection(const Arguments& arguments, Index top_k, Level level)
           .out_features = arguments.model.hidden_features,
           .num_experts = arguments.experts,
           .top_k = top_k,
-          .level = level,
           .bias = false,
-          .task_features = arguments.model.features};
+          .routing = {.level = level, .task_features = arguments.model.features}};
 }
 
 LayerShape shape_of(const LayerOptions& options, const Arguments& arguments) {

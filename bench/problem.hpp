@@ -154,9 +154,8 @@ class Problem {
             .out_features = projection.out_features,
             .num_experts = case_.num_experts,
             .top_k = top_k,
-            .level = case_.level,
             .bias = false,
-            .task_features = task_features,
+            .routing = {.level = case_.level, .task_features = task_features},
             .merge_order = merge_order};
   }
 
@@ -169,11 +168,11 @@ class Problem {
     layer.gate().initialize(rng);
     // A gate sees the mean of some tokens whose features have variance 1/3, and starts with weights of
     // variance 1/(3 D): made larger so that logits have about unit variance and no gate vanishes.
-    const bool sees_one_token = Layer::gates_tokens && case_.level == Level::token;
+    const bool sees_one_token = Layer::Kind::routes_tokens && case_.level == Level::token;
     const auto tokens = static_cast<double>(sees_one_token ? 1 : case_.tokens);
     layer.gate().set_weight(static_cast<Scalar>(3 * std::sqrt(tokens)) * layer.gate().weight());
     if (case_.level == Level::task) layer.task_projection().initialize(rng);
-    if constexpr (Layer::merges_experts) {
+    if constexpr (std::same_as<typename Layer::Kind, meo::Meo>) {
       if (case_.level == Level::token) {
         layer.token_attention().initialize(rng);
         // U would be zero; large, it would move all sequences alike and make their gates agree.
@@ -262,7 +261,7 @@ class Problem {
     const auto run = [this, state] { state->layer.forward(x_, inputs(), y_, state->workspace); };
     run();
     const Scalar* seen = x_.data();
-    if constexpr (Layer::merges_experts) {
+    if constexpr (std::same_as<typename Layer::Kind, meo::Meo>) {
       if (case_.level == Level::token) {
         seen = state->workspace.attended.data();
         verify_attention<Scalar>(name + "'s token attention", x_, state->layer.token_attention(),
@@ -355,9 +354,8 @@ class Problem {
                                           .hidden_features = case_.out_features,
                                           .num_experts = case_.num_experts,
                                           .top_k = top_k,
-                                          .level = case_.level,
                                           .bias = false,
-                                          .task_features = task_features};
+                                          .routing = {.level = case_.level, .task_features = task_features}};
     const auto state = std::make_shared<State>(State{meo::FeedForward<Layer, Activation>(options), {}});
     fill(state->block.up(), projections_[0]);
     fill(state->block.down(), projections_[1]);
@@ -407,7 +405,8 @@ class Problem {
   }
 
   template <class Layer>
-  static constexpr meo::Method method_of = Layer::merges_experts ? meo::Method::meo : meo::Method::moe;
+  static constexpr meo::Method method_of =
+      std::same_as<typename Layer::Kind, meo::Meo> ? meo::Method::meo : meo::Method::moe;
 
   Case case_;
   std::mt19937_64 rng_{42};

@@ -14,7 +14,7 @@ passes before its experts, in the gate and in token attention.
 
 A second table has the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
 one that it chooses itself; a third, from how many tokens on merging first was the faster, beside what the cost model in
-layers/merge_order.hpp says. A second file of more threads adds a table of how much faster they were, by the clock.
+mixing/merge_order.hpp says. A second file of more threads adds a table of how much faster they were, by the clock.
 Needs Python 3.
 """
 

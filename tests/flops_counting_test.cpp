@@ -53,8 +53,8 @@ struct Batch {
   Batch(const meo::LayerOptions& options, Index gated_rows, bool with_noise)
       : x(random_matrix(sequences.tokens(), options.in_features)) {
     inputs.sequences = &sequences;
-    if (options.level == Level::task) {
-      task_embeddings = random_matrix(descriptions.tokens(), options.task_features);
+    if (options.routing.level == Level::task) {
+      task_embeddings = random_matrix(descriptions.tokens(), options.routing.task_features);
       inputs.task_embeddings = task_embeddings;
       inputs.descriptions = &descriptions;
     }
@@ -80,10 +80,10 @@ std::vector<Case> cases() {
                             .out_features = 3 * columns,
                             .num_experts = 12,
                             .top_k = top_k,
-                            .level = level,
                             .bias = bias,
-                            .reduce_factor = 9,
-                            .task_features = level == Level::task ? 18 * columns : 0},
+                            .routing = {.level = level,
+                                        .task_features = level == Level::task ? 18 * columns : 0,
+                                        .reduce_factor = 9}},
                            noise});
         }
       }
@@ -96,7 +96,7 @@ std::vector<Case> cases() {
 
 TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flops]") {
   for (const auto& [options, noise] : cases()) {
-    CAPTURE(to_string(options.level), options.top_k, options.bias, noise);
+    CAPTURE(to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MoeLayer<Counting>>(options);
     const Batch batch(options, layer.gated_rows(13, 3), noise);
     const meo::LayerFlops cost =
@@ -106,7 +106,7 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
 
     CHECK(count_flops([&] { layer.route(batch.x, batch.inputs, workspace); }) ==
           cost.gate + cost.task_projection);
-    if (options.level == Level::task) {
+    if (options.routing.level == Level::task) {
       CHECK(cost.task_projection ==
             3 * count_flops([&] { layer.task_projection().forward(batch.task_embeddings.row(0)); }));
     }
@@ -134,7 +134,7 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
   for (const auto& [options_of_case, noise] : cases()) {
     meo::LayerOptions options = options_of_case;
     options.merge_order = order;
-    CAPTURE(static_cast<int>(order), to_string(options.level), options.top_k, options.bias, noise);
+    CAPTURE(static_cast<int>(order), to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
     const Batch batch(options, layer.gated_rows(13, 3), noise);
     const meo::LayerFlops cost =
@@ -144,7 +144,7 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
 
     CHECK(count_flops([&] { layer.route(batch.x, batch.inputs, workspace); }) ==
           cost.gate + cost.task_projection + cost.token_attention);
-    if (options.level == Level::token) {
+    if (options.routing.level == Level::token) {
       meo::Matrix<Counting> attended(batch.x.rows(), batch.x.cols());
       meo::Matrix<Counting> rows(batch.x.rows(), layer.token_attention().reduced_features());
       CHECK(count_flops([&] { layer.token_attention().apply(batch.x, rows.data(), attended.data()); }) ==
@@ -174,17 +174,16 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
 }
 
 TEST_CASE("Sequences of one task share a merge, and empty sequences need none", "[flops]") {
-  meo::LayerOptions options{.in_features = 8,
-                            .out_features = 4 * columns,
-                            .num_experts = 6,
-                            .top_k = 3,
-                            .level = Level::task,
-                            .reduce_factor = 4,
-                            .task_features = 8 * columns};
+  meo::LayerOptions options{
+      .in_features = 8,
+      .out_features = 4 * columns,
+      .num_experts = 6,
+      .top_k = 3,
+      .routing = {.level = Level::task, .task_features = 8 * columns, .reduce_factor = 4}};
   const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
   const auto batch = meo::Sequences::from_lengths({4, 0, 6, 2, 1});
   const meo::Matrix<Counting> x = random_matrix(batch.tokens(), options.in_features);
-  const meo::Matrix<Counting> tasks = random_matrix(2, options.task_features);
+  const meo::Matrix<Counting> tasks = random_matrix(2, options.routing.task_features);
   const auto descriptions = meo::Sequences::from_lengths({1, 1});
   const std::vector<Index> task_of_sequence{0, 1, 1, 0, 0};
   meo::LayerShape shape = meo::layer_shape<Counting>(options, batch);

@@ -209,9 +209,9 @@ struct Run {
 /// (out_features, in_features) of the expert weights under a prefix.
 template <class Layer>
 std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, const std::string& prefix) {
-  const std::string name = prefix + (Layer::merges_experts ? "weight" : "experts.0.dense.weight");
+  const std::string name = prefix + (Layer::Kind::stacks_experts ? "weight" : "experts.0.dense.weight");
   const std::vector<Index>& shape = reader.info(name).shape;
-  const std::size_t dimensions = Layer::merges_experts ? 3 : 2;
+  const std::size_t dimensions = Layer::Kind::stacks_experts ? 3 : 2;
   if (shape.size() != dimensions) {
     throw meo::io::Error(reader.file(), name,
                          "expected a shape of " + std::to_string(dimensions) + " dimensions, got " +
@@ -230,13 +230,13 @@ meo::LayerOptions layer_options(const meo::io::SafetensorsReader& reader, const 
           .out_features = out_features,
           .num_experts = metadata.count("num_experts"),
           .top_k = metadata.count("top_k"),
-          .level = metadata.level(),
-          .bias = reader.contains(prefix + (Layer::merges_experts ? "bias" : "experts.0.dense.bias")),
-          .reduce_factor = metadata.count("reduce_factor", 64),
-          .task_features = task_features,
-          .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-          .loss_coefficient = metadata.real("loss_coef", 0.01),
-          .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+          .bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias")),
+          .routing = {.level = metadata.level(),
+                      .task_features = task_features,
+                      .reduce_factor = metadata.count("reduce_factor", 64),
+                      .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
+                      .loss_coefficient = metadata.real("loss_coef", 0.01),
+                      .noise_epsilon = metadata.real("noise_epsilon", 0.01)}};
 }
 
 /// Throws unless the weights under a prefix are as large as the options say. Comes before a layer takes
@@ -247,19 +247,21 @@ void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& pr
   const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
     reader.check_shape(prefix + name, shape);
   };
-  const auto reduced = [&](Index features) { return (std::max<Index>)(features / options.reduce_factor, 1); };
+  const auto reduced = [&](Index features) {
+    return (std::max<Index>)(features / options.routing.reduce_factor, 1);
+  };
   const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
-  if constexpr (Layer::merges_experts) {
+  if constexpr (Layer::Kind::stacks_experts) {
     check("weight", {experts, rows, cols});
-    if (options.level == Level::token) check("tokenatt.down_proj.weight", {reduced(cols), cols});
+    if (options.routing.level == Level::token) check("tokenatt.down_proj.weight", {reduced(cols), cols});
   } else {
     for (Index expert = 0; expert < experts; ++expert) {
       check("experts." + std::to_string(expert) + ".dense.weight", {rows, cols});
     }
   }
-  const bool has_tasks = options.level == Level::task;
-  const Index task_rows = reduced(options.task_features);
-  if (has_tasks) check("task_proj.weight", {task_rows, options.task_features});
+  const bool has_tasks = options.routing.level == Level::task;
+  const Index task_rows = reduced(options.routing.task_features);
+  if (has_tasks) check("task_proj.weight", {task_rows, options.routing.task_features});
   check("w_gate", {has_tasks ? task_rows : cols, experts});
 }
 
@@ -395,14 +397,14 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
                                         .hidden_features = up.out_features,
                                         .num_experts = up.num_experts,
                                         .top_k = up.top_k,
-                                        .level = up.level,
                                         .bias = up.bias,
                                         .gated = gated,
-                                        .reduce_factor = up.reduce_factor,
-                                        .task_features = up.task_features,
-                                        .gate_before_attention = up.gate_before_attention,
-                                        .loss_coefficient = up.loss_coefficient,
-                                        .noise_epsilon = up.noise_epsilon};
+                                        .routing = {.level = up.level,
+                                                    .task_features = up.task_features,
+                                                    .reduce_factor = up.reduce_factor,
+                                                    .gate_before_attention = up.gate_before_attention,
+                                                    .loss_coefficient = up.loss_coefficient,
+                                                    .noise_epsilon = up.noise_epsilon}};
   meo::FeedForward<Layer, meo::AnyActivation> block(options, activation);
   meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 

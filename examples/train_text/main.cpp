@@ -37,8 +37,7 @@ double flops_per_token(const Arguments& a) {
                                     .out_features = out,
                                     .num_experts = a.experts,
                                     .top_k = a.top_k,
-                                    .level = a.level,
-                                    .reduce_factor = a.reduce_factor};
+                                    .routing = {.level = a.level, .reduce_factor = a.reduce_factor}};
     return static_cast<double>(meo::flops(method, meo::layer_shape<float>(options, batch)).total());
   };
   return static_cast<double>(a.blocks) * (projection(a.width, a.hidden) + projection(a.hidden, a.width)) /
@@ -58,8 +57,7 @@ void train(const Arguments& a, const Task& task) {
                           .hidden_features = a.hidden,
                           .num_experts = a.experts,
                           .top_k = a.top_k,
-                          .level = a.level,
-                          .reduce_factor = a.reduce_factor};
+                          .routing = {.level = a.level, .reduce_factor = a.reduce_factor}};
   options.blocks = a.blocks;
   options.window = a.window;
   options.classes = task.classes();

@@ -12,7 +12,7 @@ namespace {
 meo::Matrix<float> run_layer() {
   std::mt19937_64 rng(1);
   meo::MeoLayer<float, 4> layer(
-      {.in_features = 8, .out_features = 16, .top_k = 2, .level = meo::Level::token});
+      {.in_features = 8, .out_features = 16, .top_k = 2, .routing = {.level = meo::Level::token}});
   layer.initialize(rng);
   return layer.forward(meo::Matrix<float>::Ones(3, 8)).y;
 }

@@ -57,10 +57,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   using Moe = meo::MoeLayer<float>;
   using Meo = meo::MeoLayer<float>;
   using Block = meo::FeedForward<Meo>;
-  static const Moe moe_layer = random_layer<Moe>(meo::LayerOptions{
-      .in_features = 2, .out_features = 1, .num_experts = 2, .level = meo::Level::task, .task_features = 1});
-  static const Meo meo_layer = random_layer<Meo>(
-      meo::LayerOptions{.in_features = 1, .out_features = 2, .num_experts = 2, .level = meo::Level::token});
+  static const Moe moe_layer =
+      random_layer<Moe>(meo::LayerOptions{.in_features = 2,
+                                          .out_features = 1,
+                                          .num_experts = 2,
+                                          .routing = {.level = meo::Level::task, .task_features = 1}});
+  static const Meo meo_layer = random_layer<Meo>(meo::LayerOptions{
+      .in_features = 1, .out_features = 2, .num_experts = 2, .routing = {.level = meo::Level::token}});
   static const Block block = random_layer<Block>(meo::FeedForwardOptions{
       .features = 1, .hidden_features = 2, .num_experts = 1, .bias = false, .gated = true});
 

@@ -57,21 +57,21 @@ Parameters parameters_of(const Layer& layer, const std::string& prefix = "param.
     const std::string dense = "experts." + std::to_string(i) + ".dense";
     add(dense + ".weight", layer.weight(i));
     if (layer.options().bias) add(dense + ".bias", layer.bias(i));
-    if constexpr (Layer::merges_experts) {
+    if constexpr (test::is_meo<Layer>) {
       for (std::size_t j = layer.options().bias ? 2 : 1; j-- > 0; all.pop_back()) {
         stacked[j].second.insert(stacked[j].second.end(), all.back().second.begin(), all.back().second.end());
       }
     }
   }
-  if constexpr (Layer::merges_experts) {
+  if constexpr (test::is_meo<Layer>) {
     all.push_back(stacked[0]);
     if (layer.options().bias) all.push_back(stacked[1]);
-    if (layer.options().level == Level::token) {
+    if (layer.options().routing.level == Level::token) {
       add_linear("tokenatt.down_proj", layer.token_attention().down());
       add_linear("tokenatt.up_proj", layer.token_attention().up());
     }
   }
-  if (layer.options().level == Level::task) add_linear("task_proj", layer.task_projection());
+  if (layer.options().routing.level == Level::task) add_linear("task_proj", layer.task_projection());
   return all;
 }
 
@@ -139,13 +139,12 @@ void check_loaded(const Golden<S>& golden) {
 // A small layer with random parameters, token level, with biases.
 template <class Layer>
 Layer small_layer(unsigned seed, Level level = Level::token, bool bias = true) {
-  Layer layer({.in_features = 4,
-               .out_features = 3,
-               .num_experts = 2,
-               .level = level,
-               .bias = bias,
-               .reduce_factor = 2,
-               .task_features = level == Level::task ? 6 : 0});
+  Layer layer(
+      {.in_features = 4,
+       .out_features = 3,
+       .num_experts = 2,
+       .bias = bias,
+       .routing = {.level = level, .task_features = level == Level::task ? 6 : 0, .reduce_factor = 2}});
   std::mt19937_64 rng(seed);
   layer.initialize(rng);
   return layer;

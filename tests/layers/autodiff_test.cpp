@@ -48,8 +48,8 @@ void copy_layer(const Layer& from, Dualised& to) {
   }
   to.gate().set_weight(constants(from.gate().weight()));
   to.gate().set_noise_weight(constants(from.gate().noise_weight()));
-  if constexpr (Layer::merges_experts) {
-    if (from.options().level != Level::token) return;
+  if constexpr (test::is_meo<Layer>) {
+    if (from.options().routing.level != Level::token) return;
     to.token_attention().down().set_weight(constants(from.token_attention().down().weight()));
     to.token_attention().down().set_bias(constants(from.token_attention().down().bias()).col(0));
     to.token_attention().up().set_weight(constants(from.token_attention().up().weight()));

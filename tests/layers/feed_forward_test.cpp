@@ -26,7 +26,7 @@ using reference::Mode;
 
 FeedForwardOptions options_at(Level level, bool gated, bool shared_gate, Index top_k = 2) {
   FeedForwardOptions options = small_block(level, 5, 11, gated, shared_gate, top_k);
-  options.gate_before_attention = gated;
+  options.routing.gate_before_attention = gated;
   return options;
 }
 

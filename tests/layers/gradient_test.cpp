@@ -42,7 +42,7 @@ TEMPLATE_TEST_CASE("a layer's gradients are the differences of its loss", "[grad
         for (const bool gate_before_attention : {false, true}) {
           if (gate_before_attention && level != Level::token) continue;
           LayerOptions options = small_options(level, top_k);
-          options.gate_before_attention = gate_before_attention;
+          options.routing.gate_before_attention = gate_before_attention;
           INFO("level " << to_string(level) << ", K " << top_k << ", training "
                         << (mode == reference::Mode::training) << ", gate before attention "
                         << gate_before_attention);
@@ -487,7 +487,7 @@ TEMPLATE_TEST_CASE("a context is empty from the moment a forward begins until it
 
 TEMPLATE_TEST_CASE("a context knows the layer of its forward", "[gradient]", MoeLayer<float>,
                    MeoLayer<float>) {
-  using Other = std::conditional_t<TestType::merges_experts, MoeLayer<float>, MeoLayer<float>>;
+  using Other = std::conditional_t<test::is_meo<TestType>, MoeLayer<float>, MeoLayer<float>>;
   for (const Level level : all_levels) {
     INFO("level " << to_string(level));
     Passes<TestType> passes(level);
@@ -498,10 +498,10 @@ TEMPLATE_TEST_CASE("a context knows the layer of its forward", "[gradient]", Moe
     passes.forward(Other(passes.library.options()));
     CHECK(passes.backward_lacks(
               passes.library,
-              {"context", TestType::merges_experts ? "expected an MEO layer's, got an MoE layer's"
-                                                   : "expected an MoE layer's, got an MEO layer's"}) == "");
+              {"context", test::is_meo<TestType> ? "expected an MEO layer's, got an MoE layer's"
+                                                 : "expected an MoE layer's, got an MEO layer's"}) == "");
     LayerOptions options = passes.library.options();
-    options.loss_coefficient = 0.5;
+    options.routing.loss_coefficient = 0.5;
     passes.forward(TestType(options));
     CHECK(passes.backward_lacks(passes.library, {"context", "of a layer of other options"}) == "");
 

@@ -218,7 +218,7 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
         options.merge_order = order;
         INFO(to_string(level) << " level, K " << top_k << ", merge order " << static_cast<int>(order));
         check_passes<Workspace<S>, Context<S>>(random_library<TestType>(options), level,
-                                               TestType::gates_tokens, out_features);
+                                               TestType::Kind::routes_tokens, out_features);
       }
     }
   }
@@ -234,7 +234,7 @@ TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (Mo
     Matrix<S> y(most_tokens, out_features), dx(most_tokens, features);
     std::vector<S> d_weights(std::size_t(2 * most_tokens));
     check_batches<Context<S>, S>(
-        level, TestType::gates_tokens,
+        level, TestType::Kind::routes_tokens,
         [&](const RandomBatch<S>& batch, const Inputs<S>& inputs, Context<S>& context) {
           const Index tokens = batch.x.rows();
           layer.forward_routed(batch.x, inputs, batch.routing, y.topRows(tokens), context);
@@ -254,7 +254,7 @@ TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has 
         INFO(to_string(level) << " level, shared gate " << shared_gate << ", gated " << gated);
         const auto options = test::small_block(level, features, out_features, gated, shared_gate);
         check_passes<FeedForwardWorkspace<S>, FeedForwardContext<S>>(random_library<TestType>(options), level,
-                                                                     Layer::gates_tokens, features);
+                                                                     Layer::Kind::routes_tokens, features);
       }
     }
   }

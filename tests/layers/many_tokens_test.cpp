@@ -39,7 +39,11 @@ bool is_within(S actual, Wide<S> expected, Wide<S> bound) {
 
 template <class S>
 LayerOptions two_experts() {
-  return {.in_features = 2, .out_features = 1, .num_experts = 2, .top_k = 2, .level = Level::sequence};
+  return {.in_features = 2,
+          .out_features = 1,
+          .num_experts = 2,
+          .top_k = 2,
+          .routing = {.level = Level::sequence}};
 }
 
 TEMPLATE_TEST_CASE("the gate's mean of a million tokens", "[layer]", float, double) {
@@ -49,7 +53,7 @@ TEMPLATE_TEST_CASE("the gate's mean of a million tokens", "[layer]", float, doub
     const Matrix<S> x = Matrix<S>::Constant(count, 2, S(0.1));
     Workspace<S> workspace;
     layer.route(x, {}, workspace);
-    CHECK(is_within<S>(workspace.gate_input[1], Wide<S>(S(0.1)),
+    CHECK(is_within<S>(memory_of(workspace).router.gate_input[1], Wide<S>(S(0.1)),
                        gamma<S>(additions(detail::serial_terms) + 1) * Wide<S>(0.1)));
   }
 }
@@ -149,7 +153,7 @@ TEMPLATE_TEST_CASE("the gradient of one gate weight over a million tokens", "[la
   const auto check = [&](const auto& layer, auto& gradients, Index part) {
     layer.forward(x, {}, y, context);
     layer.backward(x, {}, context, dy, gradients, dx);
-    CHECK(is_within<S>(context.weights_gradient[1], expected, gamma<S>(additions(part) + 8) * expected));
+    CHECK(is_within<S>(gradient_memory_of(context).weights[1], expected, gamma<S>(additions(part) + 8) * expected));
   };
   check(moe, moe_gradients, detail::serial_terms);
   check(meo, meo_gradients, detail::serial_tokens<S>());
@@ -159,9 +163,9 @@ TEMPLATE_TEST_CASE("the gradient of one task's description over a million sequen
                    double) {
   using S = TestType;
   LayerOptions options = two_experts<S>();
-  options.level = Level::task;
-  options.task_features = 1;
-  options.reduce_factor = 1;
+  options.routing.level = Level::task;
+  options.routing.task_features = 1;
+  options.routing.reduce_factor = 1;
   MoeLayer<S> layer(options), gradients(options);
   layer.task_projection().set_weight(Matrix<S>::Constant(1, 1, S(1)));
   Matrix<S> gate(1, 2), weight(1, 2);
@@ -178,7 +182,7 @@ TEMPLATE_TEST_CASE("the gradient of one task's description over a million sequen
   Context<S> context;
   layer.forward(x, inputs, y, context);
   layer.backward(x, inputs, context, dy, gradients, dx, S(0));
-  const Wide<S> each = context.gate_input_gradient[0], expected = each * tokens;
+  const Wide<S> each = gradient_memory_of(context).router.gate_input[0], expected = each * tokens;
   CHECK(each != 0);
   CHECK(is_within<S>(context.task_embeddings_gradient()(0, 0), expected,
                      gamma<S>(additions(detail::serial_terms) + 2) * std::abs(expected)));

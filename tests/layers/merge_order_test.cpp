@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
-#include <meo/layers/merge_order.hpp>
+#include <meo/mixing/merge_order.hpp>
 
 #include "reference/library.hpp"
 #include "reference/random_layer.hpp"

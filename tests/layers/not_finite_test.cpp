@@ -88,7 +88,7 @@ void check_others(const Layer& layer, const Batch& batch) {
     Batch spoilt = batch;
     spoilt.dy(token, 1) = value;
     check(spoilt);
-    if (layer.options().level != Level::task) continue;  // else the gate throws
+    if (layer.options().routing.level != Level::task) continue;  // else the gate throws
     spoilt = batch;
     spoilt.x(token, 1) = value;
     spoilt.dy.row(token).setConstant(value);

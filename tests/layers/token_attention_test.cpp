@@ -78,15 +78,15 @@ TEST_CASE("token attention has a row for every reduce_factor features, and at le
     options.in_features = features;
     options.out_features = 2;
     options.num_experts = 1;
-    options.level = Level::token;
-    options.reduce_factor = reduce_factor;
+    options.routing.level = Level::token;
+    options.routing.reduce_factor = reduce_factor;
     const MeoLayer<float> layer(options);
     CHECK(layer.token_attention().down().in_features() == features);
     CHECK(layer.token_attention().up().in_features() == layer.token_attention().down().out_features());
     CHECK(layer.token_attention().up().out_features() == features);
     return layer.token_attention().down().out_features();
   };
-  CHECK(LayerOptions().reduce_factor == 64);
+  CHECK(LayerOptions().routing.reduce_factor == 64);
   CHECK(rows(5, 64) == 1);
   CHECK(rows(63, 64) == 1);
   CHECK(rows(64, 64) == 1);

@@ -5,10 +5,10 @@
 
 #include <vector>
 
-#include <meo/layers/inputs.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/routing/inputs.hpp>
 #include <meo/routing/routing.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
@@ -28,13 +28,13 @@ LayerOptions options_of(const Layer<S>& layer) {
   options.out_features = layer.out_features();
   options.num_experts = layer.num_experts();
   options.top_k = layer.top_k;
-  options.level = layer.level;
+  options.routing.level = layer.level;
   options.bias = layer.has_bias();
-  options.gate_before_attention = layer.gate_before_attention;
-  options.loss_coefficient = layer.loss_coefficient;
-  options.noise_epsilon = layer.noise_epsilon;
-  options.reduce_factor = layer.reduce_factor;
-  if (layer.level == Level::task) options.task_features = layer.task_projection.weight.cols();
+  options.routing.gate_before_attention = layer.gate_before_attention;
+  options.routing.loss_coefficient = layer.loss_coefficient;
+  options.routing.noise_epsilon = layer.noise_epsilon;
+  options.routing.reduce_factor = layer.reduce_factor;
+  if (layer.level == Level::task) options.routing.task_features = layer.task_projection.weight.cols();
   return options;
 }
 

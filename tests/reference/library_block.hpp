@@ -30,15 +30,10 @@ FeedForwardOptions options_of(const Block<S>& block) {
   options.hidden_features = up.out_features;
   options.num_experts = up.num_experts;
   options.top_k = up.top_k;
-  options.level = up.level;
   options.bias = up.bias;
   options.gated = block.gated;
   options.shared_gate = block.shared_gate;
-  options.reduce_factor = up.reduce_factor;
-  options.task_features = up.task_features;
-  options.gate_before_attention = up.gate_before_attention;
-  options.loss_coefficient = up.loss_coefficient;
-  options.noise_epsilon = up.noise_epsilon;
+  options.routing = up.routing;
   return options;
 }
 
@@ -71,13 +66,8 @@ Block<typename Library::Scalar> random_parameters(const FeedForwardOptions& opti
   up.out_features = options.hidden_features;
   up.num_experts = options.num_experts;
   up.top_k = options.top_k;
-  up.level = options.level;
   up.bias = options.bias;
-  up.reduce_factor = options.reduce_factor;
-  up.task_features = options.task_features;
-  up.gate_before_attention = options.gate_before_attention;
-  up.loss_coefficient = options.loss_coefficient;
-  up.noise_epsilon = options.noise_epsilon;
+  up.routing = options.routing;
   LayerOptions down = up;
   std::swap(down.in_features, down.out_features);
 

@@ -28,22 +28,22 @@ template <class S>
 Layer<S> random_layer(Kind kind, const LayerOptions& options, test::Generator& rng) {
   Layer<S> layer;
   layer.kind = kind;
-  layer.level = options.level;
+  layer.level = options.routing.level;
   layer.top_k = options.top_k;
-  layer.reduce_factor = options.reduce_factor;
-  layer.gate_before_attention = options.gate_before_attention;
-  layer.loss_coefficient = options.loss_coefficient;
-  layer.noise_epsilon = options.noise_epsilon;
+  layer.reduce_factor = options.routing.reduce_factor;
+  layer.gate_before_attention = options.routing.gate_before_attention;
+  layer.loss_coefficient = options.routing.loss_coefficient;
+  layer.noise_epsilon = options.routing.noise_epsilon;
   for (Index i = 0; i < options.num_experts; ++i) {
     layer.experts.push_back(random_affine<S>(rng, options.in_features, options.out_features, options.bias));
   }
   Index gate_features = options.in_features;
-  if (options.level == Level::task) {
-    gate_features = std::max<Index>(options.task_features / options.reduce_factor, 1);
-    layer.task_projection = random_affine<S>(rng, options.task_features, gate_features);
+  if (options.routing.level == Level::task) {
+    gate_features = std::max<Index>(options.routing.task_features / options.routing.reduce_factor, 1);
+    layer.task_projection = random_affine<S>(rng, options.routing.task_features, gate_features);
   }
   if (layer.has_attention()) {
-    const Index reduced = std::max<Index>(options.in_features / options.reduce_factor, 1);
+    const Index reduced = std::max<Index>(options.in_features / options.routing.reduce_factor, 1);
     layer.attention_down = random_affine<S>(rng, options.in_features, reduced);
     layer.attention_up = random_affine<S>(rng, reduced, options.in_features);
   }

@@ -26,10 +26,11 @@ template <class Library>
 void check_random_case(const LayerOptions& options, const std::vector<Index>& lengths, Mode mode,
                        test::Generator& rng) {
   using S = typename Library::Scalar;
-  INFO("level " << to_string(options.level) << ", D " << options.in_features << ", F " << options.out_features
-                << ", N " << options.num_experts << ", K " << options.top_k << ", bias " << options.bias
-                << ", gate before attention " << options.gate_before_attention << ", training "
-                << (mode == Mode::training) << ", " << lengths.size() << " sequences");
+  INFO("level " << to_string(options.routing.level) << ", D " << options.in_features << ", F "
+                << options.out_features << ", N " << options.num_experts << ", K " << options.top_k
+                << ", bias " << options.bias << ", gate before attention "
+                << options.routing.gate_before_attention << ", training " << (mode == Mode::training) << ", "
+                << lengths.size() << " sequences");
   const Layer<S> layer = random_parameters<Library>(options, rng);
   const RandomInput<S> input = random_input(layer, lengths, mode, rng);
   for (const MergeOrder order : merge_orders<Library>())
@@ -52,13 +53,13 @@ void check_all_options(const std::vector<Index>& dynamic_expert_counts) {
           options.out_features = 21;
           options.num_experts = n;
           options.top_k = k;
-          options.level = level;
+          options.routing.level = level;
           options.bias = variant % 2 == 0;
-          options.reduce_factor = 3;
-          options.gate_before_attention = variant == 4;
-          options.loss_coefficient = 0.25;
-          options.noise_epsilon = 0.125;
-          if (level == Level::task) options.task_features = 7;
+          options.routing.reduce_factor = 3;
+          options.routing.gate_before_attention = variant == 4;
+          options.routing.loss_coefficient = 0.25;
+          options.routing.noise_epsilon = 0.125;
+          if (level == Level::task) options.routing.task_features = 7;
           const Mode mode = variant >= 2 ? Mode::training : Mode::inference;
           check_random_case<Library>(options, {3, 0, 1, 5}, mode, rng);
         }
@@ -79,7 +80,7 @@ void check_all_small_shapes(Level level) {
       options.out_features = f;
       options.num_experts = experts_of<Library>(3);
       options.top_k = 2;
-      options.level = level;
+      options.routing.level = level;
       options.bias = (d + f) % 2 == 0;
       const Layer<S> layer = random_parameters<Library>(options, rng);
       for (const MergeOrder order : merge_orders<Library>()) {
@@ -105,7 +106,7 @@ void check_large_batch(Level level) {
   options.out_features = 70;
   options.num_experts = experts_of<Library>(32);
   options.top_k = 3;
-  options.level = level;
+  options.routing.level = level;
   Layer<S> layer = random_parameters<Library>(options, rng);
   layer.gate_weight.bottomRows(options.in_features - 8).setZero();
   const RandomInput<S> input = random_input(layer, {1, 40, 0, 17, 2}, Mode::inference, rng);

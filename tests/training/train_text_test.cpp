@@ -30,8 +30,7 @@ ModelOptions small_model(Level level) {
                           .hidden_features = 20,
                           .num_experts = 4,
                           .top_k = 2,
-                          .level = level,
-                          .reduce_factor = 4};
+                          .routing = {.level = level, .reduce_factor = 4}};
   options.window = 16;
   options.classes = 4;
   return options;
@@ -102,7 +101,7 @@ TEMPLATE_TEST_CASE("a checkpoint is in PyTorch's form and comes back bit by bit"
   const io::SafetensorsReader reader(path);
   for (const std::string part : {"model.", "first_moments.", "second_moments."}) {
     const std::string up = part + "blocks.1.feed_forward.up.";
-    if (TestType::merges_experts) CHECK(reader.info(up + "weight").shape == std::vector<Index>{4, 20, 12});
+    if (test::is_meo<TestType>) CHECK(reader.info(up + "weight").shape == std::vector<Index>{4, 20, 12});
     else CHECK(reader.info(up + "experts.3.dense.weight").shape == std::vector<Index>{20, 12});
     CHECK(reader.info(up + "w_gate").shape == std::vector<Index>{12, 4});
   }
@@ -126,7 +125,7 @@ TEST_CASE("the model's gradients are the differences of its loss", "[train_text]
   // In float, so the loss is moved by a step that rounding does not drown; a tanh-like loss of a small model
   // leaves a few percent of the largest derivative to curvature and rounding.
   ModelOptions options = small_model(Level::sequence);
-  options.feed_forward.loss_coefficient = 0;
+  options.feed_forward.routing.loss_coefficient = 0;
   Model<MeoLayer<float>> model(options), gradients(options);
   std::mt19937_64 rng(5);
   model.initialize(rng);

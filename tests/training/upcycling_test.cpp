@@ -41,7 +41,7 @@ struct Training {
   using S = typename Layer::Scalar;
 
   explicit Training(const LayerOptions& options) : layer(options) {
-    if (options.level != Level::task) return;
+    if (options.routing.level != Level::task) return;
     inputs.task_embeddings = embeddings;
     inputs.descriptions = &descriptions;
   }
@@ -159,7 +159,7 @@ TEMPLATE_TEST_CASE("start values are drawn in the order of initialize", "[upcycl
       CHECK(layer.task_projection().weight() == expected.task_projection().weight());
       CHECK(layer.task_projection().bias() == expected.task_projection().bias());
     }
-    if constexpr (TestType::merges_experts) {
+    if constexpr (test::is_meo<TestType>) {
       if (level == Level::token) {
         expected.token_attention().initialize(same);
         CHECK(layer.token_attention().down().weight() == expected.token_attention().down().weight());

@@ -67,6 +67,25 @@ class ExpertBank {
     }
   }
 
+  /// Pieces of an expert: W_{out, in} for values.size() inputs from `first` on, or so many biases. These
+  /// check nothing.
+  void read_row(Index expert, Index out, Index first, std::span<Scalar> values) const {
+    const auto panels = this->panels();
+    for (Scalar& value : values) value = static_cast<Scalar>(panels.weight(expert, out, first++));
+  }
+  void write_row(Index expert, Index out, Index first, std::span<const Scalar> values) {
+    const auto panels = mutable_panels();
+    for (const Scalar& value : values) panels.weight(expert, out, first++) = static_cast<Storage>(value);
+  }
+  void read_bias(Index expert, Index first, std::span<Scalar> values) const {
+    const auto panels = this->panels();
+    for (Scalar& value : values) value = static_cast<Scalar>(panels.bias(expert, first++));
+  }
+  void write_bias(Index expert, Index first, std::span<const Scalar> values) {
+    const auto panels = mutable_panels();
+    for (const Scalar& value : values) panels.bias(expert, first++) = static_cast<Storage>(value);
+  }
+
   /// out_features values. Throws std::invalid_argument without biases or for an expert that does not exist.
   Vector<Scalar> bias(Index expert) const {
     require_bias();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 
 #include <meo/errors.hpp>
 #include <meo/experts/aligned_vector.hpp>
@@ -18,9 +19,11 @@
 
 namespace meo::inline MEO_ABI {
 
-template <class Scalar>
+template <class ScalarType>
 class Linear {
  public:
+  using Scalar = ScalarType;
+
   /// Zero weight and bias. Throws std::invalid_argument for sizes that are not positive.
   Linear(Index in_features, Index out_features, bool bias = true)
       : bank_(1, in_features, out_features, bias) {}
@@ -37,6 +40,10 @@ class Linear {
   void set_weight(const ConstMatrixRef<Scalar>& weight) { bank_.set_weight(0, weight); }
   Vector<Scalar> bias() const { return bank_.bias(0); }
   void set_bias(const ConstVectorRef<Scalar>& bias) { bank_.set_bias(0, bias); }
+
+  /// The one expert of a bank that the projection is kept in.
+  ExpertBank<Scalar>& bank() { return bank_; }
+  const ExpertBank<Scalar>& bank() const { return bank_; }
 
   /// x: T × in_features. Returns T × out_features. Throws std::invalid_argument for another shape.
   Matrix<Scalar> forward(const ConstMatrixRef<Scalar>& x) const {
@@ -98,6 +105,27 @@ class Linear {
   }
 
   ExpertBank<Scalar> bank_;
+};
+
+/// A projection without a bias whose weight is read and written turned, in_features × out_features, as files
+/// have those of gates. A view.
+template <class LinearType>
+class TurnedWeight {
+ public:
+  using Scalar = typename std::remove_const_t<LinearType>::Scalar;
+
+  explicit TurnedWeight(LinearType& linear) : linear_(linear) {}
+
+  Index in_features() const { return linear_.in_features(); }
+  Index out_features() const { return linear_.out_features(); }
+  Matrix<Scalar> weight() const { return linear_.weight().transpose(); }
+  /// weight: in_features × out_features.
+  void set_weight(const ConstMatrixRef<Scalar>& weight) const { linear_.set_weight(weight.transpose()); }
+  auto values() const { return linear_.values(); }
+  LinearType& linear() const { return linear_; }
+
+ private:
+  LinearType& linear_;
 };
 
 }  // namespace meo

@@ -38,7 +38,7 @@ struct Tile {
 };
 
 /// What it costs to pass a merged weight through caches, in multiply-adds of a weight; see
-/// layers/merge_order.hpp. Rounded up, so that it is at least 1 for the smallest scalar.
+/// mixing/merge_order.hpp. Rounded up, so that it is at least 1 for the smallest scalar.
 template <class Scalar>
 inline constexpr Index merge_cost_of_caches = (static_cast<Index>(sizeof(Packet<Scalar>)) + 3) / 4;
 

@@ -5,32 +5,24 @@
 #include <vector>
 
 #include <meo/experts/aligned_vector.hpp>
-#include <meo/kernels/merge_plan.hpp>
 #include <meo/layers/workspace.hpp>
-#include <meo/routing/gate.hpp>
+#include <meo/mixing/memory.hpp>
+#include <meo/routing/router.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
 
 namespace detail {
 
-/// A matrix that keeps its memory when it shrinks. After a move it has no rows.
+/// Gradients of what they are named after.
 template <class Scalar>
-class GrowingMatrix {
- public:
-  Eigen::Map<Matrix<Scalar>> resize(Index rows, Index cols) {
-    rows_ = rows;
-    cols_ = cols;
-    return {reserve(values_, rows * cols), rows, cols};
-  }
-  Eigen::Map<const Matrix<Scalar>> get() const {
-    return {values_.data(), values_.empty() ? 0 : rows_, cols_};
-  }
-
- private:
-  AlignedVector<Scalar> values_;
-  Index rows_ = 0;
-  Index cols_ = 0;
+struct LayerGradientMemory {
+  std::vector<Scalar> weights;           ///< of each pair, in the routing's order
+  AlignedVector<Scalar> attended;        ///< tokens × D
+  AlignedVector<Scalar> attention_rows;  ///< tokens × ⌊D/r⌋
+  AlignedVector<Scalar> scratch;         ///< of token attention
+  RouterGradientWorkspace<Scalar> router;
+  MixingGradientMemory<Scalar> mixing;
 };
 
 }  // namespace detail
@@ -47,27 +39,17 @@ template <class Scalar>
 class Context : public Workspace<Scalar> {
  public:
   /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
-  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const { return task_embeddings.get(); }
+  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const {
+    return gradient_memory_.router.task_embeddings.get();
+  }
 
-  // The rest is between a layer and its kernels: gradients of what they are named after.
-  detail::GrowingMatrix<Scalar> task_embeddings;
-  GateGradientWorkspace<Scalar> gate_gradients;
-  std::vector<Scalar> weights_gradient;                   ///< R × K, in the routing's order
-  detail::AlignedVector<Scalar> gate_input_gradient;      ///< R × D_g
-  detail::AlignedVector<Scalar> task_inputs_gradient;     ///< descriptions × D_g
-  detail::AlignedVector<Scalar> task_means_gradient;      ///< descriptions × S
-  std::vector<Index> task_begins;                         ///< descriptions + 1, in task_order
-  std::vector<Index> task_order;                          ///< sequences, by description
-  detail::AlignedVector<Scalar> attended_gradient;        ///< tokens × D
-  detail::AlignedVector<Scalar> attention_rows_gradient;  ///< tokens × ⌊D/r⌋
-  detail::AlignedVector<Scalar>
-      expert_rows_gradient;  ///< MoE: tokens × D, of which one expert uses as many rows as it has
-  std::vector<detail::Sum<Scalar>> slot_products;  ///< MoE: of each slot of the dispatch
-  detail::AlignedVector<Scalar> packed_inputs;     ///< MEO: tokens × D, as outer products read them
-  detail::MergePlan<Scalar> weight_merges;         ///< MEO: merges whose gates have one gradient
-  detail::AlignedVector<Scalar> merge_products;    ///< MEO: merges × K
-  detail::AlignedVector<detail::Sum<Scalar>> partial_products;  ///< MEO: the same for each chunk of panels
-  detail::AlignedVector<Scalar> partial_gradients;  ///< MEO: of many merges, panels of all experts
+  /// Between a layer and what it is made of.
+  friend detail::LayerGradientMemory<Scalar>& gradient_memory_of(Context& context) {
+    return context.gradient_memory_;
+  }
+
+ private:
+  detail::LayerGradientMemory<Scalar> gradient_memory_;
 };
 
 }  // namespace meo

@@ -5,52 +5,76 @@
 ///
 /// Letters: T tokens, D features, H hidden features.
 
-#include <algorithm>
 #include <concepts>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <meo/errors.hpp>
-#include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
-#include <meo/kernels/dispatched_product.hpp>
-#include <meo/kernels/input_gradient.hpp>
-#include <meo/kernels/weight_gradient.hpp>
+#include <meo/experts/growing_matrix.hpp>
 #include <meo/layers/context.hpp>
-#include <meo/layers/inputs.hpp>
+#include <meo/layers/forward_record.hpp>
 #include <meo/layers/layer_options.hpp>
-#include <meo/layers/offsets.hpp>
+#include <meo/layers/mixture_layer.hpp>
+#include <meo/layers/reject_forward.hpp>
 #include <meo/layers/workspace.hpp>
+#include <meo/mixing/block_mixer.hpp>
+#include <meo/mixing/hidden.hpp>
 #include <meo/overlap.hpp>
-#include <meo/parallel.hpp>
-#include <meo/sums.hpp>
+#include <meo/routing/assignment.hpp>
+#include <meo/routing/gate_input.hpp>
+#include <meo/routing/inputs.hpp>
+#include <meo/routing/offsets.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/routing/routing_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
 
 struct FeedForwardOptions {
-  Index features = 0;             ///< D
-  Index hidden_features = 0;      ///< H
-  Index num_experts = 0;          ///< N; 0: the count in the layers' type
-  Index top_k = 1;                ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
-  Level level = Level::sequence;  ///< of every gate
-  bool bias = true;               ///< whether experts have biases
-  bool gated = false;             ///< whether there is a gate_up
-  bool shared_gate =
-      false;  ///< one gate, that of `up`, for the whole block; else each projection has its own
-  Index reduce_factor = 64;  ///< as in LayerOptions, from here on
-  Index task_features = 0;
-  bool gate_before_attention = false;
-  double loss_coefficient = 1e-2;
-  double noise_epsilon = 1e-2;
+  Index features = 0;         ///< D
+  Index hidden_features = 0;  ///< H
+  Index num_experts = 0;      ///< N; 0: the count in the layers' type
+  Index top_k = 1;            ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
+  bool bias = true;           ///< whether experts have biases
+  bool gated = false;         ///< whether there is a gate_up
+  /// One router, that of `up`, for the whole block, of which the other projections have none; else each
+  /// projection has its own.
+  bool shared_gate = false;
+  RoutingOptions routing = {};  ///< of every router
   MergeOrder merge_order = MergeOrder::automatic;
+  /// With a shared gate: whether there is that one router. Without it the block runs by forward_routed alone.
+  bool has_router = true;
 
   bool operator==(const FeedForwardOptions&) const = default;
 };
+
+namespace detail {
+
+/// What a block and its backward keep beside their projections' memory.
+template <class Scalar>
+struct BlockMemory {
+  ForwardRecord last_forward;         ///< of experts that are whole blocks
+  GateRowsMemory gate_rows;           ///< the same
+  AlignedVector<Scalar> hidden;       ///< T × H: the input of `down`
+  AlignedVector<Scalar> gate_hidden;  ///< T × H: the output of `gate_up`
+};
+template <class Scalar>
+struct BlockGradientMemory {
+  GrowingMatrix<Scalar> task_embeddings;
+  std::vector<Scalar> weights;           ///< of each pair of the one routing
+  AlignedVector<Scalar> pre_activation;  ///< T × H: the output of `up`
+  AlignedVector<Scalar> hidden;          ///< T × H: gradients of what they are named after, from here on
+  AlignedVector<Scalar> gate_hidden;     ///< T × H
+  AlignedVector<Scalar> gate_up_x;       ///< T × D: what reaches x through `gate_up`
+};
+
+}  // namespace detail
 
 /// Memory that a block's forward works in; see Workspace.
 template <class Scalar, class LayerWorkspace = Workspace<Scalar>>
@@ -59,25 +83,38 @@ class FeedForwardWorkspace {
   LayerWorkspace up;
   LayerWorkspace gate_up;
   LayerWorkspace down;
-  detail::AlignedVector<Scalar> hidden;       ///< T × H: the input of `down`
-  detail::AlignedVector<Scalar> gate_hidden;  ///< T × H: the output of `gate_up`
+
+  /// Between a block and what it is made of.
+  friend detail::BlockMemory<Scalar>& memory_of(FeedForwardWorkspace& workspace) { return workspace.memory_; }
+  friend const detail::BlockMemory<Scalar>& memory_of(const FeedForwardWorkspace& workspace) {
+    return workspace.memory_;
+  }
+
+ private:
+  detail::BlockMemory<Scalar> memory_;
 };
 
 /// Memory that a block's forward and its backward share; see Context, also for which backward takes it. With
-/// one gate for a block of MoE layers forward leaves no hidden activations, and backward computes them again,
-/// expert by expert.
+/// one router for a block of MoE layers forward leaves no hidden activations, and backward computes them
+/// again, expert by expert.
 template <class Scalar>
 class FeedForwardContext : public FeedForwardWorkspace<Scalar, Context<Scalar>> {
  public:
   /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
-  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const { return task_embeddings.get(); }
+  Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const {
+    return gradient_memory_.task_embeddings.get();
+  }
 
-  // The rest is between a block and its kernels.
-  detail::GrowingMatrix<Scalar> task_embeddings;
-  detail::AlignedVector<Scalar> pre_activation;        ///< T × H: the output of `up`
-  detail::AlignedVector<Scalar> hidden_gradient;       ///< T × H
-  detail::AlignedVector<Scalar> gate_hidden_gradient;  ///< T × H
-  detail::AlignedVector<Scalar> gate_up_gradient;      ///< T × D: what reaches x through `gate_up`
+  /// Between a block and what it is made of.
+  friend detail::BlockGradientMemory<Scalar>& gradient_memory_of(FeedForwardContext& context) {
+    return context.gradient_memory_;
+  }
+  friend const detail::BlockGradientMemory<Scalar>& gradient_memory_of(const FeedForwardContext& context) {
+    return context.gradient_memory_;
+  }
+
+ private:
+  detail::BlockGradientMemory<Scalar> gradient_memory_;
 };
 
 template <class Scalar>
@@ -89,18 +126,15 @@ struct FeedForwardOutput {
   Routing<Scalar> down;
 };
 
-/// Layer is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start from a
-/// dense block, start each projection from its projection; see RoutedLayer::initialize_from_dense.
-template <class Layer, class Activation = Gelu>
-class FeedForward {
-  template <class Y>
-  static constexpr bool is_output = std::convertible_to<Y, MatrixRef<typename Layer::Scalar>>;
-  template <class Memory>
-  static constexpr bool is_memory =
-      std::convertible_to<Memory&, FeedForwardWorkspace<typename Layer::Scalar>&> ||
-      std::convertible_to<Memory&, FeedForwardContext<typename Layer::Scalar>&>;
-
+/// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start
+/// from a dense block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
+template <class LayerType, class Activation = Gelu>
+class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
+                                                  FeedForwardWorkspace<typename LayerType::Scalar>,
+                                                  FeedForwardContext<typename LayerType::Scalar>> {
  public:
+  using Layer = LayerType;
+  using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
                 "meo: Activation must be callable as Scalar(Scalar) const");
@@ -109,10 +143,11 @@ class FeedForward {
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {})
       : options_(checked(options)),
         activation_(std::move(activation)),
-        up_(projection(options, options.features, options.hidden_features)),
-        down_(projection(options, options.hidden_features, options.features)) {
+        up_(projection(options, options.features, options.hidden_features, true)),
+        down_(projection(options, options.hidden_features, options.features, false)) {
     options_.num_experts = up_.num_experts();
-    if (options.gated) gate_up_.emplace(up_.options());
+    if (options.gated)
+      gate_up_.emplace(projection(options, options.features, options.hidden_features, false));
   }
 
   const FeedForwardOptions& options() const { return options_; }
@@ -145,6 +180,19 @@ class FeedForward {
     down_.initialize(rng);
   }
 
+  /// Calls visit(name, part) for each part that has parameters; see MixtureLayer::visit. The names of the
+  /// projections' parts are under up., gate_up. and down.
+  template <class Visitor>
+  void visit(const Visitor& visit) {
+    visit_parts(*this, visit);
+  }
+  template <class Visitor>
+  void visit(const Visitor& visit) const {
+    visit_parts(*this, visit);
+  }
+
+  using detail::RejectForward<Scalar, FeedForwardWorkspace<Scalar>, FeedForwardContext<Scalar>>::forward;
+
   /// x: T × D, one sequence. Throws as the layers' forwards do.
   FeedForwardOutput<Scalar> forward(const ConstMatrixRef<Scalar>& x) const {
     return forward(x, Inputs<Scalar>{});
@@ -168,41 +216,32 @@ class FeedForward {
     return output;
   }
 
-  template <class Other, class... More>
-  requires(!std::same_as<typename Other::Scalar, Scalar>)
-      FeedForwardOutput<Scalar> forward(const Eigen::MatrixBase<Other>&, const More&...)
-  const {
-    static_assert(std::same_as<typename Other::Scalar, Scalar>,
-                  "meo: x has another scalar than the block; convert it with x.cast<Scalar>()");
-    return {};
-  }
-
-  template <class X, class Y, class Memory>
-  requires(std::same_as<typename X::Scalar, Scalar> &&
-           !(is_output<Y> && is_memory<Memory>)) void forward(const Eigen::MatrixBase<X>&,
-                                                              const Inputs<Scalar>&, Y&&, Memory&) const {
-    static_assert(is_output<Y>,
-                  "meo: y must be a meo::Matrix of the block's scalar, or a block or map of one");
-    static_assert(is_memory<Memory>,
-                  "meo: the workspace must be a FeedForwardWorkspace or FeedForwardContext of the block's "
-                  "scalar");
-  }
-
   /// y: T × D; what it holds is overwritten. Returns the loss; routings and hidden activations stay in the
   /// workspace. Throws std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow.
   /// If it throws, y is untouched.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  FeedForwardWorkspace<Scalar>& workspace) const {
-    return forward(x, inputs, y, reserve_hidden(x.rows(), workspace), workspace);
+    return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), workspace), workspace);
   }
 
   /// The same, and `context` then holds what backward needs.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  FeedForwardContext<Scalar>& context) const {
-    Hidden hidden = reserve_hidden(x.rows(), context);
-    if (!recomputes_hidden())
-      hidden.pre_activation = detail::reserve(context.pre_activation, x.rows() * options_.hidden_features);
-    return forward(x, inputs, y, hidden, context);
+    return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), context), context);
+  }
+
+  /// The whole block with one routing from elsewhere: any Assignment of up().gated_rows rows. Of `inputs`
+  /// only the sequences count. Throws as forward does, and std::invalid_argument unless options().shared_gate
+  /// says that one decision serves the block, or for a routing that does not fit.
+  void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                      const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
+                      FeedForwardWorkspace<Scalar>& workspace) const {
+    run(x, inputs, &routing, y, reserve_hidden(x.rows(), workspace), workspace);
+  }
+  void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                      const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
+                      FeedForwardContext<Scalar>& context) const {
+    run(x, inputs, &routing, y, reserve_hidden(x.rows(), context), context);
   }
 
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
@@ -214,6 +253,100 @@ class FeedForward {
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
                 MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
+    check_gradients(x, dy, gradients, dx);
+    const detail::Offsets offsets = up_.check(x, inputs);
+    check_context(offsets, inputs, nullptr, context);
+    reserve_gradients(x.rows(), context);
+    if (!options_.shared_gate) {
+      backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
+    } else {
+      std::vector<Scalar>& d_weights = gradient_memory_of(context).weights;
+      d_weights.assign(context.up.routing.weights.size(), Scalar(0));
+      backward_shared(x, offsets, inputs, nullptr, context, dy, gradients, dx, d_loss, d_weights);
+    }
+    if (options_.routing.level == Level::task) collect_embeddings_gradient(inputs, context);
+  }
+
+  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through a
+  /// gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
+  /// order.
+  void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       const Assignment<Scalar>& routing, FeedForwardContext<Scalar>& context,
+                       const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
+                       std::span<Scalar> d_weights) const {
+    check_gradients(x, dy, gradients, dx);
+    const detail::Offsets offsets = up_.check(x, inputs);
+    check_routing(routing, offsets);
+    detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
+                    routing.weights.size(), " values, got ", d_weights.size());
+    check_context(offsets, inputs, &routing, context);
+    reserve_gradients(x.rows(), context);
+    backward_shared(x, offsets, inputs, &routing, context, dy, gradients, dx, Scalar(0), d_weights);
+  }
+
+ private:
+  using Hidden = detail::Hidden<Scalar>;
+
+  /// Whether experts are whole blocks; then forward leaves no hidden activations.
+  bool mixes_blocks() const { return options_.shared_gate && Kind::mixes_blocks; }
+
+  /// The layers check the rest, and would give these sizes other names.
+  static const FeedForwardOptions& checked(const FeedForwardOptions& options) {
+    detail::require(options.features >= 1, "features: expected at least 1, got ", options.features);
+    detail::require(options.hidden_features >= 1, "hidden_features: expected at least 1, got ",
+                    options.hidden_features);
+    detail::require(options.has_router || options.shared_gate,
+                    "has_router: expected true unless one routing serves the block, shared_gate = true");
+    return options;
+  }
+
+  static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features,
+                                 bool has_shared_router) {
+    return {.in_features = in_features,
+            .out_features = out_features,
+            .num_experts = options.num_experts,
+            .top_k = options.top_k,
+            .bias = options.bias,
+            .routing = options.routing,
+            .merge_order = options.merge_order,
+            .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+  }
+
+  template <class Self, class Visitor>
+  static void visit_parts(Self& self, const Visitor& visit) {
+    const auto under = [&](const char* projection) {
+      return [&visit, projection](std::string_view name, auto&& part) {
+        visit(std::string(projection).append(name), part);
+      };
+    };
+    self.up_.visit(under("up."));
+    if (self.gate_up_) self.gate_up_->visit(under("gate_up."));
+    self.down_.visit(under("down."));
+  }
+
+  void require_not_empty(std::string_view name) const { detail::require_not_moved_from(empty(), name); }
+
+  void require_gated() const {
+    detail::require(options_.gated, "gate_up: expected a gated block, got gated = false");
+  }
+
+  /// The one context of layers is `up`, whose options say what the experts of a block are.
+  detail::LayerIdentity identity() const {
+    return {up_.experts().values().data(), Kind::name, up_.options()};
+  }
+
+  // -------------------------------------------------------------------------------------------------------------
+  // Checks
+
+  void check_routing(const Assignment<Scalar>& routing, const detail::Offsets& offsets) const {
+    detail::require(options_.shared_gate,
+                    "routing: expected a block with one for all projections, got shared_gate = false");
+    const std::span<const Index> tokens = offsets;
+    routing.check(up_.gated_rows(tokens.back(), offsets.num_sequences()), up_.num_experts());
+  }
+
+  void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
+                       const FeedForward& gradients, const MatrixRef<Scalar>& dx) const {
     static_assert(
         requires(const Activation& f, const Scalar& value) {
           { f.derivative(value) } -> std::convertible_to<Scalar>;
@@ -229,67 +362,34 @@ class FeedForward {
     gradients.require_not_empty("gradients");
     detail::require_apart<Scalar>(dx, "dx", x, "x");
     detail::require_apart<Scalar>(dx, "dx", dy, "dy");
-    const detail::Offsets offsets = up_.check(x, inputs);
-    check_context(offsets, inputs, context);
-    const Index size = x.rows() * options_.hidden_features;
-    detail::reserve(context.hidden_gradient, size);
-    if (gate_up_) {
-      detail::reserve(context.gate_hidden_gradient, size);
-      detail::reserve(context.gate_up_gradient, x.rows() * options_.features);
+  }
+
+  /// Throws unless `context` has what this block's forward leaves of such a batch. routing: from elsewhere,
+  /// or null for that of the block's own gates.
+  void check_context(const detail::Offsets& offsets, const Inputs<Scalar>& inputs,
+                     const Assignment<Scalar>* routing, const FeedForwardContext<Scalar>& context) const {
+    if (mixes_blocks()) {
+      if (routing == nullptr) up_.router().check(offsets.num_sequences(), inputs);
+      const detail::Offsets descriptions = detail::description_offsets(inputs);
+      memory_of(context).last_forward.check(identity(), routing == nullptr, offsets,
+                                            descriptions_seen(routing, descriptions),
+                                            detail::task_of(inputs));
+      if (routing == nullptr) up_.check_decision(offsets, context.up.routing);
+      return;
     }
-    if (!options_.shared_gate) backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
-    else if constexpr (Layer::merges_experts)
-      backward_merged(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-    else backward_by_expert(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-    if (options_.level != Level::task) return;
-    Eigen::Map<Matrix<Scalar>> embeddings =
-        context.task_embeddings.resize(inputs.task_embeddings.rows(), options_.task_features);
-    embeddings = context.up.task_embeddings_gradient();
-    if (options_.shared_gate) return;
-    if (gate_up_) embeddings += context.gate_up.task_embeddings_gradient();
-    embeddings += context.down.task_embeddings_gradient();
-  }
-
- private:
-  /// The layers check the rest, and would give these sizes other names.
-  static const FeedForwardOptions& checked(const FeedForwardOptions& options) {
-    detail::require(options.features >= 1, "features: expected at least 1, got ", options.features);
-    detail::require(options.hidden_features >= 1, "hidden_features: expected at least 1, got ",
-                    options.hidden_features);
-    return options;
-  }
-
-  static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features) {
-    return {.in_features = in_features,
-            .out_features = out_features,
-            .num_experts = options.num_experts,
-            .top_k = options.top_k,
-            .level = options.level,
-            .bias = options.bias,
-            .reduce_factor = options.reduce_factor,
-            .task_features = options.task_features,
-            .gate_before_attention = options.gate_before_attention,
-            .loss_coefficient = options.loss_coefficient,
-            .noise_epsilon = options.noise_epsilon,
-            .merge_order = options.merge_order};
-  }
-
-  /// Throws unless `context` has what this block's forward leaves of such a batch.
-  void check_context(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
-                     const FeedForwardContext<Scalar>& context) const {
-    up_.check_context(offsets, inputs, context.up);
-    if (!options_.shared_gate) {
-      if (gate_up_) gate_up_->check_context(offsets, inputs, context.gate_up);
-      down_.check_context(offsets, inputs, context.down);
-    } else if constexpr (Layer::merges_experts) {
-      if (gate_up_) gate_up_->check_routed_context(offsets, context.gate_up);
-      down_.check_routed_context(offsets, context.down);
-    }
-    if (recomputes_hidden()) return;
-    const Index size = offsets.back() * options_.hidden_features;
-    check_left(context.pre_activation, size, "of pre-activations");
-    check_left(context.hidden, size, "of hidden activations");
-    if (gate_up_) check_left(context.gate_hidden, size, "of gate_up");
+    const auto check_layer = [&](const Layer& layer, bool has_gate, const Context<Scalar>& left) {
+      if (has_gate) layer.check_context(offsets, inputs, left);
+      else layer.check_routed_context(offsets, left);
+    };
+    const bool separate = !options_.shared_gate;
+    check_layer(up_, routing == nullptr, context.up);
+    if (gate_up_) check_layer(*gate_up_, separate, context.gate_up);
+    check_layer(down_, separate, context.down);
+    const std::span<const Index> tokens = offsets;
+    const Index size = tokens.back() * options_.hidden_features;
+    check_left(gradient_memory_of(context).pre_activation, size, "of pre-activations");
+    check_left(memory_of(context).hidden, size, "of hidden activations");
+    if (gate_up_) check_left(memory_of(context).gate_hidden, size, "of gate_up");
   }
 
   /// Throws unless a buffer of the context has `count` values at least.
@@ -298,227 +398,224 @@ class FeedForward {
                     count, " values ", what, ", got ", buffer.size());
   }
 
-  void require_not_empty(std::string_view name) const { detail::require_not_moved_from(empty(), name); }
-
-  void require_gated() const {
-    detail::require(options_.gated, "gate_up: expected a gated block, got gated = false");
+  /// The offsets of the descriptions that the block's one gate has seen, if any.
+  std::span<const Index> descriptions_seen(const Assignment<Scalar>* routing,
+                                           const detail::Offsets& descriptions) const {
+    if (routing != nullptr || options_.routing.level != Level::task) return {};
+    return descriptions;
   }
+
+  // -------------------------------------------------------------------------------------------------------------
+  // Forward
 
   Eigen::Map<Matrix<Scalar>> matrix(Scalar* data, Index rows) const {
     return {data, rows, options_.hidden_features};
   }
 
-  /// Hidden activations of a forward. pre_activation may be hidden itself; gate_hidden is null unless gated.
-  struct Hidden {
-    Scalar* pre_activation;
-    Scalar* hidden;
-    Scalar* gate_hidden;
-  };
-
-  template <class Memory>
-  Hidden reserve_hidden(Index rows, Memory& memory) const {
+  Hidden reserve_hidden(Index rows, FeedForwardWorkspace<Scalar>& workspace) const {
+    return reserve_hidden(rows, memory_of(workspace));
+  }
+  Hidden reserve_hidden(Index rows, detail::BlockMemory<Scalar>& memory) const {
     const Index size = rows * options_.hidden_features;
     Scalar* const hidden = detail::reserve(memory.hidden, size);
-    return {hidden, hidden, options_.gated ? detail::reserve(memory.gate_hidden, size) : nullptr};
+    return {options_.hidden_features, hidden, hidden,
+            options_.gated ? detail::reserve(memory.gate_hidden, size) : nullptr};
+  }
+  /// For backward to read: the pre-activations are kept.
+  Hidden reserve_hidden(Index rows, FeedForwardContext<Scalar>& context) const {
+    Hidden hidden = reserve_hidden(rows, memory_of(context));
+    if (!mixes_blocks()) {
+      hidden.pre_activation =
+          detail::reserve(gradient_memory_of(context).pre_activation, rows * options_.hidden_features);
+    }
+    return hidden;
   }
 
-  bool recomputes_hidden() const { return options_.shared_gate && !Layer::merges_experts; }
-
+  /// routing: from elsewhere, or null for that of the block's own gates. Returns the loss of these.
   template <class Memory>
-  Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                 const Hidden& hidden, Memory& memory) const {
-    for (auto* const part : {&memory.up, &memory.gate_up, &memory.down}) part->last_forward.clear();
+  Scalar run(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, const Assignment<Scalar>* routing,
+             MatrixRef<Scalar> y, const Hidden& h, Memory& memory) const {
+    for (auto* const part : {&memory.up, &memory.gate_up, &memory.down})
+      memory_of(*part).last_forward.clear();
+    memory_of(memory).last_forward.clear();
     require_not_empty("block");
     detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
                     " columns, got ", x.cols());
     detail::require_shape(y, x.rows(), options_.features, "y (rows of x by features)");
     detail::require_apart<Scalar>(y, "y", x, "x");
-    if (!options_.shared_gate) return forward_separately(x, inputs, y, hidden, memory);
-    if constexpr (Layer::merges_experts) forward_merged(x, inputs, y, hidden, memory);
-    else forward_by_expert(up_, x, inputs, y, hidden, memory);
-    return memory.up.routing.loss;
-  }
-
-  /// hidden = activation(pre_activation) · gate_hidden, the factor only where there is one.
-  void activate(const Hidden& h, Index rows) const {
-    const Index cols = options_.hidden_features;
-    detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
-      const Index at = begin * cols;
-      detail::activate(activation_, h.pre_activation + at,
-                       h.gate_hidden != nullptr ? h.gate_hidden + at : nullptr, end * cols - at,
-                       h.hidden + at);
-    });
-  }
-
-  /// In place from the gradient of hidden to that of pre_activation; that of gate_hidden, where there is one,
-  /// is written beside it.
-  void activate_backward(const Scalar* pre_activation, const Scalar* gate_hidden, Index rows,
-                         Scalar* hidden_gradient, Scalar* gate_hidden_gradient) const {
-    const Index cols = options_.hidden_features;
-    detail::parallel_ranges(rows, detail::max_threads(), [&](Index begin, Index end, Index) {
-      const Index at = begin * cols;
-      detail::activate_backward(activation_, pre_activation + at,
-                                gate_hidden != nullptr ? gate_hidden + at : nullptr, end * cols - at,
-                                hidden_gradient + at,
-                                gate_hidden != nullptr ? gate_hidden_gradient + at : nullptr);
-    });
+    if (routing != nullptr) check_routing(*routing, up_.check(x, inputs));
+    if (!options_.shared_gate) return run_separately(x, inputs, y, h, memory);
+    if constexpr (Kind::mixes_blocks) run_blocks(x, inputs, routing, y, h, memory);
+    else run_merged(x, inputs, routing, y, h, memory);
+    return routing == nullptr ? memory.up.routing.loss : Scalar(0);
   }
 
   template <class Memory>
-  Scalar forward_separately(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                            MatrixRef<Scalar> y, const Hidden& h, Memory& memory) const {
+  Scalar run_separately(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                        const Hidden& h, Memory& memory) const {
     Scalar loss = up_.forward(x, inputs, matrix(h.pre_activation, x.rows()), memory.up).loss;
     if (gate_up_) loss += gate_up_->forward(x, inputs, matrix(h.gate_hidden, x.rows()), memory.gate_up).loss;
-    activate(h, x.rows());
+    detail::activate_rows(activation_, h, x.rows());
     loss += down_.forward(matrix(h.hidden, x.rows()), inputs, y, memory.down).loss;
     return loss;
+  }
+
+  /// One decision, experts merged: one merged block for every sequence.
+  template <class Memory>
+  void run_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                  const Assignment<Scalar>* routing, MatrixRef<Scalar> y, const Hidden& h,
+                  Memory& memory) const {
+    const Inputs<Scalar> sequences{.sequences = inputs.sequences};
+    if (routing != nullptr)
+      up_.forward_routed(x, sequences, *routing, matrix(h.pre_activation, x.rows()), memory.up);
+    else routing = &up_.forward(x, inputs, matrix(h.pre_activation, x.rows()), memory.up);
+    if (gate_up_) {
+      gate_up_->forward_routed(x, sequences, *routing, matrix(h.gate_hidden, x.rows()), memory.gate_up);
+    }
+    detail::activate_rows(activation_, h, x.rows());
+    down_.forward_routed(matrix(h.hidden, x.rows()), sequences, *routing, y, memory.down);
+  }
+
+  /// One decision, vanilla experts: each expert is a whole block, y_t = Σ_i g_ti block_i(x_t).
+  template <class Memory>
+  void run_blocks(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                  const Assignment<Scalar>* routing, MatrixRef<Scalar> y, const Hidden& h,
+                  Memory& memory) const {
+    const bool has_gate = routing == nullptr;
+    if (has_gate) routing = &up_.route(x, inputs, memory.up);
+    const detail::Offsets offsets(inputs.sequences, x.rows());
+    auto& block = memory_of(memory);
+    detail::BlockMixer<Scalar, Activation>(activation_)
+        .forward(mixture(*routing, offsets, block), block_inputs(), x, y, h, memory_of(memory.up).mixing);
+    const detail::Offsets descriptions = detail::description_offsets(inputs);
+    block.last_forward.set(identity(), has_gate, offsets,
+                           descriptions_seen(has_gate ? nullptr : routing, descriptions),
+                           detail::task_of(inputs));
+  }
+
+  /// The rows of the block's one router.
+  detail::GateRows gate_rows(std::span<const Index> offsets, detail::BlockMemory<Scalar>& memory) const {
+    return up_.routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory.gate_rows)
+                               : detail::rows_of_sequences(offsets, memory.gate_rows);
+  }
+
+  detail::Mixture<Scalar> mixture(const Assignment<Scalar>& routing, std::span<const Index> offsets,
+                                  detail::BlockMemory<Scalar>& memory) const {
+    return {down_.experts(), routing, gate_rows(offsets, memory).governed};
+  }
+
+  detail::BlockInputs<Scalar> block_inputs() const {
+    return {up_.experts(), gate_up_ ? &gate_up_->experts() : nullptr};
+  }
+
+  // -------------------------------------------------------------------------------------------------------------
+  // Backward
+
+  void reserve_gradients(Index rows, FeedForwardContext<Scalar>& context) const {
+    auto& memory = gradient_memory_of(context);
+    const Index size = rows * options_.hidden_features;
+    detail::reserve(memory.hidden, size);
+    if (!gate_up_) return;
+    detail::reserve(memory.gate_hidden, size);
+    detail::reserve(memory.gate_up_x, rows * options_.features);
+  }
+
+  /// What forward has left of the hidden activations.
+  Hidden hidden_of(FeedForwardContext<Scalar>& context) const {
+    return {options_.hidden_features, gradient_memory_of(context).pre_activation.data(),
+            memory_of(context).hidden.data(), gate_up_ ? memory_of(context).gate_hidden.data() : nullptr};
+  }
+
+  void activate_backward(Index rows, FeedForwardContext<Scalar>& context) const {
+    auto& memory = gradient_memory_of(context);
+    detail::activate_rows_backward(activation_, hidden_of(context), rows, memory.hidden.data(),
+                                   memory.gate_hidden.data());
   }
 
   void backward_separately(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                            FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
                            FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss) const {
-    down_.backward(matrix(context.hidden.data(), x.rows()), inputs, context.down, dy, gradients.down_,
-                   matrix(context.hidden_gradient.data(), x.rows()), d_loss);
+    auto& memory = gradient_memory_of(context);
+    down_.backward(matrix(memory_of(context).hidden.data(), x.rows()), inputs, context.down, dy,
+                   gradients.down_, matrix(memory.hidden.data(), x.rows()), d_loss);
     activate_backward(x.rows(), context);
-    up_.backward(x, inputs, context.up, matrix(context.hidden_gradient.data(), x.rows()), gradients.up_, dx,
-                 d_loss);
+    up_.backward(x, inputs, context.up, matrix(memory.hidden.data(), x.rows()), gradients.up_, dx, d_loss);
     if (!gate_up_) return;
-    Eigen::Map<Matrix<Scalar>> through_gate_up(context.gate_up_gradient.data(), x.rows(), x.cols());
-    gate_up_->backward(x, inputs, context.gate_up, matrix(context.gate_hidden_gradient.data(), x.rows()),
+    Eigen::Map<Matrix<Scalar>> through_gate_up(memory.gate_up_x.data(), x.rows(), x.cols());
+    gate_up_->backward(x, inputs, context.gate_up, matrix(memory.gate_hidden.data(), x.rows()),
                        *gradients.gate_up_, through_gate_up, d_loss);
     dx += through_gate_up;
   }
 
-  void activate_backward(Index rows, FeedForwardContext<Scalar>& context) const {
-    activate_backward(context.pre_activation.data(), gate_up_ ? context.gate_hidden.data() : nullptr, rows,
-                      context.hidden_gradient.data(), context.gate_hidden_gradient.data());
+  /// One decision. routing: from elsewhere, or null for that of the block's own router, through which the
+  /// gradient then goes; d_weights: of its pairs, added to.
+  void backward_shared(const ConstMatrixRef<Scalar>& x, const detail::Offsets& offsets,
+                       const Inputs<Scalar>& inputs, const Assignment<Scalar>* routing,
+                       FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                       FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss,
+                       std::span<Scalar> d_weights) const {
+    if constexpr (Kind::mixes_blocks)
+      backward_blocks(x, offsets, inputs, routing, context, dy, gradients, dx, d_loss, d_weights);
+    else backward_merged(x, inputs, routing, context, dy, gradients, dx, d_loss, d_weights);
   }
 
-  /// One gate, experts merged: one merged block for every sequence.
-  template <class Memory>
-  void forward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                      const Hidden& h, Memory& memory) const {
-    const Routing<Scalar>& routing = up_.forward(x, inputs, matrix(h.pre_activation, x.rows()), memory.up);
-    const Inputs<Scalar> sequences{.sequences = inputs.sequences};
-    if (gate_up_) {
-      gate_up_->forward_routed(x, sequences, routing, matrix(h.gate_hidden, x.rows()), memory.gate_up);
-    }
-    activate(h, x.rows());
-    down_.forward_routed(matrix(h.hidden, x.rows()), sequences, routing, y, memory.down);
-  }
-
-  void backward_merged(const ConstMatrixRef<Scalar>& x, std::span<const Index> offsets,
-                       const Inputs<Scalar>& inputs, FeedForwardContext<Scalar>& context,
+  void backward_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       const Assignment<Scalar>* routing, FeedForwardContext<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
-                       const Scalar& d_loss) const requires(Layer::merges_experts) {
-    const Routing<Scalar>& routing = context.up.routing;
-    std::vector<Scalar>& d_weights = context.down.weights_gradient;
-    d_weights.assign(routing.weights.size(), Scalar(0));
-    const auto shares = up_.shares_gradient(inputs, context.up);
-    down_.backward_experts(matrix(context.hidden.data(), x.rows()), offsets, routing, context.down, dy,
-                           gradients.down_, matrix(context.hidden_gradient.data(), x.rows()), d_weights,
-                           shares);
+                       const Scalar& d_loss, std::span<Scalar> d_weights) const {
+    const bool has_gate = routing == nullptr;
+    if (has_gate) routing = &context.up.routing;
+    const Inputs<Scalar> sequences{.sequences = inputs.sequences};
+    auto& memory = gradient_memory_of(context);
+    const auto d_hidden = matrix(memory.hidden.data(), x.rows());
+    down_.backward_routed(matrix(memory_of(context).hidden.data(), x.rows()), sequences, *routing,
+                          context.down, dy, gradients.down_, d_hidden, d_weights);
     activate_backward(x.rows(), context);
-    Eigen::Map<Matrix<Scalar>> through_gate_up(context.gate_up_gradient.data(), x.rows(), x.cols());
+    Eigen::Map<Matrix<Scalar>> through_gate_up(memory.gate_up_x.data(), x.rows(), x.cols());
     if (gate_up_) {
-      gate_up_->backward_experts(x, offsets, routing, context.gate_up,
-                                 matrix(context.gate_hidden_gradient.data(), x.rows()), *gradients.gate_up_,
-                                 through_gate_up, d_weights, shares);
+      gate_up_->backward_routed(x, sequences, *routing, context.gate_up,
+                                matrix(memory.gate_hidden.data(), x.rows()), *gradients.gate_up_,
+                                through_gate_up, d_weights);
     }
-    up_.backward(x, inputs, context.up, matrix(context.hidden_gradient.data(), x.rows()), gradients.up_, dx,
-                 d_loss, d_weights);
+    if (has_gate) {
+      up_.backward(x, inputs, context.up, d_hidden, gradients.up_, dx, d_loss,
+                   std::span<const Scalar>(d_weights));
+    } else {
+      up_.backward_routed(x, sequences, *routing, context.up, d_hidden, gradients.up_, dx, d_weights);
+    }
     if (gate_up_) dx += through_gate_up;
   }
 
-  /// One gate, vanilla experts: each expert is a whole block, y_t = Σ_i g_ti block_i(x_t).
-  template <class VanillaLayer, class Memory>
-  void forward_by_expert(const VanillaLayer& up, const ConstMatrixRef<Scalar>& x,
-                         const Inputs<Scalar>& inputs, MatrixRef<Scalar> y, const Hidden& h,
-                         Memory& memory) const {
-    const Routing<Scalar>& routing = up.route(x, inputs, memory.up);
-    const detail::Offsets offsets(inputs.sequences, x.rows());
-    const detail::Dispatch<Scalar>& dispatch = up.dispatch(routing, offsets, memory.up);
-    for (Index expert = 0; expert < up.num_experts(); ++expert) {
-      const Index rows = dispatch.begin(expert + 1) - dispatch.begin(expert);
-      if (rows == 0) continue;
-      gather_hidden(expert, dispatch, x, h);
-      activate(h, rows);
-      detail::combined_product(down_.experts().panels(), expert, dispatch, h.hidden, options_.hidden_features,
-                               y.data(), y.outerStride());
-    }
-    up.finish(offsets, inputs, true, memory.up);
+  void backward_blocks(const ConstMatrixRef<Scalar>& x, const detail::Offsets& offsets,
+                       const Inputs<Scalar>& inputs, const Assignment<Scalar>* routing,
+                       FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy,
+                       FeedForward& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss,
+                       std::span<Scalar> d_weights) const {
+    const bool has_gate = routing == nullptr;
+    if (has_gate) routing = &context.up.routing;
+    auto& memory = gradient_memory_of(context);
+    detail::reserve(memory.pre_activation, x.rows() * options_.hidden_features);
+    reserve_hidden(x.rows(), memory_of(context));
+    detail::BlockMixer<Scalar, Activation>(activation_)
+        .backward(mixture(*routing, offsets, memory_of(context)), block_inputs(),
+                  {x, dy, gradients.down_.experts(), dx, d_weights},
+                  {gradients.up_.experts(), gate_up_ ? &gradients.gate_up_->experts() : nullptr,
+                   memory.hidden.data(), memory.gate_hidden.data()},
+                  hidden_of(context), memory_of(context.up).mixing, gradient_memory_of(context.up).mixing);
+    if (!has_gate) return;
+    up_.router().backward(x, gate_rows(offsets, memory_of(context)), inputs, context.up.routing,
+                          memory_of(context.up).router, d_weights, d_loss, gradients.up_.router(), dx.data(),
+                          dx.outerStride(), gradient_memory_of(context.up).router);
   }
 
-  /// An expert's pre-activations and gate_hidden for the tokens dispatched to it, one after another.
-  void gather_hidden(Index expert, const detail::Dispatch<Scalar>& dispatch, const ConstMatrixRef<Scalar>& x,
-                     const Hidden& h) const {
-    detail::gathered_product(up_.experts().panels(), expert, dispatch, x.data(), x.outerStride(),
-                             h.pre_activation);
-    if (!gate_up_) return;
-    detail::gathered_product(gate_up_->experts().panels(), expert, dispatch, x.data(), x.outerStride(),
-                             h.gate_hidden);
-  }
-
-  /// Expert by expert: with q_t = dy_t D_i, D_i the expert's down, dg_ti = ⟨q_t, hidden_t⟩ + ⟨dy_t, bias⟩,
-  /// and g_ti q_t is the gradient of hidden_t.
-  void backward_by_expert(const ConstMatrixRef<Scalar>& x, std::span<const Index> offsets,
-                          const Inputs<Scalar>& inputs, FeedForwardContext<Scalar>& context,
-                          const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
-                          const Scalar& d_loss) const requires(!Layer::merges_experts) {
-    const Routing<Scalar>& routing = context.up.routing;
-    const detail::Dispatch<Scalar>& dispatch = up_.dispatch(routing, offsets, context.up);
-    const Index threads = detail::max_threads(), cols = options_.hidden_features;
-    Hidden h = reserve_hidden(x.rows(), context);
-    h.pre_activation = detail::reserve(context.pre_activation, x.rows() * cols);
-    Scalar* const q = context.hidden_gradient.data();
-    Scalar* const gate_q = context.gate_hidden_gradient.data();
-    const auto up_panels = up_.experts().panels(), down_panels = down_.experts().panels();
-    Scalar* const scratch = detail::reserve(
-        context.up.scratch,
-        threads * (std::max)({detail::weight_gradient_scratch_size<Scalar>(
-                                  (std::max)(up_panels.num_panels(), down_panels.num_panels()), x.rows()),
-                              detail::input_gradient_scratch_size(up_panels),
-                              detail::input_gradient_scratch_size(down_panels)}));
-    Scalar* const rows_of_x = detail::reserve(context.up.expert_rows_gradient, x.rows() * x.cols());
-    context.up.slot_products.resize(dispatch.tokens.size());
-    for (Index expert = 0; expert < up_.num_experts(); ++expert) {
-      const Index begin = dispatch.begin(expert), rows = dispatch.begin(expert + 1) - begin;
-      if (rows == 0) continue;
-      const Index* const tokens = dispatch.tokens.data() + begin;
-      const Scalar* const weights = dispatch.weights.data() + begin;
-      gather_hidden(expert, dispatch, x, h);
-      activate(h, rows);
-      detail::weight_gradient<Scalar>(gradients.down_.experts().mutable_panels(), expert, {h.hidden, cols},
-                                      {dy.data(), dy.outerStride(), tokens, weights}, rows, scratch, threads);
-      detail::input_gradient<Scalar>(down_panels, expert, {dy.data(), dy.outerStride(), tokens}, rows, false,
-                                     q, cols, scratch, threads);
-      for (Index r = 0; r < rows; ++r) {
-        Eigen::Map<Vector<Scalar>> q_row(q + r * cols, cols);
-        const Eigen::Map<const Vector<Scalar>> hidden_row(h.hidden + r * cols, cols);
-        context.up.slot_products[static_cast<std::size_t>(begin + r)] =
-            detail::dot(q_row, hidden_row) +
-            detail::product_with_bias(down_panels, expert, dy.data() + tokens[r] * dy.outerStride());
-        q_row *= weights[r];
-      }
-      activate_backward(h.pre_activation, h.gate_hidden, rows, q, gate_q);
-      const auto through = [&](const Layer& layer, Layer& layer_gradients, const Scalar* d_output, bool add) {
-        detail::weight_gradient<Scalar>(layer_gradients.experts().mutable_panels(), expert,
-                                        {x.data(), x.outerStride(), tokens}, {d_output, cols}, rows, scratch,
-                                        threads);
-        detail::input_gradient<Scalar>(layer.experts().panels(), expert, {d_output, cols}, rows, add,
-                                       rows_of_x, x.cols(), scratch, threads);
-      };
-      through(up_, gradients.up_, q, false);
-      if (gate_up_) through(*gate_up_, *gradients.gate_up_, gate_q, true);
-      for (Index r = 0; r < rows; ++r) {
-        const Eigen::Map<const Vector<Scalar>> row(rows_of_x + r * x.cols(), x.cols());
-        if (dispatch.is_first[static_cast<std::size_t>(begin + r)] != 0) dx.row(tokens[r]) = row.transpose();
-        else dx.row(tokens[r]) += row.transpose();
-      }
-    }
-    context.up.weights_gradient.assign(routing.weights.size(), Scalar(0));
-    up_.collect_weights_gradient(routing, offsets, context.up, context.up.weights_gradient);
-    up_.backward_gate(x, offsets, inputs, context.up, d_loss, gradients.up_, dx);
+  /// The sum over the block's gates.
+  void collect_embeddings_gradient(const Inputs<Scalar>& inputs, FeedForwardContext<Scalar>& context) const {
+    Eigen::Map<Matrix<Scalar>> embeddings = gradient_memory_of(context).task_embeddings.resize(
+        inputs.task_embeddings.rows(), options_.routing.task_features);
+    embeddings = context.up.task_embeddings_gradient();
+    if (options_.shared_gate) return;
+    if (gate_up_) embeddings += context.gate_up.task_embeddings_gradient();
+    embeddings += context.down.task_embeddings_gradient();
   }
 
   FeedForwardOptions options_;

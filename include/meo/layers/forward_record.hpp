@@ -20,7 +20,7 @@ struct LayerIdentity {
   /// Of the experts' weights: a move takes it along, a copy has another, and so has every other layer that
   /// lives at the same time. An update of the weights in place does not change it.
   const void* address = nullptr;
-  bool merges_experts = false;
+  std::string_view kind;  ///< as "MEO"
   LayerOptions options;
 };
 
@@ -65,9 +65,8 @@ class ForwardRecord {
              std::span<const Index> descriptions, const TaskOf& task_of) const {
     require(!offsets_.empty(),
             "context: expected what a forward leaves, got one that no forward has finished with");
-    const auto kind = [](const LayerIdentity& of) { return of.merges_experts ? "MEO" : "MoE"; };
-    require(layer_.merges_experts == layer.merges_experts, "context: expected an ", kind(layer),
-            " layer's, got an ", kind(layer_), " layer's");
+    require(layer_.kind == layer.kind, "context: expected an ", layer.kind, " layer's, got an ", layer_.kind,
+            " layer's");
     require(layer_.options == layer.options,
             "context: expected this layer's, got that of a layer of other options");
     require(layer_.address == layer.address,

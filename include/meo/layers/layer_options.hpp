@@ -3,8 +3,8 @@
 /// What the user chooses about a layer; the same for MoE and MEO.
 
 #include <meo/errors.hpp>
-#include <meo/layers/merge_order.hpp>
-#include <meo/scalar_options.hpp>
+#include <meo/mixing/merge_order.hpp>
+#include <meo/routing/routing_options.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -17,14 +17,12 @@ struct LayerOptions {
   /// gate then has no gradient from the task, only one from the balance loss. Train with 2 or more where the
   /// gate is to learn which experts serve a row.
   Index top_k = 1;
-  Level level = Level::sequence;  ///< what one gate decision covers
-  bool bias = true;               ///< whether experts have biases
-  Index reduce_factor = 64;  ///< r: token attention has ⌊D/r⌋ rows, the task projection ⌊S/r⌋; at least one
-  Index task_features = 0;             ///< S, width of a task's embedded description; task level only
-  bool gate_before_attention = false;  ///< the gate sees x as it was before token attention (GPT-2's form)
-  double loss_coefficient = 1e-2;      ///< of the balance loss
-  double noise_epsilon = 1e-2;         ///< least deviation of the gate's noise
+  bool bias = true;                                ///< whether experts have biases
+  RoutingOptions routing = {};                     ///< what a decision covers, and how it is made
   MergeOrder merge_order = MergeOrder::automatic;  ///< MEO: whether experts are merged or outputs combined
+  /// Whether the layer has a router of its own. Without one it has no gate's parameters and runs by
+  /// forward_routed alone, with an assignment that comes from elsewhere.
+  bool has_router = true;
 
   bool operator==(const LayerOptions&) const = default;
 };
@@ -44,13 +42,7 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.num_experts >= 1, "num_experts: expected at least 1, got ", options.num_experts);
   require(options.top_k >= 1 && options.top_k <= options.num_experts,
           "top_k: expected 1 to num_experts = ", options.num_experts, ", got ", options.top_k);
-  require(options.level == Level::token || options.level == Level::sequence || options.level == Level::task,
-          "level: expected token, sequence or task, got ", static_cast<int>(options.level));
-  require(options.reduce_factor >= 1, "reduce_factor: expected at least 1, got ", options.reduce_factor);
-  require(options.level != Level::task || options.task_features >= 1,
-          "task_features: expected at least 1 at task level, got ", options.task_features);
-  require_not_negative<Scalar>(options.loss_coefficient, "loss_coefficient");
-  require_positive<Scalar>(options.noise_epsilon, "noise_epsilon");
+  check_routing_options<Scalar>(options.routing);
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,
           "merge_order: expected automatic, merge_first or combine_outputs, got ",

@@ -4,7 +4,7 @@
 
 #include <meo/flops.hpp>
 #include <meo/layers/layer_options.hpp>
-#include <meo/layers/merge_order.hpp>
+#include <meo/mixing/merge_order.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
@@ -21,15 +21,16 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
                    .out_features = options.out_features,
                    .num_experts = options.num_experts,
                    .top_k = options.top_k,
-                   .level = options.level,
+                   .level = options.routing.level,
                    .tokens = batch.tokens(),
                    .sequences = batch.size(),
                    .merges = 0,
                    .bias = options.bias,
                    .noise = noise,
-                   .reduce_factor = options.reduce_factor,
-                   .task_features = options.task_features};
-  const Index fewest = fewest_tokens_to_merge<Scalar>(options.merge_order, options.level, options.top_k);
+                   .reduce_factor = options.routing.reduce_factor,
+                   .task_features = options.routing.task_features};
+  const Index fewest =
+      fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level, options.top_k);
   for (Index b = 0; b < batch.size(); ++b) {
     if (batch.length(b) < fewest) shape.combined_tokens += batch.length(b);
     else if (options.top_k > 1) ++shape.merges;

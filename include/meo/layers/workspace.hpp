@@ -2,18 +2,29 @@
 
 /// Memory that a layer's forward works in.
 
-#include <vector>
-
 #include <meo/experts/aligned_vector.hpp>
-#include <meo/kernels/dispatch.hpp>
-#include <meo/kernels/merge_plan.hpp>
 #include <meo/layers/forward_record.hpp>
-#include <meo/routing/gate.hpp>
+#include <meo/mixing/memory.hpp>
+#include <meo/routing/gate_input.hpp>
+#include <meo/routing/router.hpp>
 #include <meo/routing/routing.hpp>
-#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
+
+namespace detail {
+
+template <class Scalar>
+struct LayerMemory {
+  ForwardRecord last_forward;
+  AlignedVector<Scalar> attention_rows;  ///< tokens × ⌊D/r⌋
+  AlignedVector<Scalar> attended;        ///< tokens × D: x + TokenAttention(x)
+  GateRowsMemory gate_rows;
+  RouterWorkspace<Scalar> router;
+  MixingMemory<Scalar> mixing;
+};
+
+}  // namespace detail
 
 /// Belongs to one forward at a time; any layer of the scalar may use it. Buffers grow to the largest batch
 /// seen and are kept, so that a forward of no larger batch allocates nothing: one of no more tokens,
@@ -24,18 +35,14 @@ class Workspace {
   /// What the last forward's gate decided.
   Routing<Scalar> routing;
 
-  // The rest is between a layer and its kernels.
-  detail::ForwardRecord last_forward;
-  GateWorkspace<Scalar> gate;
-  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g: means over tokens
-  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
-  detail::AlignedVector<Scalar> attention_rows;     ///< tokens × ⌊D/r⌋
-  detail::AlignedVector<Scalar> attended;           ///< tokens × D: x + TokenAttention(x)
-  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
-  std::vector<Index> token_offsets;                 ///< 0 … tokens, where every token is gated by itself
-  detail::Dispatch<Scalar> dispatch;
-  detail::MergePlan<Scalar> merges;
-  detail::AlignedVector<Scalar> scratch;  ///< merged panels, at most detail::max_scratch_bytes a thread
+  /// Between a layer and what it is made of.
+  friend detail::LayerMemory<Scalar>& memory_of(Workspace& workspace) { return workspace.memory_; }
+  friend const detail::LayerMemory<Scalar>& memory_of(const Workspace& workspace) {
+    return workspace.memory_;
+  }
+
+ private:
+  detail::LayerMemory<Scalar> memory_;
 };
 
 }  // namespace meo

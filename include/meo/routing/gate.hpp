@@ -139,6 +139,8 @@ class Gate {
     routing.rows = z.rows();
     routing.num_experts = num_experts();
     routing.top_k = top_k_;
+    routing.begins.clear();
+    routing.gradient_groups.clear();
     routing.experts.resize(pairs);
     routing.weights.resize(pairs);
     routing.importance.assign(experts, Sum(0));
@@ -207,11 +209,17 @@ class Gate {
                     dz_stride, scratch);
   }
 
-  /// W_g and W_n as they are packed; see ExpertBank::values.
-  std::span<Scalar> weight_values() { return logits_.values(); }
-  std::span<const Scalar> weight_values() const { return logits_.values(); }
-  std::span<Scalar> noise_weight_values() { return noise_.values(); }
-  std::span<const Scalar> noise_weight_values() const { return noise_.values(); }
+  /// Calls visit(name, part) for W_g and W_n, by the names of the MEO authors' state_dict.
+  template <class Visitor>
+  void visit(const Visitor& visit) {
+    visit("w_gate", TurnedWeight(logits_));
+    visit("w_noise", TurnedWeight(noise_));
+  }
+  template <class Visitor>
+  void visit(const Visitor& visit) const {
+    visit("w_gate", TurnedWeight(logits_));
+    visit("w_noise", TurnedWeight(noise_));
+  }
 
  private:
   void set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight, std::string_view name) {

@@ -20,11 +20,11 @@
 #include <algorithm>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <meo/errors.hpp>
 #include <meo/experts/linear.hpp>
-#include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -39,57 +39,20 @@ struct ParameterRange {
 template <class Scalar>
 using Parameters = std::vector<ParameterRange<Scalar>>;
 
-/// Names begin with `prefix`, here and below.
-template <class Scalar>
-Parameters<Scalar> parameters(Linear<Scalar>& linear, const std::string& prefix) {
-  return {{prefix, linear.values()}};
-}
-
-namespace detail {
-
-template <class Scalar>
-void append(Parameters<Scalar>& all, const Parameters<Scalar>& more) {
-  all.insert(all.end(), more.begin(), more.end());
-}
-
+/// Of a MoeLayer, a MeoLayer or a block of them; names begin with `prefix`.
 template <class Layer>
-Parameters<typename Layer::Scalar> parameters_without_gate(Layer& layer, const std::string& prefix) {
-  Parameters<typename Layer::Scalar> all{{prefix + "experts", layer.experts().values()}};
-  if constexpr (Layer::merges_experts) {
-    if (layer.options().level == Level::token) {
-      append(all, parameters(layer.token_attention().down(), prefix + "tokenatt.down_proj"));
-      append(all, parameters(layer.token_attention().up(), prefix + "tokenatt.up_proj"));
-    }
-  }
-  return all;
-}
-
-}  // namespace detail
-
-/// Of a MoeLayer or a MeoLayer.
-template <class Layer>
-requires requires(Layer& layer) { layer.gate(); }
 Parameters<typename Layer::Scalar> parameters(Layer& layer, const std::string& prefix = "") {
-  Parameters<typename Layer::Scalar> all{{prefix + "w_gate", layer.gate().weight_values()},
-                                         {prefix + "w_noise", layer.gate().noise_weight_values()}};
-  detail::append(all, detail::parameters_without_gate(layer, prefix));
-  if (layer.options().level == Level::task)
-    detail::append(all, parameters(layer.task_projection(), prefix + "task_proj"));
+  Parameters<typename Layer::Scalar> all;
+  layer.visit([&](std::string_view name, auto&& part) {
+    all.push_back({prefix + std::string(name), part.values()});
+  });
   return all;
 }
 
-/// Of a block. With a shared gate the gates of gate_up and down have no part in it.
-template <class Layer, class Activation>
-Parameters<typename Layer::Scalar> parameters(FeedForward<Layer, Activation>& block,
-                                              const std::string& prefix = "") {
-  const auto of = [&](Layer& layer, const std::string& part) {
-    return block.options().shared_gate ? detail::parameters_without_gate(layer, prefix + part)
-                                       : parameters(layer, prefix + part);
-  };
-  auto all = parameters(block.up(), prefix + "up.");
-  if (block.options().gated) detail::append(all, of(block.gate_up(), "gate_up."));
-  detail::append(all, of(block.down(), "down."));
-  return all;
+/// Of a projection by itself, whose one range has the name `name`.
+template <class Scalar>
+Parameters<Scalar> parameters(Linear<Scalar>& linear, const std::string& name) {
+  return {{name, linear.values()}};
 }
 
 /// As a step begins with gradients.

@@ -1,11 +1,10 @@
 #pragma once
 
-/// What a layer's forward reads beside x, and what it gives back.
+/// What a forward reads beside x.
 
 #include <span>
 
 #include <meo/routing/noise.hpp>
-#include <meo/routing/routing.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
@@ -26,14 +25,8 @@ struct Inputs {
   std::span<const Index> task_of_sequence = {};
   /// Training noise for the gate; none: inference. It breaks the symmetry of experts that start equal with
   /// zero gates: without it, training from a dense layer needs another start; see
-  /// RoutedLayer::initialize_from_dense.
+  /// MixtureLayer::initialize_from_dense.
   Noise<Scalar> noise = {};
-};
-
-template <class Scalar>
-struct Output {
-  Matrix<Scalar> y;  ///< tokens × out_features
-  Routing<Scalar> routing;
 };
 
 }  // namespace meo

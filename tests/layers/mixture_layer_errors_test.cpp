@@ -50,7 +50,7 @@ Vector<typename Library::Scalar> parameters(const Library& layer) {
   append(layer.gate().weight());
   append(layer.gate().noise_weight());
   if constexpr (reference::KindOf<Library>::value == reference::Kind::meo) {
-    if (layer.options().level == Level::token) {
+    if (layer.options().routing.level == Level::token) {
       append(layer.token_attention().up().weight());
       append(layer.token_attention().up().bias());
     }
@@ -71,16 +71,16 @@ TEMPLATE_TEST_CASE("options that make no layer are refused", "[routed_layer]", M
   CHECK(lacks([](auto& o) { o.num_experts = -2; }, {"num_experts", "got -2"}) == "");
   CHECK(lacks([](auto& o) { o.top_k = 0; }, {"top_k", "1 to num_experts = 4", "got 0"}) == "");
   CHECK(lacks([](auto& o) { o.top_k = 5; }, {"top_k", "1 to num_experts = 4", "got 5"}) == "");
-  CHECK(lacks([](auto& o) { o.level = static_cast<Level>(7); },
+  CHECK(lacks([](auto& o) { o.routing.level = static_cast<Level>(7); },
               {"level", "token, sequence or task", "got 7"}) == "");
-  CHECK(lacks([](auto& o) { o.reduce_factor = 0; }, {"reduce_factor", "at least 1", "got 0"}) == "");
-  CHECK(lacks([](auto& o) { o.task_features = 0; }, {"task_features", "at least 1", "got 0"}) == "");
-  CHECK(lacks([](auto& o) { o.loss_coefficient = -0.5; }, {"loss_coefficient", "got -0.5"}) == "");
-  CHECK(lacks([](auto& o) { o.loss_coefficient = std::numeric_limits<double>::quiet_NaN(); },
+  CHECK(lacks([](auto& o) { o.routing.reduce_factor = 0; }, {"reduce_factor", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.routing.task_features = 0; }, {"task_features", "at least 1", "got 0"}) == "");
+  CHECK(lacks([](auto& o) { o.routing.loss_coefficient = -0.5; }, {"loss_coefficient", "got -0.5"}) == "");
+  CHECK(lacks([](auto& o) { o.routing.loss_coefficient = std::numeric_limits<double>::quiet_NaN(); },
               {"loss_coefficient", "nan"}) == "");
   CHECK(lacks([](auto& o) { o.merge_order = static_cast<MergeOrder>(3); },
               {"merge_order", "automatic, merge_first or combine_outputs", "got 3"}) == "");
-  CHECK(lacks([](auto& o) { o.noise_epsilon = -1; }, {"noise_epsilon", "got -1"}) == "");
+  CHECK(lacks([](auto& o) { o.routing.noise_epsilon = -1; }, {"noise_epsilon", "got -1"}) == "");
   CHECK(lacks([](auto& o) { o.in_features = o.out_features = Index(1) << 40; }, {"fits memory"}) == "");
 }
 
@@ -89,29 +89,29 @@ TEMPLATE_TEST_CASE("coefficients that are not finite, or no deviation at all, ar
   constexpr double inf = std::numeric_limits<double>::infinity();
   LayerOptions options = options_at(Level::sequence);
   for (const double epsilon : {0.0, inf, std::numeric_limits<double>::quiet_NaN()}) {
-    options.noise_epsilon = epsilon;
+    options.routing.noise_epsilon = epsilon;
     CHECK(error_lacks<Invalid>([&] { TestType layer(options); },
                                {"noise_epsilon: expected a finite number above 0, got "}) == "");
   }
   options = options_at(Level::sequence);
-  options.loss_coefficient = inf;
+  options.routing.loss_coefficient = inf;
   CHECK(error_lacks<Invalid>([&] { TestType layer(options); },
                              {"loss_coefficient: expected a finite number of at least 0, got inf"}) == "");
-  options.loss_coefficient = 0;
+  options.routing.loss_coefficient = 0;
   CHECK(error_lacks<Invalid>([&] { TestType layer(options); }, {}) == "no exception");
 }
 
 TEST_CASE("coefficients that the scalar rounds away are refused", "[routed_layer]") {
   LayerOptions options = options_at(Level::sequence);
-  options.noise_epsilon = 1e-50;
+  options.routing.noise_epsilon = 1e-50;
   CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
                              {"noise_epsilon", "does not round to 0, got 1e-50"}) == "");
   CHECK(error_lacks<Invalid>([&] { MeoLayer<double> layer(options); }, {}) == "no exception");
-  options.noise_epsilon = 1e39;
+  options.routing.noise_epsilon = 1e39;
   CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
                              {"noise_epsilon", "scalar holds, got 1e+39"}) == "");
   options = options_at(Level::sequence);
-  options.loss_coefficient = 1e39;
+  options.routing.loss_coefficient = 1e39;
   CHECK(error_lacks<Invalid>([&] { MeoLayer<float> layer(options); },
                              {"loss_coefficient", "scalar holds, got 1e+39"}) == "");
 }
@@ -244,7 +244,7 @@ TEMPLATE_TEST_CASE("forward refuses shapes that do not fit", "[routed_layer]", M
       Attempt<TestType> a(level);
       const Matrix<S> noise = Matrix<S>::Zero(2, 4);
       a.inputs.noise = Noise<S>(noise);
-      const bool by_token = level == Level::token && TestType::gates_tokens;
+      const bool by_token = level == Level::token && TestType::Kind::routes_tokens;
       CHECK(a.template lacks<Invalid>({"noise", by_token ? "6 x 4" : "3 x 4", "got 2 x 4"}) == "");
     }
     {
@@ -307,7 +307,7 @@ TEMPLATE_TEST_CASE("logits that are not finite are refused, with their row", "[r
   using S = typename TestType::Scalar;
   using Limits = std::numeric_limits<S>;
   for (const Level level : {Level::token, Level::sequence}) {
-    const bool by_token = level == Level::token && TestType::gates_tokens;
+    const bool by_token = level == Level::token && TestType::Kind::routes_tokens;
     for (const S bad : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()}) {
       Attempt<TestType> a(level);
       a.x(4, 1) = bad;  // token 4 is in sequence 2
@@ -350,7 +350,7 @@ TEMPLATE_TEST_CASE("a routing from elsewhere that does not fit is refused", "[ro
       if (error != "") return error;
       return std::string((a.y.array() == S(7)).all() ? "" : "y has changed");
     };
-    const std::string rows = level == Level::token && TestType::gates_tokens ? "6" : "3";
+    const std::string rows = level == Level::token && TestType::Kind::routes_tokens ? "6" : "3";
     const std::string pairs = rows == "6" ? "12" : "6", fewer = rows == "6" ? "11" : "5";
     CHECK(lacks([](R&) {}, {}) == "no exception");
     CHECK(lacks([](R& r) { r.rows = 4; }, {"routing", "expected " + rows + " rows", "got 4"}) == "");
@@ -481,7 +481,7 @@ TEMPLATE_TEST_CASE("a layer is empty without its task projection or its token at
   Attempt<TestType> task(Level::task), token(Level::token);
   const auto projection = std::move(task.layer.task_projection());
   CHECK(task.template lacks<std::logic_error>({"meo: layer: ", "moved from"}) == "");
-  if constexpr (TestType::merges_experts) {
+  if constexpr (test::is_meo<TestType>) {
     const auto up = std::move(token.layer.token_attention().up());
     CHECK(token.template lacks<std::logic_error>({"meo: layer: ", "moved from"}) == "");
   }

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include <meo/layers/meo_layer.hpp>
+#include <meo/layers/mixture_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
-#include <meo/layers/routed_layer.hpp>
 
 #include "kernels/threads.hpp"
 #include "reference/library.hpp"
@@ -562,7 +562,7 @@ TEMPLATE_TEST_CASE("the gate's decision and what is made of it are forward's, to
       for (const Mode mode : {Mode::inference, Mode::training}) {
         INFO(to_string(level) << " level, gate before attention " << gate_before_attention);
         LayerOptions options = options_at(level);
-        options.gate_before_attention = gate_before_attention;
+        options.routing.gate_before_attention = gate_before_attention;
         options.merge_order = order_of_merging;
         const Case<TestType> c(options, {3, 0, 1, 5, 25}, mode);
         const Output<S> expected = c.forward();

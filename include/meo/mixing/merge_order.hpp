@@ -30,14 +30,19 @@ namespace meo::inline MEO_ABI {
 /// automatic: as the cost model says, and merged first at task level, where sequences share what is merged.
 enum class MergeOrder { automatic, merge_first, combine_outputs };
 
-/// Tokens from which on a sequence's experts are merged; a shorter one's outputs are combined. What happens
-/// to a sequence depends on no other of its batch, and so does no bit of its result.
+/// Tokens from which on a row's experts are merged; a shorter one's outputs are combined. What happens to a
+/// row depends on no other of its batch, and so does no bit of its result. num_experts: of the row.
+/// are_weights_one: whether the row's weights are 1, as that of a single expert is with a softmax over the
+/// selected: it is then used where it lies. With another weight the product is weighed, not the expert.
 template <class Scalar>
-constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index top_k) {
-  if (order == MergeOrder::combine_outputs) return (std::numeric_limits<Index>::max)();
-  // One expert is used where it lies.
-  if (order == MergeOrder::merge_first || level == Level::task || top_k == 1) return 1;
-  return (detail::merge_cost_of_caches<Scalar> + top_k - 2) / (top_k - 1);
+constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index num_experts,
+                                       bool are_weights_one = true) {
+  constexpr Index never = (std::numeric_limits<Index>::max)();
+  if (order == MergeOrder::combine_outputs) return never;
+  if (order == MergeOrder::merge_first) return 1;
+  if (num_experts <= 1) return are_weights_one ? 1 : never;
+  if (level == Level::task) return 1;
+  return (detail::merge_cost_of_caches<Scalar> + num_experts - 2) / (num_experts - 1);
 }
 
 }  // namespace meo

@@ -1,0 +1,16 @@
+#pragma once
+
+/// What a layer's forward gives back, where it is not given memory for it.
+
+#include <meo/routing/routing.hpp>
+#include <meo/types.hpp>
+
+namespace meo::inline MEO_ABI {
+
+template <class Scalar>
+struct Output {
+  Matrix<Scalar> y;  ///< tokens × out_features
+  Routing<Scalar> routing;
+};
+
+}  // namespace meo

@@ -1,0 +1,53 @@
+#pragma once
+
+/// The vanilla mixture: each expert works on the tokens dispatched to it, and their outputs are combined,
+/// y_t = Σ_i g_ti (x_t W_iᵀ + b_i).
+
+#include <algorithm>
+
+#include <meo/kernels/dispatch.hpp>
+#include <meo/kernels/dispatched_product.hpp>
+#include <meo/mixing/by_expert.hpp>
+#include <meo/mixing/mixture.hpp>
+#include <meo/parallel.hpp>
+#include <meo/types.hpp>
+
+namespace meo::inline MEO_ABI::detail {
+
+template <class Scalar>
+class DispatchMixer {
+ public:
+  /// x: T × in_features; y: T × out_features, overwritten.
+  void forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
+               MixingMemory<Scalar>& memory) const {
+    zero_rows_without_experts(of.assignment, of.governed, y);
+    dispatch(of, memory);
+    dispatched_product(of.experts.panels(), memory.dispatch, x.data(), x.row_stride(), y.data(),
+                       y.outerStride());
+  }
+
+  void backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
+                MixingMemory<Scalar>& memory, MixingGradientMemory<Scalar>& gradient_memory) const {
+    dispatch(of, memory);
+    const auto bank = of.experts.panels();
+    const MatrixView<Scalar>& x = gradient.x;
+    Scalar* const scratch =
+        reserve(memory.scratch,
+                max_threads() * (std::max)(weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
+                                           input_gradient_scratch_size(bank)));
+    Scalar* const q = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
+    backward_by_expert(
+        of, memory.dispatch, gradient, gradient_memory, q, scratch,
+        [&](const ExpertTokens<Scalar>& at) {
+          return GatheredRows<Scalar>{x.data(), x.row_stride(), at.tokens};
+        },
+        [](const ExpertTokens<Scalar>&, const Scalar* d_inputs) { return d_inputs; });
+  }
+
+ private:
+  static void dispatch(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) {
+    dispatch_tokens<Scalar>(pairs_of(of.assignment), of.experts.num_experts(), of.governed, memory.dispatch);
+  }
+};
+
+}  // namespace meo::detail

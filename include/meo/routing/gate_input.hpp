@@ -1,0 +1,97 @@
+#pragma once
+
+/// What a gate sees: one row of features for each of its decisions. And for whom it decides.
+
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include <meo/experts/aligned_vector.hpp>
+#include <meo/sums.hpp>
+#include <meo/types.hpp>
+
+namespace meo::inline MEO_ABI::detail {
+
+struct TokenRange {
+  Index begin;
+  Index end;
+
+  Index size() const { return end - begin; }
+};
+
+/// The rows of a router over a batch. What a row sees and what it decides for are two things. Views.
+struct GateRows {
+  std::span<const Index>
+      governed;  ///< rows + 1: row r decides for the tokens governed[r] … governed[r + 1] − 1
+  /// Row r sees the mean of the tokens seen[r]. None: every row sees the one token that it decides for.
+  std::span<const TokenRange> seen;
+
+  Index size() const { return static_cast<Index>(governed.size()) - 1; }
+  bool by_token() const { return seen.empty() && size() > 0; }
+};
+
+/// Memory that GateRows look at.
+struct GateRowsMemory {
+  std::vector<Index> tokens;
+  std::vector<TokenRange> seen;
+};
+
+/// Every token is a row of its own.
+inline GateRows rows_of_tokens(Index tokens, GateRowsMemory& memory) {
+  memory.tokens.resize(static_cast<std::size_t>(tokens) + 1);
+  std::iota(memory.tokens.begin(), memory.tokens.end(), Index{0});
+  return {memory.tokens, {}};
+}
+
+/// Every sequence is a row, which sees the sequence and decides for it.
+inline GateRows rows_of_sequences(std::span<const Index> offsets, GateRowsMemory& memory) {
+  memory.seen.clear();
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) memory.seen.push_back({offsets[b], offsets[b + 1]});
+  return {offsets, memory.seen};
+}
+
+/// Memory for a sum of at most so many rows: `cols` values, and as many as sum_rows needs beside.
+template <class Scalar>
+Sum<Scalar>* reserve_sums(AlignedVector<Sum<Scalar>>& sums, Index rows, Index cols) {
+  return reserve(sums, (1 + pairwise_depth(num_parts(rows))) * cols);
+}
+
+/// The mean over the rows of each range, ranges × columns; zero for one without rows. range(group): a
+/// TokenRange.
+template <class Scalar, class RangeOf>
+MatrixView<Scalar> means(const MatrixView<Scalar>& rows, Index groups, const RangeOf& range,
+                         AlignedVector<Scalar>& buffer, AlignedVector<Sum<Scalar>>& sums) {
+  const Index cols = rows.cols();
+  Scalar* const out = reserve(buffer, groups * cols);
+  Sum<Scalar>* const sum = reserve_sums<Scalar>(sums, rows.rows(), cols);
+  for (Index group = 0; group < groups; ++group) {
+    const TokenRange of = range(group);
+    sum_rows(
+        of.begin, of.end, cols, [&](Index row) { return rows.row(row); }, sum, sum + cols);
+    const auto count = static_cast<Sum<Scalar>>(static_cast<double>(std::max<Index>(of.size(), 1)));
+    for (Index d = 0; d < cols; ++d) out[group * cols + d] = static_cast<Scalar>(Sum<Scalar>(sum[d] / count));
+  }
+  return {out, groups, cols, cols};
+}
+
+/// Adds to every row of a range its share of the gradient of the range's mean, groups × columns.
+template <class Scalar, class RangeOf>
+void add_means_gradient(const Scalar* mean_gradients, Index groups, const RangeOf& range, Index cols,
+                        Scalar* rows, Index stride) {
+  for (Index group = 0; group < groups; ++group) {
+    const Scalar* const gradient = mean_gradients + group * cols;
+    const TokenRange of = range(group);
+    const auto count = static_cast<Sum<Scalar>>(static_cast<double>(of.size()));
+    for (Index row = of.begin; row < of.end; ++row) {
+      for (Index d = 0; d < cols; ++d) {
+        Scalar& value = rows[row * stride + d];
+        value = static_cast<Scalar>(
+            Sum<Scalar>(static_cast<Sum<Scalar>>(value) + static_cast<Sum<Scalar>>(gradient[d]) / count));
+      }
+    }
+  }
+}
+
+}  // namespace meo::detail

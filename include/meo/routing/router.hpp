@@ -1,0 +1,238 @@
+#pragma once
+
+/// From a batch to the assignment of its rows to experts: what the gate sees, and the gate.
+///
+/// Letters: T tokens, R rows, D features, N num_experts, K top_k, S task_features, D_g gate features.
+
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include <meo/errors.hpp>
+#include <meo/experts/growing_matrix.hpp>
+#include <meo/experts/linear.hpp>
+#include <meo/routing/gate.hpp>
+#include <meo/routing/gate_input.hpp>
+#include <meo/routing/inputs.hpp>
+#include <meo/routing/routing.hpp>
+#include <meo/routing/routing_options.hpp>
+#include <meo/routing/task_descriptions.hpp>
+#include <meo/types.hpp>
+
+namespace meo::inline MEO_ABI {
+
+/// Buffers of Router::route; they grow where they must and are kept.
+template <class Scalar>
+struct RouterWorkspace {
+  GateWorkspace<Scalar> gate;
+  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g, where it is not the tokens themselves
+  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
+  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
+};
+
+/// Buffers of Router::backward: gradients of what they are named after.
+template <class Scalar>
+struct RouterGradientWorkspace {
+  GateGradientWorkspace<Scalar> gate;
+  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g
+  detail::AlignedVector<Scalar> task_inputs;        ///< descriptions × D_g
+  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
+  detail::GrowingMatrix<Scalar> task_embeddings;    ///< description tokens × S
+  std::vector<Index> task_begins;                   ///< descriptions + 1, in task_order
+  std::vector<Index> task_order;                    ///< sequences, by description
+  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while those of a task are added up
+  detail::AlignedVector<Scalar> scratch;
+};
+
+template <class Scalar, int NumExperts = Eigen::Dynamic>
+class Router {
+ public:
+  /// All parameters zero. features: D. Throws std::invalid_argument for sizes or options that make no router.
+  Router(const RoutingOptions& options, Index features, Index num_experts, Index top_k)
+      : options_(checked(options)),
+        gate_(gate_features(options, features), num_experts, top_k,
+              static_cast<Scalar>(options.loss_coefficient), static_cast<Scalar>(options.noise_epsilon)) {
+    if (options.level == Level::task)
+      task_projection_.emplace(options.task_features, gate_features(options, features));
+  }
+
+  const RoutingOptions& options() const { return options_; }
+  Index num_experts() const { return gate_.num_experts(); }
+  Index top_k() const { return gate_.top_k(); }
+  /// Whether it was moved from; see Linear::empty.
+  bool empty() const { return gate_.empty() || (task_projection_ && task_projection_->empty()); }
+
+  Gate<Scalar, NumExperts>& gate() { return gate_; }
+  const Gate<Scalar, NumExperts>& gate() const { return gate_; }
+
+  /// P (⌊S/r⌋ × S) and p, which make the gate's input of a task's description. Throws std::invalid_argument
+  /// at other levels.
+  Linear<Scalar>& task_projection() {
+    require_task_level();
+    return *task_projection_;
+  }
+  const Linear<Scalar>& task_projection() const {
+    require_task_level();
+    return *task_projection_;
+  }
+
+  /// Start values: W_g uniform in ±spread/√D_g, W_n zero, the task projection as PyTorch's nn.Linear.
+  template <class Generator>
+  void initialize(Generator& rng, double spread = 1) {
+    gate_.initialize(rng, spread);
+    if (task_projection_) task_projection_->initialize(rng);
+  }
+
+  /// W_g and W_n zero: every row selects the experts 0 … K − 1 with equal weights.
+  void reset_gate() {
+    const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
+    gate_.set_weight(zero);
+    gate_.set_noise_weight(zero);
+  }
+
+  /// Calls visit("task_proj", projection) at task level.
+  template <class Visitor>
+  void visit_task_projection(const Visitor& visit) {
+    if (task_projection_) visit("task_proj", *task_projection_);
+  }
+  template <class Visitor>
+  void visit_task_projection(const Visitor& visit) const {
+    if (task_projection_) visit("task_proj", *task_projection_);
+  }
+
+  /// Throws std::invalid_argument unless the inputs have what a batch of so many sequences needs.
+  void check(Index sequences, const Inputs<Scalar>& inputs) const {
+    if (options_.level == Level::task) detail::check_tasks(sequences, options_.task_features, inputs);
+  }
+
+  /// Decides on every row. tokens: T × D, what the rows see, but for the task level. Throws
+  /// std::invalid_argument for inputs that do not fit, std::domain_error for logits that are not finite.
+  /// Allocates only where routing or workspace have to grow.
+  void route(const MatrixView<Scalar>& tokens, const detail::GateRows& rows, const Inputs<Scalar>& inputs,
+             Routing<Scalar>& routing, RouterWorkspace<Scalar>& workspace) const {
+    gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate);
+    set_gradient_groups(inputs, workspace.gate.is_noisy, routing);
+  }
+
+  /// Gradients of a route whose routing and workspace are given: from those of the weights (one for each
+  /// pair, in the routing's order) and of the loss to those of the parameters, which are added to
+  /// `gradients`, and of what it saw: the tokens, T × D at stride, where they are added, or at task level
+  /// the embeddings, which are left in memory.task_embeddings.
+  void backward(const MatrixView<Scalar>& tokens, const detail::GateRows& rows, const Inputs<Scalar>& inputs,
+                const Routing<Scalar>& routing, const RouterWorkspace<Scalar>& workspace,
+                std::span<const Scalar> d_weights, const Scalar& d_loss, Router& gradients, Scalar* d_tokens,
+                Index stride, RouterGradientWorkspace<Scalar>& memory) const {
+    if (sees_tokens(rows)) {
+      gate_.backward(tokens, routing, workspace.gate, d_weights, d_loss, gradients.gate_, true, d_tokens,
+                     stride, memory.gate, memory.scratch);
+      return;
+    }
+    const Index features = gate_.gate_features();
+    const MatrixView<Scalar> z(workspace.gate_input.data(), rows.size(), features, features);
+    Scalar* const dz = detail::reserve(memory.gate_input, rows.size() * features);
+    gate_.backward(z, routing, workspace.gate, d_weights, d_loss, gradients.gate_, false, dz, features,
+                   memory.gate, memory.scratch);
+    if (options_.level == Level::task) {
+      backward_tasks({dz, rows.size(), features, features}, inputs, workspace, gradients, memory);
+    } else {
+      detail::add_means_gradient(dz, rows.size(), seen_by(rows), features, d_tokens, stride);
+    }
+  }
+
+ private:
+  static const RoutingOptions& checked(const RoutingOptions& options) {
+    detail::check_routing_options<Scalar>(options);
+    return options;
+  }
+
+  static Index gate_features(const RoutingOptions& options, Index features) {
+    return options.level == Level::task
+               ? detail::reduced_features(options.task_features, options.reduce_factor)
+               : features;
+  }
+
+  void require_task_level() const {
+    detail::require(task_projection_.has_value(), "task_projection: expected a layer at task level, got ",
+                    to_string(options_.level), " level");
+  }
+
+  bool sees_tokens(const detail::GateRows& rows) const {
+    return options_.level != Level::task && rows.seen.empty();
+  }
+
+  static auto seen_by(const detail::GateRows& rows) {
+    return [seen = rows.seen](Index row) { return seen[static_cast<std::size_t>(row)]; };
+  }
+
+  MatrixView<Scalar> gate_input(const MatrixView<Scalar>& tokens, const detail::GateRows& rows,
+                                const Inputs<Scalar>& inputs, RouterWorkspace<Scalar>& workspace) const {
+    if (options_.level == Level::task) return task_inputs(rows.size(), inputs, workspace);
+    if (sees_tokens(rows)) return tokens;
+    return detail::means(tokens, rows.size(), seen_by(rows), workspace.gate_input, workspace.sums);
+  }
+
+  /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
+  /// projection is linear, so the mean comes first, and a description without tokens gives p.
+  MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
+                                 RouterWorkspace<Scalar>& workspace) const {
+    const detail::Offsets descriptions = detail::check_tasks(sequences, options_.task_features, inputs);
+    const MatrixView<Scalar> means =
+        detail::means(inputs.task_embeddings, descriptions.num_sequences(), descriptions.ranges(),
+                      workspace.task_means, workspace.sums);
+    const Index features = gate_.gate_features();
+    Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
+    const auto task = detail::task_of(inputs);
+    for (Index b = 0; b < sequences; ++b) {
+      const MatrixView<Scalar> mean(means.row(task(b)), 1, means.cols(), means.cols());
+      task_projection_->apply(mean, z + b * features, features);
+    }
+    return {z, sequences, features, features};
+  }
+
+  /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
+  void backward_tasks(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
+                      const RouterWorkspace<Scalar>& workspace, Router& gradients,
+                      RouterGradientWorkspace<Scalar>& memory) const {
+    const detail::Offsets offsets = detail::description_offsets(inputs);
+    const Index descriptions = offsets.num_sequences();
+    const Index features = dz.cols(), task_features = options_.task_features;
+    Scalar* const projected = detail::reserve(memory.task_inputs, descriptions * features);
+    detail::sort_by_task(dz.rows(), descriptions, inputs, memory.task_begins, memory.task_order);
+    detail::Sum<Scalar>* const sum = detail::reserve_sums<Scalar>(memory.sums, dz.rows(), features);
+    for (Index task = 0; task < descriptions; ++task) {
+      const auto t = static_cast<std::size_t>(task);
+      detail::sum_rows(
+          memory.task_begins[t], memory.task_begins[t + 1], features,
+          [&](Index i) { return dz.row(memory.task_order[static_cast<std::size_t>(i)]); }, sum,
+          sum + features);
+      for (Index j = 0; j < features; ++j) projected[task * features + j] = static_cast<Scalar>(sum[j]);
+    }
+    Scalar* const means = detail::reserve(memory.task_means, descriptions * task_features);
+    task_projection_->backward({workspace.task_means.data(), descriptions, task_features, task_features},
+                               {projected, descriptions, features, features}, *gradients.task_projection_,
+                               false, means, task_features, memory.scratch);
+    Eigen::Map<Matrix<Scalar>> embeddings =
+        memory.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
+    embeddings.setZero();
+    detail::add_means_gradient(means, descriptions, offsets.ranges(), task_features, embeddings.data(),
+                               task_features);
+  }
+
+  /// Rows whose weights' gradients are needed in sum only: those of one task without noise, whose gate sees
+  /// the same; and all where K = 1, whose weight is 1 whatever the logit.
+  void set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy, Routing<Scalar>& routing) const {
+    const bool are_constant = top_k() == 1;
+    routing.gradient_groups.clear();
+    if (!are_constant && (options_.level != Level::task || is_noisy)) return;
+    const auto task = detail::task_of(inputs);
+    for (Index row = 0; row < routing.rows; ++row)
+      routing.gradient_groups.push_back(are_constant ? 0 : task(row));
+  }
+
+  RoutingOptions options_;
+  Gate<Scalar, NumExperts> gate_;
+  std::optional<Linear<Scalar>> task_projection_;
+};
+
+}  // namespace meo
