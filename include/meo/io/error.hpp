@@ -8,18 +8,12 @@
 #include <string_view>
 #include <system_error>
 
-#include <nlohmann/json.hpp>
-
 #include <meo/abi.hpp>
+#include <meo/io/json_string.hpp>
 
 namespace meo::inline MEO_ABI::io {
 
 namespace detail {
-
-/// A name from a file as a JSON string: whatever bytes it holds, it can be printed and read back by eye.
-inline std::string in_quotes(std::string_view name) {
-  return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
 
 /// A path as UTF-8, for messages; path.string() throws on Windows for what the code page lacks.
 inline std::string in_utf8(const std::filesystem::path& path) {

@@ -28,10 +28,10 @@
 #include <utility>
 #include <vector>
 
-#include <nlohmann/json.hpp>
-
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/json_parser.hpp>
+#include <meo/io/json_string.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::io {
@@ -57,9 +57,9 @@ struct SafetensorsHeader {
 };
 
 template <class Number>
-std::string in_brackets(const std::vector<Number>& numbers) {
+std::string in_brackets(const std::vector<Number>& numbers, const char* separator = ", ") {
   std::string text = "[";
-  for (const Number number : numbers) text += (text.size() > 1 ? ", " : "") + std::to_string(number);
+  for (const Number number : numbers) text += (text.size() > 1 ? separator : "") + std::to_string(number);
   return text + "]";
 }
 
@@ -77,21 +77,19 @@ inline std::optional<Index> element_count(const std::vector<Index>& shape) {
 
 /// Fills a header from the events of a JSON parser. A tree would already have forgotten that a name came
 /// twice; and whatever does not belong here, as deep nesting, is refused where it begins.
-class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
+class HeaderListener final : public JsonListener {
  public:
-  HeaderParser(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
+  HeaderListener(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
 
-  bool null() override {
+  void null() override {
     if (place_ != Place::names || name_ != metadata_key) refuse("null");
-    return true;
   }
 
-  bool boolean(bool) override { refuse("a boolean"); }
-  bool number_integer(number_integer_t value) override { refuse(std::to_string(value)); }
-  bool number_float(number_float_t, const string_t& text) override { refuse(text); }
-  bool binary(binary_t&) override { refuse("binary data"); }
+  void boolean(bool) override { refuse("a boolean"); }
+  void negative_integer(std::int64_t value) override { refuse(std::to_string(value)); }
+  void other_number(std::string text) override { refuse(text); }
 
-  bool number_unsigned(number_unsigned_t value) override {
+  void unsigned_integer(std::uint64_t value) override {
     if (place_ == Place::shape && std::in_range<Index>(value)) {
       tensor_.shape.push_back(static_cast<Index>(value));
     } else if (place_ == Place::data_offsets) {
@@ -99,10 +97,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       refuse(std::to_string(value));
     }
-    return true;
   }
 
-  bool string(string_t& value) override {
+  void string(std::string value) override {
     if (place_ == Place::metadata) {
       header_.metadata.emplace(key_, std::move(value));
     } else if (place_ == Place::tensor && key_ == "dtype") {
@@ -111,10 +108,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       refuse("a string");
     }
-    return true;
   }
 
-  bool start_object(std::size_t) override {
+  void begin_object() override {
     if (place_ == Place::outside) {
       place_ = Place::names;
     } else if (place_ == Place::names) {
@@ -125,10 +121,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       refuse("an object");
     }
-    return true;
   }
 
-  bool key(string_t& key) override {
+  void key(std::string key) override {
     if (place_ == Place::names) {
       name_ = key;
       const bool seen =
@@ -141,10 +136,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
       }
       if (!keys_.insert(key).second) fail("the key " + in_quotes(key) + " comes twice");
     }
-    return true;
   }
 
-  bool end_object() override {
+  void end_object() override {
     if (place_ == Place::tensor) {
       for (const char* key : {"dtype", "shape", "data_offsets"}) {
         if (!keys_.contains(key)) fail("the key " + in_quotes(key) + " is missing");
@@ -152,10 +146,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
       header_.tensors.emplace(name_, std::move(tensor_));
     }
     place_ = place_ == Place::names ? Place::outside : Place::names;
-    return true;
   }
 
-  bool start_array(std::size_t) override {
+  void begin_array() override {
     if (place_ == Place::tensor && key_ == "shape") {
       place_ = Place::shape;
     } else if (place_ == Place::tensor && key_ == "data_offsets") {
@@ -163,10 +156,9 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
     } else {
       refuse("an array");
     }
-    return true;
   }
 
-  bool end_array() override {
+  void end_array() override {
     if (place_ == Place::shape) {
       const auto size = element_count(tensor_.shape);
       if (!size) fail("shape " + in_brackets(tensor_.shape) + " has more elements than can be counted");
@@ -178,12 +170,6 @@ class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
       tensor_.end = data_offsets_[1];
     }
     place_ = Place::tensor;
-    return true;
-  }
-
-  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception& error) override {
-    const std::string_view what = error.what();  // "[json.exception.parse_error.101] parse error at …"
-    throw Error(file_, "the header is no JSON: " + std::string(what.substr(what.find(' ') + 1)));
   }
 
  private:
@@ -281,11 +267,14 @@ inline void check_data(const std::string& file, const SafetensorsHeader& header,
 inline SafetensorsHeader parse_header(const std::string& file, std::string_view text,
                                       std::uint64_t data_size) {
   if (!text.starts_with('{')) throw Error(file, "the header does not begin with '{'");
-  // nlohmann::json takes a zero byte for the end of its input.
   if (text.find('\0') != text.npos) throw Error(file, "the header is no JSON: it has a zero byte");
   SafetensorsHeader header;
-  HeaderParser parser(file, header);
-  nlohmann::json::sax_parse(text, &parser);
+  HeaderListener listener(file, header);
+  try {
+    JsonParser(text, listener).parse();
+  } catch (const JsonError& error) {
+    throw Error(file, std::string("the header is no JSON: ") + error.what());
+  }
   check_data(file, header, data_size);
   return header;
 }

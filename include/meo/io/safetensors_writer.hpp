@@ -19,10 +19,10 @@
 #include <vector>
 
 #include <Eigen/Core>
-#include <nlohmann/json.hpp>
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/json_string.hpp>
 #include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
@@ -31,14 +31,11 @@ namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
-/// JSON is written in UTF-8 only.
-inline bool is_utf8(const std::string& text) {
-  try {
-    static_cast<void>(nlohmann::json(text).dump());
-    return true;
-  } catch (const nlohmann::json::exception&) {
-    return false;
-  }
+/// An object of JSON; the members' values are in JSON already.
+inline std::string json_object(const std::map<std::string, std::string>& members) {
+  std::string text;
+  for (const auto& [key, value] : members) text += (text.empty() ? "" : ",") + in_quotes(key) + ":" + value;
+  return "{" + text + "}";
 }
 
 /// What comes before the data: the header's length, and the header with spaces up to a multiple of 8 bytes,
@@ -167,17 +164,23 @@ class SafetensorsWriter {
   }
 
   std::vector<std::byte> header(std::string_view file, const std::vector<const Entry*>& entries) const {
-    nlohmann::json json = nlohmann::json::object();
-    if (!metadata_.empty()) json[std::string(detail::metadata_key)] = metadata_;
+    std::map<std::string, std::string> members;
+    if (!metadata_.empty()) {
+      std::map<std::string, std::string> metadata;
+      for (const auto& [key, value] : metadata_) metadata[key] = detail::in_quotes(value);
+      members[std::string(detail::metadata_key)] = detail::json_object(metadata);
+    }
     std::uint64_t offset = 0;
     for (const Entry* entry : entries) {
       const auto& [name, tensor] = *entry;
-      json[name] = {{"dtype", to_string(tensor.dtype)},
-                    {"shape", tensor.shape},
-                    {"data_offsets", {offset, offset + tensor.bytes.size()}}};
-      offset += tensor.bytes.size();
+      const std::uint64_t end = offset + tensor.bytes.size();
+      members[name] =
+          detail::json_object({{"data_offsets", detail::in_brackets<std::uint64_t>({offset, end}, ",")},
+                               {"dtype", detail::in_quotes(to_string(tensor.dtype))},
+                               {"shape", detail::in_brackets(tensor.shape, ",")}});
+      offset = end;
     }
-    return detail::file_head(file, json.dump());
+    return detail::file_head(file, detail::json_object(members));
   }
 
   std::map<std::string, std::string> metadata_;
