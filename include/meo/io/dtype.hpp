@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -264,32 +266,6 @@ bool read_number(typename Format::Raw raw, S& out) {
   return true;
 }
 
-/// "nan", "inf" or "-inf" for an element, of these bytes, that is no finite number; else empty. Looks at the
-/// bits, because with -ffast-math compilers take every number for finite.
-template <class Format>
-std::string_view not_finite(const std::byte* bytes) {
-  if constexpr (!HoldsIntegers<Format>) {
-    constexpr auto infinity = Format::infinity;
-    using Bits = std::remove_const_t<decltype(infinity)>;
-    const auto bits = load<Bits>(bytes);
-    if ((bits & infinity) != infinity) return {};
-    if (bits == infinity) return "inf";
-    return static_cast<Bits>(bits << 1) == static_cast<Bits>(infinity << 1) ? "-inf" : "nan";
-  }
-  return {};
-}
-
-/// Whether S has finite numbers as large as this finite one.
-template <FloatLike S>
-bool reaches(double number) {
-  using Limits = std::numeric_limits<S>;
-  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
-    const auto largest = static_cast<double>((Limits::max)());
-    return -largest <= number && number <= largest;
-  }
-  return true;
-}
-
 /// The other way.
 template <class Format, Element S>
 bool write_number(const S& number, typename Format::Raw& out) {
@@ -302,24 +278,117 @@ bool write_number(const S& number, typename Format::Raw& out) {
   return true;
 }
 
-/// The message for a finite number that S does not reach.
-template <FloatLike S>
-std::string beyond(std::size_t element, double number) {
-  const auto largest = static_cast<double>((std::numeric_limits<S>::max)());
-  std::ostringstream text;
-  text << "element " << element << ": expected " << -largest << " to " << largest << ", got " << number;
-  return text.str();
+/// out = the numbers that lie in the bytes. Returns how many come before the first that read_number refuses;
+/// from there on out is left alone.
+template <class Format, Element S>
+std::size_t read_numbers(const std::byte* bytes, std::span<S> out) {
+  using Raw = typename Format::Raw;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (!read_number<Format>(load<Raw>(bytes + i * sizeof(Raw)), out[i])) return i;
+  }
+  return out.size();
 }
 
-/// The message for an integer that is none of the values of T, or of BOOL.
-template <class T, class Number>
-std::string no_value(DType dtype, std::size_t element, Number number) {
-  std::string range = "0 to 1";
-  if (dtype != DType::BOOL) {
-    range = std::to_string((std::numeric_limits<T>::min)()) + " to " +
-            std::to_string((std::numeric_limits<T>::max)());
+/// The other way.
+template <class Format, Element S>
+std::size_t write_numbers(std::span<const S> numbers, std::byte* out) {
+  typename Format::Raw raw{};
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    if (!write_number<Format>(numbers[i], raw)) return i;
+    store(raw, out + i * sizeof(raw));
   }
-  return "element " + std::to_string(element) + ": expected " + range + ", got " + std::to_string(number);
+  return numbers.size();
+}
+
+/// read_numbers for a type that is not unknown; null if that are floats and S is an integer.
+template <Element S>
+auto reader_of(DType dtype) {
+  std::size_t (*read)(const std::byte*, std::span<S>) = nullptr;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (HoldsIntegers<Format> || !Integer<S>) read = read_numbers<Format, S>;
+  });
+  return read;
+}
+
+/// write_numbers; null if S is no integer and the type holds only those.
+template <Element S>
+auto writer_of(DType dtype) {
+  std::size_t (*write)(std::span<const S>, std::byte*) = nullptr;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (!HoldsIntegers<Format> || Integer<S>) write = write_numbers<Format, S>;
+  });
+  return write;
+}
+
+/// The largest finite number of S, if that is a double.
+template <FloatLike S>
+double largest_finite() {
+  using Limits = std::numeric_limits<S>;
+  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
+    return static_cast<double>((Limits::max)());
+  }
+  return (std::numeric_limits<double>::max)();
+}
+
+/// What is wrong with the first number in the bytes that is not finite or beyond ±largest, and its place;
+/// nothing if there is none.
+struct Unfit {
+  std::size_t place;
+  std::string reason;
+};
+inline std::optional<Unfit> first_not_finite(DType dtype, std::span<const std::byte> bytes, double largest) {
+  std::optional<Unfit> unfit;
+  with_format(dtype, [&]<class Format>(Format) {
+    using Raw = typename Format::Raw;
+    for (std::size_t i = 0; i < bytes.size() / sizeof(Raw); ++i) {
+      const std::byte* const element = bytes.data() + i * sizeof(Raw);
+      // By the bits, because with -ffast-math compilers take every number for finite.
+      if constexpr (!HoldsIntegers<Format>) {
+        constexpr auto infinity = Format::infinity;
+        using Bits = std::remove_const_t<decltype(infinity)>;
+        const auto bits = load<Bits>(element);
+        if ((bits & infinity) == infinity) {
+          const bool nan = static_cast<Bits>(bits << 1) != static_cast<Bits>(infinity << 1);
+          const std::string what = nan ? "nan" : bits == infinity ? "inf" : "-inf";
+          unfit = Unfit{i, "expected a finite number, got " + what};
+          return;
+        }
+      }
+      const auto number = static_cast<double>(Format::decode(load<Raw>(element)));
+      if (!(-largest <= number && number <= largest)) {
+        std::ostringstream reason;
+        reason << "expected " << -largest << " to " << largest << ", got " << number;
+        unfit = Unfit{i, reason.str()};
+        return;
+      }
+    }
+  });
+  return unfit;
+}
+
+/// The integers that a type holds.
+inline std::string range_of(DType dtype) {
+  if (dtype == DType::BOOL) return "0 to 1";
+  const bool is_signed = to_string(dtype).front() == 'I';
+  const std::uint64_t largest = ~std::uint64_t{0} >> (64 - 8 * size_of(dtype) + (is_signed ? 1 : 0));
+  const std::int64_t smallest = is_signed ? -1 - static_cast<std::int64_t>(largest) : 0;
+  return std::to_string(smallest) + " to " + std::to_string(largest);
+}
+
+/// An integer that lies in the bytes.
+inline std::string integer_text(DType dtype, const std::byte* bytes) {
+  std::string text;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (HoldsIntegers<Format>) {
+      text = std::to_string(Format::decode(load<typename Format::Raw>(bytes)));
+    }
+  });
+  return text;
+}
+
+/// The message for an integer that is none of those in the range.
+inline std::string no_value(std::size_t element, const std::string& range, const std::string& number) {
+  return "element " + std::to_string(element) + ": expected " + range + ", got " + number;
 }
 
 }  // namespace detail

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <limits>
 #include <map>
 #include <ranges>
 #include <span>
@@ -55,9 +57,13 @@ inline std::vector<std::byte> file_head(std::string_view file, std::string heade
 
 }  // namespace detail
 
-/// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file.
+/// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file,
+/// but for what is deferred.
 class SafetensorsWriter {
  public:
+  /// The most elements that are read at a time of what is deferred.
+  static constexpr Index deferred_elements = 16384;
+
   /// Replaces the value that the key has had.
   void set_metadata(const std::string& key, const std::string& value) {
     if (!detail::is_utf8(key) || !detail::is_utf8(value)) {
@@ -91,12 +97,46 @@ class SafetensorsWriter {
     add(name, shape, matrix, dtype);
   }
 
+  /// A tensor whose values are read when the file is written, at each write() and bytes() anew: read(first,
+  /// values) has to fill all of `values` with the elements from number `first` on, in row-major order. It is
+  /// asked for pieces of at most deferred_elements in ascending order, from the first to the last of the
+  /// tensor. What it refers to has to live, and to stay as it is, until the last of them.
+  ///
+  /// Values that the type does not hold are an Error of write() and bytes(); what read throws, they throw.
+  template <Element S>
+  void add_deferred(const std::string& name, const std::vector<Index>& shape,
+                    std::function<void(Index first, std::span<S> values)> read, DType dtype = dtype_of<S>) {
+    check_new(name, dtype);
+    const auto size = detail::element_count(shape);
+    constexpr Index most = (std::numeric_limits<Index>::max)();
+    if (!size || *size > most / static_cast<Index>(size_of(dtype))) {
+      throw Error("", name,
+                  "expected a shape of at most " + std::to_string(most) + " bytes, got " +
+                      detail::in_brackets(shape));
+    }
+    const auto encode = encoder<S>(name, dtype);
+    const auto write = [=, count = *size](std::string_view file, const Sink& sink) {
+      std::vector<S> values;
+      std::vector<std::byte> bytes;
+      for (Index first = 0; first < count; first += deferred_elements) {
+        values.resize(static_cast<std::size_t>((std::min)(deferred_elements, count - first)));
+        bytes.resize(values.size() * size_of(dtype));
+        read(first, values);
+        encode(file, first, values, bytes.data());
+        sink(bytes);
+      }
+    };
+    tensors_.emplace(name, Tensor{dtype, shape, static_cast<std::uint64_t>(*size) * size_of(dtype), write});
+  }
+
   /// The whole file.
   std::vector<std::byte> bytes() const {
     const std::vector<const Entry*> entries = in_order();
     std::vector<std::byte> bytes = header("", entries);
     for (const Entry* entry : entries) {
-      bytes.insert(bytes.end(), entry->second.bytes.begin(), entry->second.bytes.end());
+      entry->second.write("", [&](std::span<const std::byte> piece) {
+        bytes.insert(bytes.end(), piece.begin(), piece.end());
+      });
     }
     return bytes;
   }
@@ -107,50 +147,71 @@ class SafetensorsWriter {
   /// of the old one, be that read-only; owner and further hard links it does not get.
   void write(const std::filesystem::path& path) const {
     const std::vector<const Entry*> entries = in_order();
-    const std::vector<std::byte> head = header(detail::in_utf8(path), entries);
+    const std::string name = detail::in_utf8(path);
+    const std::vector<std::byte> head = header(name, entries);
     detail::OutputFile file(path);
     file.write(head);
-    for (const Entry* entry : entries) file.write(entry->second.bytes);
+    for (const Entry* entry : entries) {
+      entry->second.write(name, [&](std::span<const std::byte> piece) { file.write(piece); });
+    }
     file.commit();
   }
 
  private:
+  using Sink = std::function<void(std::span<const std::byte>)>;
+
   struct Tensor {
     DType dtype;
     std::vector<Index> shape;
-    std::vector<std::byte> bytes;
+    std::uint64_t size;  // in bytes
+    std::function<void(std::string_view file, const Sink&)> write;
   };
   using Entry = std::pair<const std::string, Tensor>;
 
-  template <class S>
-  void add_values(const std::string& name, const std::vector<Index>& shape, std::span<const S> values,
-                  DType dtype) {
+  /// Throws unless there can be a tensor of that name and type.
+  void check_new(const std::string& name, DType dtype) const {
     const auto fail = [&](const std::string& reason) { throw Error("", name, reason); };
     if (!detail::is_utf8(name)) fail("expected a name in UTF-8");
     if (name == detail::metadata_key) fail("the name is reserved");
     if (tensors_.contains(name)) fail("the name has been added before");
     if (dtype == DType::unknown) fail("elements of unknown type cannot be written");
+  }
+
+  template <class S>
+  void add_values(const std::string& name, const std::vector<Index>& shape, std::span<const S> values,
+                  DType dtype) {
+    check_new(name, dtype);
     const auto size = detail::element_count(shape);
     if (!size || std::cmp_not_equal(*size, values.size())) {
-      fail("expected the elements of shape " + detail::in_brackets(shape) + ", got " +
-           std::to_string(values.size()));
+      throw Error("", name,
+                  "expected the elements of shape " + detail::in_brackets(shape) + ", got " +
+                      std::to_string(values.size()));
     }
+    std::vector<std::byte> bytes(values.size() * size_of(dtype));
+    encoder<S>(name, dtype)("", 0, values, bytes.data());
+    const std::uint64_t bytes_size = bytes.size();
+    tensors_.emplace(name,
+                     Tensor{dtype, shape, bytes_size,
+                            [bytes = std::move(bytes)](std::string_view, const Sink& sink) { sink(bytes); }});
+  }
 
-    Tensor tensor{dtype, shape, std::vector<std::byte>(values.size() * size_of(dtype))};
-    detail::with_format(dtype, [&]<class Format>(Format) {
-      if constexpr (!Integer<S> && detail::HoldsIntegers<Format>) {
-        fail("expected integers for " + std::string(to_string(dtype)) + ", got floats");
-      } else {
-        typename Format::Raw raw{};
-        for (std::size_t i = 0; i < values.size(); ++i) {
-          if (!detail::write_number<Format>(values[i], raw)) {
-            fail(detail::no_value<typename Format::Raw>(dtype, i, values[i]));
-          }
-          detail::store(raw, tensor.bytes.data() + i * sizeof(raw));
+  /// What turns values, of which the first is element `first`, into bytes of the tensor. Throws if the type
+  /// does not hold them, at once if it holds only integers and S is none.
+  template <class S>
+  static auto encoder(const std::string& name, DType dtype) {
+    const auto write = detail::writer_of<S>(dtype);
+    if (write == nullptr)
+      throw Error("", name, "expected integers for " + std::string(to_string(dtype)) + ", got floats");
+    return [=](std::string_view file, Index first, std::span<const S> values, std::byte* bytes) {
+      const std::size_t good = write(values, bytes);
+      if constexpr (Integer<S>) {
+        if (good < values.size()) {
+          throw Error(file, name,
+                      detail::no_value(static_cast<std::size_t>(first) + good, detail::range_of(dtype),
+                                       std::to_string(values[good])));
         }
       }
-    });
-    tensors_.emplace(name, std::move(tensor));
+    };
   }
 
   /// Wide elements first, so that each lies aligned.
@@ -173,7 +234,7 @@ class SafetensorsWriter {
     std::uint64_t offset = 0;
     for (const Entry* entry : entries) {
       const auto& [name, tensor] = *entry;
-      const std::uint64_t end = offset + tensor.bytes.size();
+      const std::uint64_t end = offset + tensor.size;
       members[name] =
           detail::json_object({{"data_offsets", detail::in_brackets<std::uint64_t>({offset, end}, ",")},
                                {"dtype", detail::in_quotes(to_string(tensor.dtype))},
