@@ -13,7 +13,6 @@
 #include <limits>
 #include <optional>
 #include <span>
-#include <sstream>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -22,6 +21,7 @@
 #include <Eigen/Core>
 
 #include <meo/abi.hpp>
+#include <meo/finite.hpp>
 
 namespace meo::inline MEO_ABI::io {
 
@@ -330,40 +330,47 @@ double largest_finite() {
   return (std::numeric_limits<double>::max)();
 }
 
-/// What is wrong with the first number in the bytes that is not finite or beyond ±largest, and its place;
-/// nothing if there is none.
-struct Unfit {
-  std::size_t place;
-  std::string reason;
-};
-inline std::optional<Unfit> first_not_finite(DType dtype, std::span<const std::byte> bytes, double largest) {
-  std::optional<Unfit> unfit;
-  with_format(dtype, [&]<class Format>(Format) {
-    using Raw = typename Format::Raw;
-    for (std::size_t i = 0; i < bytes.size() / sizeof(Raw); ++i) {
-      const std::byte* const element = bytes.data() + i * sizeof(Raw);
+/// The place of the first number in the bytes that is not finite or beyond ±largest, and the number; nothing
+/// if there is none.
+inline std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
+                                                                 std::span<const std::byte> bytes,
+                                                                 double largest) {
+  if (dtype == DType::BOOL) return std::nullopt;
+  const auto read = reader_of<double>(dtype);
+  const std::size_t element_size = size_of(dtype);
+  std::array<double, 256> numbers;
+  for (std::size_t begin = 0; begin < bytes.size() / element_size; begin += numbers.size()) {
+    const std::size_t count = (std::min)(numbers.size(), bytes.size() / element_size - begin);
+    read(bytes.data() + begin * element_size, std::span(numbers).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
       // By the bits, because with -ffast-math compilers take every number for finite.
-      if constexpr (!HoldsIntegers<Format>) {
-        constexpr auto infinity = Format::infinity;
-        using Bits = std::remove_const_t<decltype(infinity)>;
-        const auto bits = load<Bits>(element);
-        if ((bits & infinity) == infinity) {
-          const bool nan = static_cast<Bits>(bits << 1) != static_cast<Bits>(infinity << 1);
-          const std::string what = nan ? "nan" : bits == infinity ? "inf" : "-inf";
-          unfit = Unfit{i, "expected a finite number, got " + what};
-          return;
-        }
-      }
-      const auto number = static_cast<double>(Format::decode(load<Raw>(element)));
-      if (!(-largest <= number && number <= largest)) {
-        std::ostringstream reason;
-        reason << "expected " << -largest << " to " << largest << ", got " << number;
-        unfit = Unfit{i, reason.str()};
-        return;
+      if (!meo::detail::is_finite(numbers[i]) || numbers[i] < -largest || numbers[i] > largest) {
+        return std::pair(begin + i, numbers[i]);
       }
     }
+  }
+  return std::nullopt;
+}
+
+/// By the bits as well.
+inline const char* text_of_not_finite(const double& number) {
+  constexpr auto infinity = std::bit_cast<std::uint64_t>(std::numeric_limits<double>::infinity());
+  const auto bits = std::bit_cast<std::uint64_t>(number);
+  return bits == infinity ? "inf" : bits << 1 == infinity << 1 ? "-inf" : "nan";
+}
+
+/// An integer that lies in the bytes.
+inline std::string integer_text(DType dtype, const std::byte* bytes) {
+  std::uint64_t number = 0;
+  bool negative = false;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (HoldsIntegers<Format>) {
+      const auto integer = Format::decode(load<typename Format::Raw>(bytes));
+      negative = std::cmp_less(integer, 0);
+      number = static_cast<std::uint64_t>(integer);
+    }
   });
-  return unfit;
+  return negative ? std::to_string(static_cast<std::int64_t>(number)) : std::to_string(number);
 }
 
 /// The integers that a type holds.
@@ -373,22 +380,6 @@ inline std::string range_of(DType dtype) {
   const std::uint64_t largest = ~std::uint64_t{0} >> (64 - 8 * size_of(dtype) + (is_signed ? 1 : 0));
   const std::int64_t smallest = is_signed ? -1 - static_cast<std::int64_t>(largest) : 0;
   return std::to_string(smallest) + " to " + std::to_string(largest);
-}
-
-/// An integer that lies in the bytes.
-inline std::string integer_text(DType dtype, const std::byte* bytes) {
-  std::string text;
-  with_format(dtype, [&]<class Format>(Format) {
-    if constexpr (HoldsIntegers<Format>) {
-      text = std::to_string(Format::decode(load<typename Format::Raw>(bytes)));
-    }
-  });
-  return text;
-}
-
-/// The message for an integer that is none of those in the range.
-inline std::string no_value(std::size_t element, const std::string& range, const std::string& number) {
-  return "element " + std::to_string(element) + ": expected " + range + ", got " + number;
 }
 
 }  // namespace detail

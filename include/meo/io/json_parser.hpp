@@ -6,7 +6,7 @@
 /// depth costs no stack. Messages are those of nlohmann::json, in whose terms many will look for a fault.
 
 #include <algorithm>
-#include <charconv>
+#include <cerrno>
 #include <clocale>
 #include <cstddef>
 #include <cstdint>
@@ -14,12 +14,12 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <meo/abi.hpp>
 #include <meo/finite.hpp>
+#include <meo/io/error.hpp>
 #include <meo/io/json_string.hpp>
 
 namespace meo::inline MEO_ABI::io::detail {
@@ -189,7 +189,7 @@ class JsonParser {
       case Token::negative_integer:
         return listener_.negative_integer(negative_);
       case Token::other_number:
-        if (overflows(value_)) throw JsonError("number overflow parsing '" + last_read() + "'");
+        if (overflows(value_)) throw JsonError(text_of({"number overflow parsing '", last_read(), "'"}));
         return listener_.other_number(std::move(value_));
       case Token::error:
         fail("value", "");
@@ -206,19 +206,18 @@ class JsonParser {
   }
 
   [[noreturn]] void fail(std::string_view context, std::string_view expected) const {
-    std::string text = "parse error at line " + std::to_string(line_) + ", column " + std::to_string(column_);
-    ((text += ": syntax error while parsing ") += context) += " - ";
-    if (token_ == Token::error) ((text += error_) += "; last read: '") += last_read() + "'";
-    else (text += "unexpected ") += name_of(token_);
-    if (!expected.empty()) (text += "; expected ") += expected;
-    throw JsonError(text);
+    throw JsonError(text_of({"parse error at line ", line_, ", column ", column_,
+                             ": syntax error while parsing ", context, " - ",
+                             token_ == Token::error ? text_of({error_, "; last read: '", last_read(), "'"})
+                                                    : text_of({"unexpected ", name_of(token_)}),
+                             expected.empty() ? "" : "; expected ", expected}));
   }
 
   /// What has been read since the last string or number began, that included.
   std::string last_read() const {
     std::string read;
     for (const char c : text_.substr(token_begin_, (std::min)(next_, text_.size()) - token_begin_)) {
-      if (static_cast<unsigned char>(c) < 0x20) ((read += "<U+") += hex(c)) += '>';
+      if (static_cast<unsigned char>(c) < 0x20) read += text_of({"<U+", hex(c), ">"});
       else read += c;
     }
     return read;
@@ -328,14 +327,10 @@ class JsonParser {
     }
     unread();
     value_ = text_.substr(token_begin_, next_ - token_begin_);
-    const char* const begin = value_.data();
-    const char* const end = begin + value_.size();
-    if (integer && !negative && std::from_chars(begin, end, unsigned_).ec == std::errc{}) {
-      return Token::unsigned_integer;
-    }
-    if (integer && negative && std::from_chars(begin, end, negative_).ec == std::errc{}) {
-      return Token::negative_integer;
-    }
+    errno = 0;
+    if (integer && negative) negative_ = std::strtoll(value_.c_str(), nullptr, 10);
+    else if (integer) unsigned_ = std::strtoull(value_.c_str(), nullptr, 10);
+    if (integer && errno == 0) return negative ? Token::negative_integer : Token::unsigned_integer;
     return Token::other_number;
   }
 
@@ -363,10 +358,10 @@ class JsonParser {
                                           "BS",  "HT",  "LF",  "VT",  "FF",  "CR",  "SO",  "SI",
                                           "DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB",
                                           "CAN", "EM",  "SUB", "ESC", "FS",  "GS",  "RS",  "US"};
-    std::string text = "invalid string: control character U+" + hex(c) + " (";
-    (text += names[static_cast<std::size_t>(c)]) += ") must be escaped to \\u" + hex(c);
-    const std::string escaped = in_quotes({&c, 1});
-    return escaped.size() == 4 ? text + " or " + escaped.substr(1, 2) : text;
+    const std::string escaped = in_quotes({&c, 1});  // \uXXXX or two characters, between quotes
+    return text_of({"invalid string: control character U+", hex(c), " (", names[static_cast<std::size_t>(c)],
+                    ") must be escaped to \\u", hex(c),
+                    escaped.size() == 4 ? text_of({" or ", escaped.substr(1, 2)}) : ""});
   }
 
   /// What comes after a backslash.

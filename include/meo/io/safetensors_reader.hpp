@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_header.hpp>
@@ -42,7 +45,7 @@ class ByteSource {
   explicit ByteSource(const std::filesystem::path& path) : file_(std::make_shared<File>()) {
     std::error_code error;
     size_ = std::filesystem::file_size(path, error);
-    if (error) throw Error(in_utf8(path), "cannot be read: " + error.message());
+    if (error) throw Error(in_utf8(path), text_of({"cannot be read: ", error.message()}));
     file_->stream.open(path, std::ios::binary);
     if (!file_->stream) throw Error(in_utf8(path), "cannot be opened");
   }
@@ -96,7 +99,7 @@ class SafetensorsReader {
   const std::string& metadata(const std::string& key) const {
     const auto entry = header_.metadata.find(key);
     if (entry == header_.metadata.end()) {
-      throw Error(file_, "expected the metadata to have " + detail::in_quotes(key));
+      throw Error(file_, detail::text_of({"expected the metadata to have ", detail::in_quotes(key)}));
     }
     return entry->second;
   }
@@ -121,8 +124,7 @@ class SafetensorsReader {
   void check_shape(std::string_view name, const std::vector<Index>& expected) const {
     const std::vector<Index>& shape = readable(name).shape;
     if (shape != expected) {
-      throw Error(file_, name,
-                  "expected shape " + detail::in_brackets(expected) + ", got " + detail::in_brackets(shape));
+      fail(name, {"expected shape ", detail::in_brackets(expected), ", got ", detail::in_brackets(shape)});
     }
   }
 
@@ -130,10 +132,10 @@ class SafetensorsReader {
   /// within what S holds; names the first that is not. Also with -ffast-math.
   template <FloatLike S = double>
   void check_finite(std::string_view name) const {
-    readable(name);
-    for_each_chunk(name, 0, info(name).size, [&](Index first, std::span<const std::byte> bytes) {
+    const auto check = [&](Index first, std::span<const std::byte> bytes) {
       check_finite(name, first, bytes, detail::largest_finite<S>());
-    });
+    };
+    for_each_chunk(name, 0, readable(name).size, std::ref(check));
   }
 
   /// Throws where read_matrix and its like would, without keeping what they would give: unless the tensor is
@@ -180,9 +182,7 @@ class SafetensorsReader {
   template <Element S>
   void read(std::string_view name, std::span<S> out) const {
     if (std::cmp_not_equal(out.size(), info(name).size)) {
-      throw Error(
-          file_, name,
-          "expected " + std::to_string(out.size()) + " elements, got " + std::to_string(info(name).size));
+      fail(name, {"expected ", out.size(), " elements, got ", info(name).size});
     }
     // By way of a vector: an error in the middle must not leave half a tensor behind.
     const std::vector<S> values = read<S>(name);
@@ -210,7 +210,7 @@ class SafetensorsReader {
       : source_(std::move(source)), file_(std::move(file)) {
     constexpr std::uint64_t length_size = 8;
     if (source_.size() < length_size) {
-      throw Error(file_, "expected at least 8 bytes, got " + std::to_string(source_.size()));
+      throw Error(file_, detail::text_of({"expected at least 8 bytes, got ", source_.size()}));
     }
     const auto read_at = [&](std::uint64_t offset, std::span<std::byte> out) {
       if (!source_.read(offset, out)) throw Error(file_, "cannot be read");
@@ -220,8 +220,7 @@ class SafetensorsReader {
     const auto length = detail::load<std::uint64_t>(length_bytes.data());
     const std::uint64_t limit = (std::min)(detail::max_header_size, source_.size() - length_size);
     if (length > limit) {
-      throw Error(file_, "expected a header of at most " + std::to_string(limit) + " bytes, got " +
-                             std::to_string(length));
+      throw Error(file_, detail::text_of({"expected a header of at most ", limit, " bytes, got ", length}));
     }
     std::string text(static_cast<std::size_t>(length), '\0');
     read_at(length_size, std::as_writable_bytes(std::span(text)));
@@ -229,13 +228,17 @@ class SafetensorsReader {
     header_ = detail::parse_header(file_, text, source_.size() - data_begin_);
   }
 
+  [[noreturn]] void fail(std::string_view name,
+                         std::initializer_list<meo::detail::MessagePart> reason) const {
+    throw Error(file_, name, detail::text_of(reason));
+  }
+
   /// What is known of a tensor whose type is known. To be asked before memory is taken: of other types a file
   /// need not have the bytes that a shape speaks of.
   const TensorInfo& readable(std::string_view name) const {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == DType::unknown) {
-      throw Error(file_, name,
-                  "elements of type " + detail::in_quotes(tensor.dtype_name) + " cannot be read");
+      fail(name, {"elements of type ", detail::in_quotes(tensor.dtype_name), " cannot be read"});
     }
     return tensor;
   }
@@ -244,19 +247,21 @@ class SafetensorsReader {
   void check_range(std::string_view name, Index begin, Index count) const {
     const Index size = readable(name).size;
     if (begin < 0 || count < 0 || begin > size || count > size - begin) {
-      throw Error(file_, name,
-                  "expected a range within its " + std::to_string(size) + " elements, got " +
-                      std::to_string(count) + " from " + std::to_string(begin));
+      fail(name, {"expected a range within its ", size, " elements, got ", count, " from ", begin});
     }
   }
 
   /// bytes: those of the elements from `first` on.
   void check_finite(std::string_view name, Index first, std::span<const std::byte> bytes,
                     double largest) const {
-    if (const auto unfit = detail::first_not_finite(info(name).dtype, bytes, largest)) {
-      const auto element = static_cast<std::size_t>(first) + unfit->place;
-      throw Error(file_, name, "element " + std::to_string(element) + ": " + unfit->reason);
+    const auto unfit = detail::first_unfit(info(name).dtype, bytes, largest);
+    if (!unfit) return;
+    const auto& [place, number] = *unfit;
+    const std::size_t element = static_cast<std::size_t>(first) + place;
+    if (meo::detail::is_finite(number)) {
+      fail(name, {"element ", element, ": expected ", -largest, " to ", largest, ", got ", number});
     }
+    fail(name, {"element ", element, ": expected a finite number, got ", detail::text_of_not_finite(number)});
   }
 
   /// out: elements of the tensor, whose type is known, the first of them number `first`.
@@ -274,8 +279,8 @@ class SafetensorsReader {
                     bool require_finite = false) const {
     const TensorInfo& tensor = info(name);
     const auto read = detail::reader_of<S>(tensor.dtype);
-    if (read == nullptr) throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
-    for_each_chunk(name, first, count, [&](Index begin, std::span<const std::byte> bytes) {
+    if (read == nullptr) fail(name, {"expected integers, got ", tensor.dtype_name});
+    const auto convert = [&](Index begin, std::span<const std::byte> bytes) {
       if constexpr (!Integer<S>) {
         if (require_finite) check_finite(name, begin, bytes, detail::largest_finite<S>());
       }
@@ -283,12 +288,11 @@ class SafetensorsReader {
       const std::span<S> values = place(begin, bytes.size() / element_size);
       const std::size_t good = read(bytes.data(), values);
       if (good == values.size()) return;
-      const bool of_bool = tensor.dtype == DType::BOOL;
-      throw Error(file_, name,
-                  detail::no_value(static_cast<std::size_t>(begin) + good,
-                                   detail::range_of(of_bool ? DType::BOOL : dtype_of<S>),
-                                   detail::integer_text(tensor.dtype, bytes.data() + good * element_size)));
-    });
+      const DType range = tensor.dtype == DType::BOOL ? DType::BOOL : dtype_of<S>;
+      fail(name, {"element ", static_cast<std::size_t>(begin) + good, ": expected ", detail::range_of(range),
+                  ", got ", detail::integer_text(tensor.dtype, bytes.data() + good * element_size)});
+    };
+    for_each_chunk(name, first, count, std::ref(convert));
   }
 
   /// Calls visit(number of the first element, the bytes of some) until there have been `count` elements from
@@ -303,7 +307,7 @@ class SafetensorsReader {
       const auto bytes = std::span(buffer).first(size * element_size);
       if (!source_.read(data_begin_ + tensor.begin + static_cast<std::uint64_t>(first) * element_size,
                         bytes)) {
-        throw Error(file_, name, "its data cannot be read any more");
+        fail(name, {"its data cannot be read any more"});
       }
       visit(first, bytes);
       first += static_cast<Index>(size);

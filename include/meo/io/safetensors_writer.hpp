@@ -36,8 +36,9 @@ namespace detail {
 /// An object of JSON; the members' values are in JSON already.
 inline std::string json_object(const std::map<std::string, std::string>& members) {
   std::string text;
-  for (const auto& [key, value] : members) text += (text.empty() ? "" : ",") + in_quotes(key) + ":" + value;
-  return "{" + text + "}";
+  for (const auto& [key, value] : members)
+    text += text_of({text.empty() ? "" : ",", in_quotes(key), ":", value});
+  return text_of({"{", text, "}"});
 }
 
 /// What comes before the data: the header's length, and the header with spaces up to a multiple of 8 bytes,
@@ -45,8 +46,8 @@ inline std::string json_object(const std::map<std::string, std::string>& members
 inline std::vector<std::byte> file_head(std::string_view file, std::string header) {
   header.resize((header.size() + 7) / 8 * 8, ' ');
   if (header.size() > max_header_size) {
-    throw Error(file, "expected a header of at most " + std::to_string(max_header_size) + " bytes, got " +
-                          std::to_string(header.size()));
+    throw Error(file,
+                text_of({"expected a header of at most ", max_header_size, " bytes, got ", header.size()}));
   }
   std::vector<std::byte> bytes(sizeof(std::uint64_t) + header.size());
   store(static_cast<std::uint64_t>(header.size()), bytes.data());
@@ -67,7 +68,7 @@ class SafetensorsWriter {
   /// Replaces the value that the key has had.
   void set_metadata(const std::string& key, const std::string& value) {
     if (!detail::is_utf8(key) || !detail::is_utf8(value)) {
-      throw Error("", "metadata " + detail::in_quotes(key) + ": expected UTF-8");
+      throw Error("", detail::text_of({"metadata ", detail::in_quotes(key), ": expected UTF-8"}));
     }
     metadata_[key] = value;
   }
@@ -111,8 +112,8 @@ class SafetensorsWriter {
     constexpr Index most = (std::numeric_limits<Index>::max)();
     if (!size || *size > most / static_cast<Index>(size_of(dtype))) {
       throw Error("", name,
-                  "expected a shape of at most " + std::to_string(most) + " bytes, got " +
-                      detail::in_brackets(shape));
+                  detail::text_of(
+                      {"expected a shape of at most ", most, " bytes, got ", detail::in_brackets(shape)}));
     }
     const auto encode = encoder<S>(name, dtype);
     const auto write = [=, count = *size](std::string_view file, const Sink& sink) {
@@ -135,7 +136,8 @@ class SafetensorsWriter {
     std::vector<std::byte> bytes = header("", entries);
     for (const Entry* entry : entries) {
       entry->second.write("", [&](std::span<const std::byte> piece) {
-        bytes.insert(bytes.end(), piece.begin(), piece.end());
+        bytes.resize(bytes.size() + piece.size());
+        std::copy(piece.begin(), piece.end(), bytes.end() - static_cast<std::ptrdiff_t>(piece.size()));
       });
     }
     return bytes;
@@ -184,8 +186,8 @@ class SafetensorsWriter {
     const auto size = detail::element_count(shape);
     if (!size || std::cmp_not_equal(*size, values.size())) {
       throw Error("", name,
-                  "expected the elements of shape " + detail::in_brackets(shape) + ", got " +
-                      std::to_string(values.size()));
+                  detail::text_of({"expected the elements of shape ", detail::in_brackets(shape), ", got ",
+                                   values.size()}));
     }
     std::vector<std::byte> bytes(values.size() * size_of(dtype));
     encoder<S>(name, dtype)("", 0, values, bytes.data());
@@ -201,14 +203,14 @@ class SafetensorsWriter {
   static auto encoder(const std::string& name, DType dtype) {
     const auto write = detail::writer_of<S>(dtype);
     if (write == nullptr)
-      throw Error("", name, "expected integers for " + std::string(to_string(dtype)) + ", got floats");
+      throw Error("", name, detail::text_of({"expected integers for ", to_string(dtype), ", got floats"}));
     return [=](std::string_view file, Index first, std::span<const S> values, std::byte* bytes) {
       const std::size_t good = write(values, bytes);
       if constexpr (Integer<S>) {
         if (good < values.size()) {
           throw Error(file, name,
-                      detail::no_value(static_cast<std::size_t>(first) + good, detail::range_of(dtype),
-                                       std::to_string(values[good])));
+                      detail::text_of({"element ", static_cast<std::size_t>(first) + good, ": expected ",
+                                       detail::range_of(dtype), ", got ", std::to_string(values[good])}));
         }
       }
     };
@@ -217,10 +219,11 @@ class SafetensorsWriter {
   /// Wide elements first, so that each lies aligned.
   std::vector<const Entry*> in_order() const {
     std::vector<const Entry*> entries;
-    for (const Entry& entry : tensors_) entries.push_back(&entry);
-    std::stable_sort(entries.begin(), entries.end(), [](const Entry* left, const Entry* right) {
-      return size_of(left->second.dtype) > size_of(right->second.dtype);
-    });
+    for (const std::size_t width : {8u, 4u, 2u, 1u}) {
+      for (const Entry& entry : tensors_) {
+        if (size_of(entry.second.dtype) == width) entries.push_back(&entry);
+      }
+    }
     return entries;
   }
 
@@ -229,16 +232,17 @@ class SafetensorsWriter {
     if (!metadata_.empty()) {
       std::map<std::string, std::string> metadata;
       for (const auto& [key, value] : metadata_) metadata[key] = detail::in_quotes(value);
-      members[std::string(detail::metadata_key)] = detail::json_object(metadata);
+      const std::string key(detail::metadata_key);
+      members[key] = detail::json_object(metadata);
     }
     std::uint64_t offset = 0;
     for (const Entry* entry : entries) {
       const auto& [name, tensor] = *entry;
       const std::uint64_t end = offset + tensor.size;
       members[name] =
-          detail::json_object({{"data_offsets", detail::in_brackets<std::uint64_t>({offset, end}, ",")},
-                               {"dtype", detail::in_quotes(to_string(tensor.dtype))},
-                               {"shape", detail::in_brackets(tensor.shape, ",")}});
+          detail::text_of({R"({"data_offsets":)", detail::in_brackets<std::uint64_t>({offset, end}, ","),
+                           R"(,"dtype":)", detail::in_quotes(to_string(tensor.dtype)), R"(,"shape":)",
+                           detail::in_brackets(tensor.shape, ","), "}"});
       offset = end;
     }
     return detail::file_head(file, detail::json_object(members));
