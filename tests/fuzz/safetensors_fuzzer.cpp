@@ -73,6 +73,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       refuse_at_most([&] { file.read<double>(name); });
       refuse_at_most([&] { file.read<std::int64_t>(name); });
       refuse_at_most([&] { file.check_finite<float>(name); });
+      refuse_at_most([&] { file.check<float>(name, file.info(name).shape, true); });
     }
     try_load(moe_layer, file);
     try_load(meo_layer, file);

@@ -359,6 +359,77 @@ TEST_CASE("a part of a tensor", "[io][reader]") {
   }
 }
 
+TEST_CASE("a part of a tensor goes into memory of the caller", "[io][reader]") {
+  const Bytes bytes = file_of("I16", "[2,3]", bytes_of({0, 1, 2, 3, 4, 500}, 2));
+  const SafetensorsReader file(bytes, "f");
+  std::array<float, 5> out{9, 9, 9, 9, 9};
+  file.read_into<float>("t", 3, std::span(out).subspan(1, 3));
+  CHECK(out == std::array<float, 5>{9, 3, 4, 500, 9});
+  file.read_into<float>("t", 6, std::span(out).first(0));
+  CHECK(error_of([&] { file.read_into<float>("t", 2, out); }) ==
+        "meo: f: tensor \"t\": expected a range within its 6 elements, got 5 from 2");
+  CHECK(error_of([&] { file.read_into<float>("t", -1, out); }) ==
+        "meo: f: tensor \"t\": expected a range within its 6 elements, got 5 from -1");
+  CHECK(error_of([&] { file.read_into<float>("x", 0, out); }) == "meo: f: tensor \"x\": is not in the file");
+  CHECK(out == std::array<float, 5>{9, 3, 4, 500, 9});
+  std::array<std::int8_t, 2> narrow{9, 9};
+  CHECK(error_of([&] { file.read_into<std::int8_t>("t", 4, narrow); }) ==
+        "meo: f: tensor \"t\": element 5: expected -128 to 127, got 500");
+  const Bytes floats = file_of("F32", "[1]", bytes_of({0}, 4));
+  CHECK(error_of([&] {
+          SafetensorsReader(floats, "f").read_into<std::int8_t>("t", 0, std::span(narrow).first(1));
+        }) == "meo: f: tensor \"t\": expected integers, got F32");
+}
+
+TEST_CASE("a tensor is checked without being kept", "[io][reader]") {
+  const auto fault_of = []<class S>(S, const Bytes& bytes, const std::vector<Index>& shape, bool finite) {
+    return error_of([&] { SafetensorsReader(bytes, "f").check<S>("t", shape, finite); });
+  };
+  const std::string t = "meo: f: tensor \"t\": ";
+  // Beyond the buffer between file and memory, the odd one last.
+  const std::size_t count = meo::io::read_bytes + 3;
+  const auto file = [&](const std::string& dtype, std::size_t size, std::uint64_t last) {
+    Bytes data((count - 1) * size);
+    const Bytes odd = little_endian(last, size);
+    data.insert(data.end(), odd.begin(), odd.end());
+    return file_of(dtype, "[1," + std::to_string(count) + "]", data);
+  };
+  const std::vector<Index> shape{1, static_cast<Index>(count)};
+  const std::string last = t + "element " + std::to_string(count - 1) + ": expected ";
+  for (const bool finite : {false, true}) {
+    CHECK(fault_of(float{}, file("F32", 4, 0x3f800000), shape, finite) == "no error");
+    CHECK(fault_of(int{}, file("U8", 1, 200), shape, finite) == "no error");
+    CHECK(fault_of(float{}, file("BOOL", 1, 1), shape, finite) == "no error");
+    CHECK(fault_of(float{}, file("F32", 4, 0), {static_cast<Index>(count)}, finite) ==
+          t + "expected shape [" + std::to_string(count) + "], got [1, " + std::to_string(count) + "]");
+    CHECK(fault_of(int{}, file("F32", 4, 0), shape, finite) == t + "expected integers, got F32");
+    CHECK(fault_of(int{}, file_of("F16", "[0]", {}), {0}, finite) == t + "expected integers, got F16");
+    CHECK(fault_of(std::int8_t{}, file("U8", 1, 200), shape, finite) == last + "-128 to 127, got 200");
+    CHECK(fault_of(float{}, file("BOOL", 1, 2), shape, finite) == last + "0 to 1, got 2");
+    CHECK(fault_of(float{}, file_of("F8_E4M3", "[1]", little_endian(0, 1)), {1}, finite) ==
+          t + "elements of type \"F8_E4M3\" cannot be read");
+    CHECK(fault_of(float{}, file_of("{}"), {1}, finite) == t + "is not in the file");
+  }
+  const auto huge = std::bit_cast<std::uint64_t>(1e300);
+  CHECK(fault_of(float{}, file("F16", 2, 0x7e00), shape, false) == "no error");
+  CHECK(fault_of(float{}, file("F16", 2, 0x7e00), shape, true) == last + "a finite number, got nan");
+  CHECK(fault_of(float{}, file("F64", 8, huge), shape, false) == "no error");
+  CHECK(fault_of(float{}, file("F64", 8, huge), shape, true) ==
+        last + "-3.40282e+38 to 3.40282e+38, got 1e+300");
+  CHECK(fault_of(double{}, file("F64", 8, huge), shape, true) == "no error");
+
+  // All of it is read.
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  const Bytes bytes = file("F32", 4, 0);
+  meo::test::save(path, bytes);
+  const SafetensorsReader open(path);
+  open.check<float>("t", shape);
+  std::filesystem::resize_file(path, bytes.size() - 1);
+  CHECK(error_of([&] { open.check<float>("t", shape); }) ==
+        "meo: " + path.string() + ": tensor \"t\": its data cannot be read any more");
+}
+
 TEST_CASE("files without data", "[io][reader]") {
   CHECK(read<float>(file_of("F32", "[0]", {})).empty());
   CHECK(read<float>(file_of("F32", "[3,0]", {})).empty());

@@ -1,10 +1,13 @@
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meo/io/safetensors.hpp>
@@ -191,6 +194,115 @@ TEST_CASE("what cannot be written", "[io][writer]") {
           writer.add("u", {2}, std::vector{1, 128}, DType::I8);
         }) == "meo: tensor \"u\": element 1: expected -128 to 127, got 128");
   CHECK(writer.bytes() == before);
+}
+
+TEST_CASE("what is deferred is written as a copy is, in pieces from first to last", "[io][writer]") {
+  constexpr Index piece = SafetensorsWriter::deferred_elements;
+  for (const Index size : {Index{0}, Index{1}, piece - 1, piece, piece + 1, 3 * piece + 5}) {
+    CAPTURE(size);
+    std::vector<double> values;
+    for (Index i = 0; i < size; ++i) values.push_back(1.0 / static_cast<double>(i + 1));
+    std::vector<std::pair<Index, Index>> asked;
+    const auto read = [&](Index first, std::span<double> out) {
+      const auto count = static_cast<Index>(out.size());
+      asked.emplace_back(first, count);
+      std::copy_n(values.begin() + first, count, out.begin());
+    };
+    for (const DType dtype : {DType::F64, DType::F32, DType::BF16}) {
+      SafetensorsWriter copying, deferring;
+      for (SafetensorsWriter* writer : {&copying, &deferring}) {
+        writer->add("before", {3}, std::array{1, 2, 3});
+        if (writer == &copying) writer->add("t", {1, size}, values, dtype);
+        else writer->add_deferred<double>("t", {1, size}, read, dtype);
+        writer->add("z", {1}, std::array<std::int8_t, 1>{4});
+      }
+      CHECK(asked.empty());  // not before it is written
+      CHECK((deferring.bytes() == copying.bytes()));
+      std::vector<std::pair<Index, Index>> expected;
+      for (Index first = 0; first < size; first += piece) {
+        expected.emplace_back(first, std::min(piece, size - first));
+      }
+      CHECK(asked == expected);
+
+      const Folder folder;
+      const auto path = folder / "f.safetensors";
+      deferring.write(path);
+      CHECK((load_bytes(path) == copying.bytes()));
+      asked.clear();
+    }
+  }
+}
+
+TEST_CASE("what is deferred is read each time that it is written", "[io][writer]") {
+  float value = 1;
+  SafetensorsWriter writer;
+  writer.add_deferred<float>("t", {}, [&](Index, std::span<float> out) { out[0] = value; });
+  const auto written = [](const SafetensorsWriter& from) {
+    const Bytes bytes = from.bytes();
+    const SafetensorsReader file(bytes, "f");
+    CHECK(file.info("t").dtype == DType::F32);
+    return file.read<float>("t")[0];
+  };
+  CHECK(written(writer) == 1);
+  const SafetensorsWriter copy = writer;
+  value = 2;
+  CHECK(written(writer) == 2);
+  CHECK(written(copy) == 2);
+}
+
+TEST_CASE("what cannot be deferred", "[io][writer]") {
+  const auto nothing = []<class S>(Index, std::span<S>) {};
+  SafetensorsWriter writer;
+  writer.add("old", {1}, std::array{1});
+  const Bytes before = writer.bytes();
+  const auto fault_of = [&](const std::string& name, const std::vector<Index>& shape, DType dtype) {
+    return error_of([&] { writer.add_deferred<float>(name, shape, nothing, dtype); });
+  };
+  const std::string t = "meo: tensor \"t\": ";
+  CHECK(fault_of("\xff", {}, DType::F32) == "meo: tensor \"\xef\xbf\xbd\": expected a name in UTF-8");
+  CHECK(fault_of("__metadata__", {}, DType::F32) == "meo: tensor \"__metadata__\": the name is reserved");
+  CHECK(fault_of("old", {}, DType::F32) == "meo: tensor \"old\": the name has been added before");
+  CHECK(fault_of("t", {}, DType::unknown) == t + "elements of unknown type cannot be written");
+  CHECK(fault_of("t", {}, DType::I32) == t + "expected integers for I32, got floats");
+  CHECK(fault_of("t", {0}, DType::BOOL) == t + "expected integers for BOOL, got floats");
+  const std::string most = t + "expected a shape of at most 9223372036854775807 bytes, got ";
+  CHECK(fault_of("t", {-1}, DType::F32) == most + "[-1]");
+  CHECK(fault_of("t", {Index{1} << 62, 4}, DType::F32) == most + "[4611686018427387904, 4]");
+  CHECK(fault_of("t", {Index{1} << 61}, DType::F32) == most + "[2305843009213693952]");
+  CHECK(writer.bytes() == before);
+  writer.add_deferred<float>("t", {1}, nothing);
+  CHECK(fault_of("t", {1}, DType::F32) == t + "the name has been added before");
+  CHECK(error_of([&] { writer.add("t", {1}, std::array{1}); }) == t + "the name has been added before");
+}
+
+TEST_CASE("a fault in what is deferred leaves an old file as it was", "[io][writer]") {
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  meo::test::save(path, meo::test::to_bytes("old"));
+  constexpr Index size = SafetensorsWriter::deferred_elements + 10;
+  bool ends = false;
+  struct End {};
+  SafetensorsWriter writer;
+  writer.add("a", {2}, std::array{1.0, 2.0});
+  writer.add_deferred<int>(
+      "t", {size},
+      [&](Index first, std::span<int> out) {
+        if (ends && first > 0) throw End();
+        std::fill(out.begin(), out.end(), 127);
+        if (first > 0) out[7] = 128;
+      },
+      DType::I8);
+  const std::string reason = "tensor \"t\": element " +
+                             std::to_string(SafetensorsWriter::deferred_elements + 7) +
+                             ": expected -128 to 127, got 128";
+  CHECK(error_of([&] { writer.write(path); }) == "meo: " + path.string() + ": " + reason);
+  CHECK(error_of([&] { writer.bytes(); }) == "meo: " + reason);
+  CHECK(meo::test::load_text(path) == "old");
+  ends = true;
+  CHECK_THROWS_AS(writer.write(path), End);
+  CHECK_THROWS_AS(writer.bytes(), End);
+  CHECK(meo::test::load_text(path) == "old");
+  CHECK(names_in(folder) == std::vector<std::string>{"f.safetensors"});
 }
 
 TEST_CASE("names and metadata of any content come back", "[io][writer]") {

@@ -11,7 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <sstream>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -20,6 +21,7 @@
 #include <Eigen/Core>
 
 #include <meo/abi.hpp>
+#include <meo/finite.hpp>
 
 namespace meo::inline MEO_ABI::io {
 
@@ -264,32 +266,6 @@ bool read_number(typename Format::Raw raw, S& out) {
   return true;
 }
 
-/// "nan", "inf" or "-inf" for an element, of these bytes, that is no finite number; else empty. Looks at the
-/// bits, because with -ffast-math compilers take every number for finite.
-template <class Format>
-std::string_view not_finite(const std::byte* bytes) {
-  if constexpr (!HoldsIntegers<Format>) {
-    constexpr auto infinity = Format::infinity;
-    using Bits = std::remove_const_t<decltype(infinity)>;
-    const auto bits = load<Bits>(bytes);
-    if ((bits & infinity) != infinity) return {};
-    if (bits == infinity) return "inf";
-    return static_cast<Bits>(bits << 1) == static_cast<Bits>(infinity << 1) ? "-inf" : "nan";
-  }
-  return {};
-}
-
-/// Whether S has finite numbers as large as this finite one.
-template <FloatLike S>
-bool reaches(double number) {
-  using Limits = std::numeric_limits<S>;
-  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
-    const auto largest = static_cast<double>((Limits::max)());
-    return -largest <= number && number <= largest;
-  }
-  return true;
-}
-
 /// The other way.
 template <class Format, Element S>
 bool write_number(const S& number, typename Format::Raw& out) {
@@ -302,24 +278,108 @@ bool write_number(const S& number, typename Format::Raw& out) {
   return true;
 }
 
-/// The message for a finite number that S does not reach.
-template <FloatLike S>
-std::string beyond(std::size_t element, double number) {
-  const auto largest = static_cast<double>((std::numeric_limits<S>::max)());
-  std::ostringstream text;
-  text << "element " << element << ": expected " << -largest << " to " << largest << ", got " << number;
-  return text.str();
+/// out = the numbers that lie in the bytes. Returns how many come before the first that read_number refuses;
+/// from there on out is left alone.
+template <class Format, Element S>
+std::size_t read_numbers(const std::byte* bytes, std::span<S> out) {
+  using Raw = typename Format::Raw;
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    if (!read_number<Format>(load<Raw>(bytes + i * sizeof(Raw)), out[i])) return i;
+  }
+  return out.size();
 }
 
-/// The message for an integer that is none of the values of T, or of BOOL.
-template <class T, class Number>
-std::string no_value(DType dtype, std::size_t element, Number number) {
-  std::string range = "0 to 1";
-  if (dtype != DType::BOOL) {
-    range = std::to_string((std::numeric_limits<T>::min)()) + " to " +
-            std::to_string((std::numeric_limits<T>::max)());
+/// The other way.
+template <class Format, Element S>
+std::size_t write_numbers(std::span<const S> numbers, std::byte* out) {
+  typename Format::Raw raw{};
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    if (!write_number<Format>(numbers[i], raw)) return i;
+    store(raw, out + i * sizeof(raw));
   }
-  return "element " + std::to_string(element) + ": expected " + range + ", got " + std::to_string(number);
+  return numbers.size();
+}
+
+/// read_numbers for a type that is not unknown; null if that are floats and S is an integer.
+template <Element S>
+auto reader_of(DType dtype) {
+  std::size_t (*read)(const std::byte*, std::span<S>) = nullptr;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (HoldsIntegers<Format> || !Integer<S>) read = read_numbers<Format, S>;
+  });
+  return read;
+}
+
+/// write_numbers; null if S is no integer and the type holds only those.
+template <Element S>
+auto writer_of(DType dtype) {
+  std::size_t (*write)(std::span<const S>, std::byte*) = nullptr;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (!HoldsIntegers<Format> || Integer<S>) write = write_numbers<Format, S>;
+  });
+  return write;
+}
+
+/// The largest finite number of S, if that is a double.
+template <FloatLike S>
+double largest_finite() {
+  using Limits = std::numeric_limits<S>;
+  if constexpr (Limits::is_specialized && Limits::max_exponent < std::numeric_limits<double>::max_exponent) {
+    return static_cast<double>((Limits::max)());
+  }
+  return (std::numeric_limits<double>::max)();
+}
+
+/// The place of the first number in the bytes that is not finite or beyond ±largest, and the number; nothing
+/// if there is none.
+inline std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
+                                                                 std::span<const std::byte> bytes,
+                                                                 double largest) {
+  if (dtype == DType::BOOL) return std::nullopt;
+  const auto read = reader_of<double>(dtype);
+  const std::size_t element_size = size_of(dtype);
+  std::array<double, 256> numbers;
+  for (std::size_t begin = 0; begin < bytes.size() / element_size; begin += numbers.size()) {
+    const std::size_t count = (std::min)(numbers.size(), bytes.size() / element_size - begin);
+    read(bytes.data() + begin * element_size, std::span(numbers).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+      // By the bits, because with -ffast-math compilers take every number for finite.
+      if (!meo::detail::is_finite(numbers[i]) || numbers[i] < -largest || numbers[i] > largest) {
+        return std::pair(begin + i, numbers[i]);
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+/// By the bits as well.
+inline const char* text_of_not_finite(const double& number) {
+  constexpr auto infinity = std::bit_cast<std::uint64_t>(std::numeric_limits<double>::infinity());
+  const auto bits = std::bit_cast<std::uint64_t>(number);
+  return bits == infinity ? "inf" : bits << 1 == infinity << 1 ? "-inf" : "nan";
+}
+
+/// An integer that lies in the bytes.
+inline std::string integer_text(DType dtype, const std::byte* bytes) {
+  std::uint64_t number = 0;
+  bool negative = false;
+  with_format(dtype, [&]<class Format>(Format) {
+    if constexpr (HoldsIntegers<Format>) {
+      const auto integer = Format::decode(load<typename Format::Raw>(bytes));
+      negative = std::cmp_less(integer, 0);
+      number = static_cast<std::uint64_t>(integer);
+    }
+  });
+  return negative ? std::to_string(static_cast<std::int64_t>(number)) : std::to_string(number);
+}
+
+/// The integers that a type holds.
+inline std::string range_of(DType dtype) {
+  if (dtype == DType::BOOL) return "0 to 1";
+  const bool is_signed = to_string(dtype).front() == 'I';
+  const std::uint64_t largest = ~std::uint64_t{0} >> (64 - 8 * size_of(dtype) + (is_signed ? 1 : 0));
+  const std::int64_t smallest = is_signed ? -1 - static_cast<std::int64_t>(largest) : 0;
+  return std::to_string(smallest) + " to " + std::to_string(largest);
 }
 
 }  // namespace detail

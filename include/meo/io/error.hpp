@@ -3,22 +3,25 @@
 /// How the readers and writers of files report what is wrong.
 
 #include <filesystem>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
 
-#include <nlohmann/json.hpp>
-
 #include <meo/abi.hpp>
+#include <meo/errors.hpp>
+#include <meo/io/json_string.hpp>
 
 namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
-/// A name from a file as a JSON string: whatever bytes it holds, it can be printed and read back by eye.
-inline std::string in_quotes(std::string_view name) {
-  return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+/// The pieces, one after the other. Costs the compiler much less than a sum of strings.
+inline std::string text_of(std::initializer_list<meo::detail::MessagePart> parts) {
+  std::string text;
+  for (const meo::detail::MessagePart& part : parts) part.append_to(text);
+  return text;
 }
 
 /// A path as UTF-8, for messages; path.string() throws on Windows for what the code page lacks.
@@ -43,10 +46,10 @@ inline std::string in_utf8(const std::filesystem::path& path) {
 class Error : public std::runtime_error {
  public:
   Error(std::string_view file, std::string_view reason)
-      : std::runtime_error("meo: " + std::string(file) + (file.empty() ? "" : ": ") + std::string(reason)) {}
+      : std::runtime_error(detail::text_of({"meo: ", file, file.empty() ? "" : ": ", reason})) {}
 
   Error(std::string_view file, std::string_view tensor, std::string_view reason)
-      : Error(file, "tensor " + detail::in_quotes(tensor) + ": " + std::string(reason)) {}
+      : Error(file, detail::text_of({"tensor ", detail::in_quotes(tensor), ": ", reason})) {}
 };
 
 }  // namespace meo::io

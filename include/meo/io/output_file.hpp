@@ -7,9 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <filesystem>
-#include <random>
 #include <span>
 #include <string>
 #include <system_error>
@@ -152,10 +152,10 @@ class OutputFile {
 
     // A name of its own, so that whoever writes the same file at the same time, or left such a file behind,
     // does not matter.
-    unsigned number = std::random_device()();
+    auto number = static_cast<unsigned>(std::chrono::steady_clock::now().time_since_epoch().count());
     do {
       partial_ = target_;
-      partial_ += ".partial-" + std::to_string(number++);
+      partial_ += text_of({".partial-", number++});
       descriptor_ = create_file(partial_);
     } while (descriptor_ < 0 && errno == EEXIST);
     if (descriptor_ < 0) fail("no file can be created beside it", last_error());
@@ -163,8 +163,8 @@ class OutputFile {
 
   static std::error_code last_error() { return {errno, std::generic_category()}; }
 
-  [[noreturn]] void fail(const std::string& what, std::error_code why) const {
-    throw Error(file_, what + ": " + why.message());
+  [[noreturn]] void fail(const char* what, std::error_code why) const {
+    throw Error(file_, text_of({what, ": ", why.message()}));
   }
 
   std::string file_;

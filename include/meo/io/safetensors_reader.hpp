@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,10 +21,11 @@
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <meo/errors.hpp>
+#include <meo/finite.hpp>
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_header.hpp>
@@ -42,7 +45,7 @@ class ByteSource {
   explicit ByteSource(const std::filesystem::path& path) : file_(std::make_shared<File>()) {
     std::error_code error;
     size_ = std::filesystem::file_size(path, error);
-    if (error) throw Error(in_utf8(path), "cannot be read: " + error.message());
+    if (error) throw Error(in_utf8(path), text_of({"cannot be read: ", error.message()}));
     file_->stream.open(path, std::ios::binary);
     if (!file_->stream) throw Error(in_utf8(path), "cannot be opened");
   }
@@ -96,7 +99,7 @@ class SafetensorsReader {
   const std::string& metadata(const std::string& key) const {
     const auto entry = header_.metadata.find(key);
     if (entry == header_.metadata.end()) {
-      throw Error(file_, "expected the metadata to have " + detail::in_quotes(key));
+      throw Error(file_, detail::text_of({"expected the metadata to have ", detail::in_quotes(key)}));
     }
     return entry->second;
   }
@@ -121,8 +124,7 @@ class SafetensorsReader {
   void check_shape(std::string_view name, const std::vector<Index>& expected) const {
     const std::vector<Index>& shape = readable(name).shape;
     if (shape != expected) {
-      throw Error(file_, name,
-                  "expected shape " + detail::in_brackets(expected) + ", got " + detail::in_brackets(shape));
+      fail(name, {"expected shape ", detail::in_brackets(expected), ", got ", detail::in_brackets(shape)});
     }
   }
 
@@ -130,20 +132,26 @@ class SafetensorsReader {
   /// within what S holds; names the first that is not. Also with -ffast-math.
   template <FloatLike S = double>
   void check_finite(std::string_view name) const {
-    const TensorInfo& tensor = readable(name);
-    detail::with_format(tensor.dtype, [&]<class Format>(Format) {
-      using Raw = typename Format::Raw;
-      const auto check = [&](std::size_t element, const std::byte* bytes) {
-        if (const std::string_view what = detail::not_finite<Format>(bytes); !what.empty()) {
-          throw Error(
-              file_, name,
-              "element " + std::to_string(element) + ": expected a finite number, got " + std::string(what));
-        }
-        const auto number = static_cast<double>(Format::decode(detail::load<Raw>(bytes)));
-        if (!detail::reaches<S>(number)) throw Error(file_, name, detail::beyond<S>(element, number));
-      };
-      for_each_element<Raw>(name, 0, static_cast<std::size_t>(tensor.size), check);
-    });
+    const auto check = [&](Index first, std::span<const std::byte> bytes) {
+      check_finite(name, first, bytes, detail::largest_finite<S>());
+    };
+    for_each_chunk(name, 0, readable(name).size, std::ref(check));
+  }
+
+  /// Throws where read_matrix and its like would, without keeping what they would give: unless the tensor is
+  /// there, has this shape, and all its elements can be read and are such as S holds. require_finite: as
+  /// check_finite, too. Reads the tensor once.
+  template <Element S>
+  void check(std::string_view name, const std::vector<Index>& shape, bool require_finite = false) const {
+    check_shape(name, shape);
+    std::vector<S> values;
+    convert_each<S>(
+        name, 0, info(name).size,
+        [&](Index, std::size_t count) {
+          values.resize(count);
+          return std::span<S>(values);
+        },
+        require_finite);
   }
 
   /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
@@ -156,24 +164,25 @@ class SafetensorsReader {
   /// `count` elements from `begin` on, in row-major order.
   template <Element S>
   std::vector<S> read(std::string_view name, Index begin, Index count) const {
-    const Index size = readable(name).size;
-    if (begin < 0 || count < 0 || begin > size || count > size - begin) {
-      throw Error(file_, name,
-                  "expected a range within its " + std::to_string(size) + " elements, got " +
-                      std::to_string(count) + " from " + std::to_string(begin));
-    }
+    check_range(name, begin, count);
     std::vector<S> values(static_cast<std::size_t>(count));
-    fill<S>(name, values, static_cast<std::size_t>(begin));
+    fill<S>(name, values, begin);
     return values;
+  }
+
+  /// The same into memory of the caller, as many as that has. Takes no memory itself; an error leaves behind
+  /// what came before it.
+  template <Element S>
+  void read_into(std::string_view name, Index begin, std::span<S> out) const {
+    check_range(name, begin, static_cast<Index>(out.size()));
+    fill<S>(name, out, begin);
   }
 
   /// Into memory of the caller, which has to be as large as the tensor.
   template <Element S>
   void read(std::string_view name, std::span<S> out) const {
     if (std::cmp_not_equal(out.size(), info(name).size)) {
-      throw Error(
-          file_, name,
-          "expected " + std::to_string(out.size()) + " elements, got " + std::to_string(info(name).size));
+      fail(name, {"expected ", out.size(), " elements, got ", info(name).size});
     }
     // By way of a vector: an error in the middle must not leave half a tensor behind.
     const std::vector<S> values = read<S>(name);
@@ -201,7 +210,7 @@ class SafetensorsReader {
       : source_(std::move(source)), file_(std::move(file)) {
     constexpr std::uint64_t length_size = 8;
     if (source_.size() < length_size) {
-      throw Error(file_, "expected at least 8 bytes, got " + std::to_string(source_.size()));
+      throw Error(file_, detail::text_of({"expected at least 8 bytes, got ", source_.size()}));
     }
     const auto read_at = [&](std::uint64_t offset, std::span<std::byte> out) {
       if (!source_.read(offset, out)) throw Error(file_, "cannot be read");
@@ -211,8 +220,7 @@ class SafetensorsReader {
     const auto length = detail::load<std::uint64_t>(length_bytes.data());
     const std::uint64_t limit = (std::min)(detail::max_header_size, source_.size() - length_size);
     if (length > limit) {
-      throw Error(file_, "expected a header of at most " + std::to_string(limit) + " bytes, got " +
-                             std::to_string(length));
+      throw Error(file_, detail::text_of({"expected a header of at most ", limit, " bytes, got ", length}));
     }
     std::string text(static_cast<std::size_t>(length), '\0');
     read_at(length_size, std::as_writable_bytes(std::span(text)));
@@ -220,51 +228,89 @@ class SafetensorsReader {
     header_ = detail::parse_header(file_, text, source_.size() - data_begin_);
   }
 
+  [[noreturn]] void fail(std::string_view name,
+                         std::initializer_list<meo::detail::MessagePart> reason) const {
+    throw Error(file_, name, detail::text_of(reason));
+  }
+
   /// What is known of a tensor whose type is known. To be asked before memory is taken: of other types a file
   /// need not have the bytes that a shape speaks of.
   const TensorInfo& readable(std::string_view name) const {
     const TensorInfo& tensor = info(name);
     if (tensor.dtype == DType::unknown) {
-      throw Error(file_, name,
-                  "elements of type " + detail::in_quotes(tensor.dtype_name) + " cannot be read");
+      fail(name, {"elements of type ", detail::in_quotes(tensor.dtype_name), " cannot be read"});
     }
     return tensor;
   }
 
+  /// Throws unless the tensor can be read and has these elements.
+  void check_range(std::string_view name, Index begin, Index count) const {
+    const Index size = readable(name).size;
+    if (begin < 0 || count < 0 || begin > size || count > size - begin) {
+      fail(name, {"expected a range within its ", size, " elements, got ", count, " from ", begin});
+    }
+  }
+
+  /// bytes: those of the elements from `first` on.
+  void check_finite(std::string_view name, Index first, std::span<const std::byte> bytes,
+                    double largest) const {
+    const auto unfit = detail::first_unfit(info(name).dtype, bytes, largest);
+    if (!unfit) return;
+    const auto& [place, number] = *unfit;
+    const std::size_t element = static_cast<std::size_t>(first) + place;
+    if (meo::detail::is_finite(number)) {
+      fail(name, {"element ", element, ": expected ", -largest, " to ", largest, ", got ", number});
+    }
+    fail(name, {"element ", element, ": expected a finite number, got ", detail::text_of_not_finite(number)});
+  }
+
   /// out: elements of the tensor, whose type is known, the first of them number `first`.
   template <Element S>
-  void fill(std::string_view name, std::span<S> out, std::size_t first = 0) const {
-    const TensorInfo& tensor = info(name);
-    detail::with_format(tensor.dtype, [&]<class Format>(Format) {
-      if constexpr (Integer<S> && !detail::HoldsIntegers<Format>) {
-        throw Error(file_, name, "expected integers, got " + tensor.dtype_name);
-      } else {
-        using Raw = typename Format::Raw;
-        for_each_element<Raw>(name, first, out.size(), [&](std::size_t element, const std::byte* bytes) {
-          const Raw raw = detail::load<Raw>(bytes);
-          if (!detail::read_number<Format>(raw, out[element - first])) {
-            using Range = std::conditional_t<Integer<S>, S, Raw>;
-            throw Error(file_, name, detail::no_value<Range>(tensor.dtype, element, raw));
-          }
-        });
-      }
+  void fill(std::string_view name, std::span<S> out, Index first = 0) const {
+    convert_each<S>(name, first, static_cast<Index>(out.size()), [&](Index begin, std::size_t count) {
+      return out.subspan(static_cast<std::size_t>(begin - first), count);
     });
   }
 
-  /// Calls visit(number of the element, its bytes) for `count` elements from `first` on.
-  template <class Raw, class Visitor>
-  void for_each_element(std::string_view name, std::size_t first, std::size_t count,
-                        const Visitor& visit) const {
-    const std::uint64_t data = data_begin_ + info(name).begin;
-    constexpr std::size_t chunk = read_bytes / sizeof(Raw);
-    std::array<std::byte, chunk * sizeof(Raw)> buffer;
-    for (std::size_t begin = 0; begin < count; begin += chunk) {
-      const std::size_t size = (std::min)(chunk, count - begin);
-      const auto bytes = std::span(buffer).first(size * sizeof(Raw));
-      if (!source_.read(data + (first + begin) * sizeof(Raw), bytes)) {
-        throw Error(file_, name, "its data cannot be read any more");
+  /// Converts `count` elements from `first` on, piece by piece, to where place(number of the first, how many)
+  /// says.
+  template <Element S, class Place>
+  void convert_each(std::string_view name, Index first, Index count, const Place& place,
+                    bool require_finite = false) const {
+    const TensorInfo& tensor = info(name);
+    const auto read = detail::reader_of<S>(tensor.dtype);
+    if (read == nullptr) fail(name, {"expected integers, got ", tensor.dtype_name});
+    const auto convert = [&](Index begin, std::span<const std::byte> bytes) {
+      if constexpr (!Integer<S>) {
+        if (require_finite) check_finite(name, begin, bytes, detail::largest_finite<S>());
       }
-      for (std::size_t i = 0; i < size; ++i) visit(first + begin + i, bytes.data() + i * sizeof(Raw));
+      const std::size_t element_size = size_of(tensor.dtype);
+      const std::span<S> values = place(begin, bytes.size() / element_size);
+      const std::size_t good = read(bytes.data(), values);
+      if (good == values.size()) return;
+      const DType range = tensor.dtype == DType::BOOL ? DType::BOOL : dtype_of<S>;
+      fail(name, {"element ", static_cast<std::size_t>(begin) + good, ": expected ", detail::range_of(range),
+                  ", got ", detail::integer_text(tensor.dtype, bytes.data() + good * element_size)});
+    };
+    for_each_chunk(name, first, count, std::ref(convert));
+  }
+
+  /// Calls visit(number of the first element, the bytes of some) until there have been `count` elements from
+  /// `first` on.
+  void for_each_chunk(std::string_view name, Index first, Index count,
+                      const std::function<void(Index, std::span<const std::byte>)>& visit) const {
+    const TensorInfo& tensor = info(name);
+    const std::size_t element_size = size_of(tensor.dtype);
+    std::array<std::byte, read_bytes> buffer;
+    for (const Index end = first + count; first < end;) {
+      const std::size_t size = (std::min)(read_bytes / element_size, static_cast<std::size_t>(end - first));
+      const auto bytes = std::span(buffer).first(size * element_size);
+      if (!source_.read(data_begin_ + tensor.begin + static_cast<std::uint64_t>(first) * element_size,
+                        bytes)) {
+        fail(name, {"its data cannot be read any more"});
+      }
+      visit(first, bytes);
+      first += static_cast<Index>(size);
     }
   }
 

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <limits>
 #include <map>
 #include <ranges>
 #include <span>
@@ -19,10 +21,10 @@
 #include <vector>
 
 #include <Eigen/Core>
-#include <nlohmann/json.hpp>
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
+#include <meo/io/json_string.hpp>
 #include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
@@ -31,14 +33,12 @@ namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
-/// JSON is written in UTF-8 only.
-inline bool is_utf8(const std::string& text) {
-  try {
-    static_cast<void>(nlohmann::json(text).dump());
-    return true;
-  } catch (const nlohmann::json::exception&) {
-    return false;
-  }
+/// An object of JSON; the members' values are in JSON already.
+inline std::string json_object(const std::map<std::string, std::string>& members) {
+  std::string text;
+  for (const auto& [key, value] : members)
+    text += text_of({text.empty() ? "" : ",", in_quotes(key), ":", value});
+  return text_of({"{", text, "}"});
 }
 
 /// What comes before the data: the header's length, and the header with spaces up to a multiple of 8 bytes,
@@ -46,8 +46,8 @@ inline bool is_utf8(const std::string& text) {
 inline std::vector<std::byte> file_head(std::string_view file, std::string header) {
   header.resize((header.size() + 7) / 8 * 8, ' ');
   if (header.size() > max_header_size) {
-    throw Error(file, "expected a header of at most " + std::to_string(max_header_size) + " bytes, got " +
-                          std::to_string(header.size()));
+    throw Error(file,
+                text_of({"expected a header of at most ", max_header_size, " bytes, got ", header.size()}));
   }
   std::vector<std::byte> bytes(sizeof(std::uint64_t) + header.size());
   store(static_cast<std::uint64_t>(header.size()), bytes.data());
@@ -58,13 +58,17 @@ inline std::vector<std::byte> file_head(std::string_view file, std::string heade
 
 }  // namespace detail
 
-/// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file.
+/// Collects tensors and writes them as one file. Holds a copy of everything added, in the bytes of the file,
+/// but for what is deferred.
 class SafetensorsWriter {
  public:
+  /// The most elements that are read at a time of what is deferred.
+  static constexpr Index deferred_elements = 16384;
+
   /// Replaces the value that the key has had.
   void set_metadata(const std::string& key, const std::string& value) {
     if (!detail::is_utf8(key) || !detail::is_utf8(value)) {
-      throw Error("", "metadata " + detail::in_quotes(key) + ": expected UTF-8");
+      throw Error("", detail::text_of({"metadata ", detail::in_quotes(key), ": expected UTF-8"}));
     }
     metadata_[key] = value;
   }
@@ -94,12 +98,47 @@ class SafetensorsWriter {
     add(name, shape, matrix, dtype);
   }
 
+  /// A tensor whose values are read when the file is written, at each write() and bytes() anew: read(first,
+  /// values) has to fill all of `values` with the elements from number `first` on, in row-major order. It is
+  /// asked for pieces of at most deferred_elements in ascending order, from the first to the last of the
+  /// tensor. What it refers to has to live, and to stay as it is, until the last of them.
+  ///
+  /// Values that the type does not hold are an Error of write() and bytes(); what read throws, they throw.
+  template <Element S>
+  void add_deferred(const std::string& name, const std::vector<Index>& shape,
+                    std::function<void(Index first, std::span<S> values)> read, DType dtype = dtype_of<S>) {
+    check_new(name, dtype);
+    const auto size = detail::element_count(shape);
+    constexpr Index most = (std::numeric_limits<Index>::max)();
+    if (!size || *size > most / static_cast<Index>(size_of(dtype))) {
+      throw Error("", name,
+                  detail::text_of(
+                      {"expected a shape of at most ", most, " bytes, got ", detail::in_brackets(shape)}));
+    }
+    const auto encode = encoder<S>(name, dtype);
+    const auto write = [=, count = *size](std::string_view file, const Sink& sink) {
+      std::vector<S> values;
+      std::vector<std::byte> bytes;
+      for (Index first = 0; first < count; first += deferred_elements) {
+        values.resize(static_cast<std::size_t>((std::min)(deferred_elements, count - first)));
+        bytes.resize(values.size() * size_of(dtype));
+        read(first, values);
+        encode(file, first, values, bytes.data());
+        sink(bytes);
+      }
+    };
+    tensors_.emplace(name, Tensor{dtype, shape, static_cast<std::uint64_t>(*size) * size_of(dtype), write});
+  }
+
   /// The whole file.
   std::vector<std::byte> bytes() const {
     const std::vector<const Entry*> entries = in_order();
     std::vector<std::byte> bytes = header("", entries);
     for (const Entry* entry : entries) {
-      bytes.insert(bytes.end(), entry->second.bytes.begin(), entry->second.bytes.end());
+      entry->second.write("", [&](std::span<const std::byte> piece) {
+        bytes.resize(bytes.size() + piece.size());
+        std::copy(piece.begin(), piece.end(), bytes.end() - static_cast<std::ptrdiff_t>(piece.size()));
+      });
     }
     return bytes;
   }
@@ -110,74 +149,103 @@ class SafetensorsWriter {
   /// of the old one, be that read-only; owner and further hard links it does not get.
   void write(const std::filesystem::path& path) const {
     const std::vector<const Entry*> entries = in_order();
-    const std::vector<std::byte> head = header(detail::in_utf8(path), entries);
+    const std::string name = detail::in_utf8(path);
+    const std::vector<std::byte> head = header(name, entries);
     detail::OutputFile file(path);
     file.write(head);
-    for (const Entry* entry : entries) file.write(entry->second.bytes);
+    for (const Entry* entry : entries) {
+      entry->second.write(name, [&](std::span<const std::byte> piece) { file.write(piece); });
+    }
     file.commit();
   }
 
  private:
+  using Sink = std::function<void(std::span<const std::byte>)>;
+
   struct Tensor {
     DType dtype;
     std::vector<Index> shape;
-    std::vector<std::byte> bytes;
+    std::uint64_t size;  // in bytes
+    std::function<void(std::string_view file, const Sink&)> write;
   };
   using Entry = std::pair<const std::string, Tensor>;
 
-  template <class S>
-  void add_values(const std::string& name, const std::vector<Index>& shape, std::span<const S> values,
-                  DType dtype) {
+  /// Throws unless there can be a tensor of that name and type.
+  void check_new(const std::string& name, DType dtype) const {
     const auto fail = [&](const std::string& reason) { throw Error("", name, reason); };
     if (!detail::is_utf8(name)) fail("expected a name in UTF-8");
     if (name == detail::metadata_key) fail("the name is reserved");
     if (tensors_.contains(name)) fail("the name has been added before");
     if (dtype == DType::unknown) fail("elements of unknown type cannot be written");
+  }
+
+  template <class S>
+  void add_values(const std::string& name, const std::vector<Index>& shape, std::span<const S> values,
+                  DType dtype) {
+    check_new(name, dtype);
     const auto size = detail::element_count(shape);
     if (!size || std::cmp_not_equal(*size, values.size())) {
-      fail("expected the elements of shape " + detail::in_brackets(shape) + ", got " +
-           std::to_string(values.size()));
+      throw Error("", name,
+                  detail::text_of({"expected the elements of shape ", detail::in_brackets(shape), ", got ",
+                                   values.size()}));
     }
+    std::vector<std::byte> bytes(values.size() * size_of(dtype));
+    encoder<S>(name, dtype)("", 0, values, bytes.data());
+    const std::uint64_t bytes_size = bytes.size();
+    tensors_.emplace(name,
+                     Tensor{dtype, shape, bytes_size,
+                            [bytes = std::move(bytes)](std::string_view, const Sink& sink) { sink(bytes); }});
+  }
 
-    Tensor tensor{dtype, shape, std::vector<std::byte>(values.size() * size_of(dtype))};
-    detail::with_format(dtype, [&]<class Format>(Format) {
-      if constexpr (!Integer<S> && detail::HoldsIntegers<Format>) {
-        fail("expected integers for " + std::string(to_string(dtype)) + ", got floats");
-      } else {
-        typename Format::Raw raw{};
-        for (std::size_t i = 0; i < values.size(); ++i) {
-          if (!detail::write_number<Format>(values[i], raw)) {
-            fail(detail::no_value<typename Format::Raw>(dtype, i, values[i]));
-          }
-          detail::store(raw, tensor.bytes.data() + i * sizeof(raw));
+  /// What turns values, of which the first is element `first`, into bytes of the tensor. Throws if the type
+  /// does not hold them, at once if it holds only integers and S is none.
+  template <class S>
+  static auto encoder(const std::string& name, DType dtype) {
+    const auto write = detail::writer_of<S>(dtype);
+    if (write == nullptr)
+      throw Error("", name, detail::text_of({"expected integers for ", to_string(dtype), ", got floats"}));
+    return [=](std::string_view file, Index first, std::span<const S> values, std::byte* bytes) {
+      const std::size_t good = write(values, bytes);
+      if constexpr (Integer<S>) {
+        if (good < values.size()) {
+          throw Error(file, name,
+                      detail::text_of({"element ", static_cast<std::size_t>(first) + good, ": expected ",
+                                       detail::range_of(dtype), ", got ", std::to_string(values[good])}));
         }
       }
-    });
-    tensors_.emplace(name, std::move(tensor));
+    };
   }
 
   /// Wide elements first, so that each lies aligned.
   std::vector<const Entry*> in_order() const {
     std::vector<const Entry*> entries;
-    for (const Entry& entry : tensors_) entries.push_back(&entry);
-    std::stable_sort(entries.begin(), entries.end(), [](const Entry* left, const Entry* right) {
-      return size_of(left->second.dtype) > size_of(right->second.dtype);
-    });
+    for (const std::size_t width : {8u, 4u, 2u, 1u}) {
+      for (const Entry& entry : tensors_) {
+        if (size_of(entry.second.dtype) == width) entries.push_back(&entry);
+      }
+    }
     return entries;
   }
 
   std::vector<std::byte> header(std::string_view file, const std::vector<const Entry*>& entries) const {
-    nlohmann::json json = nlohmann::json::object();
-    if (!metadata_.empty()) json[std::string(detail::metadata_key)] = metadata_;
+    std::map<std::string, std::string> members;
+    if (!metadata_.empty()) {
+      std::map<std::string, std::string> metadata;
+      for (const auto& [key, value] : metadata_) metadata[key] = detail::in_quotes(value);
+      const std::string key(detail::metadata_key);
+      members[key] = detail::json_object(metadata);
+    }
     std::uint64_t offset = 0;
     for (const Entry* entry : entries) {
       const auto& [name, tensor] = *entry;
-      json[name] = {{"dtype", to_string(tensor.dtype)},
-                    {"shape", tensor.shape},
-                    {"data_offsets", {offset, offset + tensor.bytes.size()}}};
-      offset += tensor.bytes.size();
+      const std::uint64_t end = offset + tensor.size;
+      members[name] =
+          detail::text_of({R"({"data_offsets":)", detail::in_brackets<std::uint64_t>({offset, end}, ","),
+                           R"(,"dtype":)", detail::in_quotes(to_string(tensor.dtype)), R"(,"shape":)",
+                           detail::in_brackets(tensor.shape, ","), "}"});
+      offset = end;
     }
-    return detail::file_head(file, json.dump());
+    return detail::file_head(file, detail::json_object(members));
   }
 
   std::map<std::string, std::string> metadata_;
