@@ -9,9 +9,10 @@
 #include <string_view>
 #include <system_error>
 
+#include <nlohmann/json.hpp>
+
 #include <meo/abi.hpp>
 #include <meo/errors.hpp>
-#include <meo/io/json_string.hpp>
 
 namespace meo::inline MEO_ABI::io {
 
@@ -22,6 +23,11 @@ inline std::string text_of(std::initializer_list<meo::detail::MessagePart> parts
   std::string text;
   for (const meo::detail::MessagePart& part : parts) part.append_to(text);
   return text;
+}
+
+/// A name from a file as a JSON string: whatever bytes it holds, it can be printed and read back by eye.
+inline std::string in_quotes(std::string_view name) {
+  return nlohmann::json(name).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 /// A path as UTF-8, for messages; path.string() throws on Windows for what the code page lacks.

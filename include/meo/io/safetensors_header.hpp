@@ -29,10 +29,10 @@
 #include <utility>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
-#include <meo/io/json_parser.hpp>
-#include <meo/io/json_string.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::io {
@@ -58,9 +58,9 @@ struct SafetensorsHeader {
 };
 
 template <class Number>
-std::string in_brackets(const std::vector<Number>& numbers, const char* separator = ", ") {
+std::string in_brackets(const std::vector<Number>& numbers) {
   std::string text = "[";
-  for (const Number number : numbers) text += text_of({text.size() > 1 ? separator : "", number});
+  for (const Number number : numbers) text += text_of({text.size() > 1 ? ", " : "", number});
   return text += ']';
 }
 
@@ -78,19 +78,21 @@ inline std::optional<Index> element_count(const std::vector<Index>& shape) {
 
 /// Fills a header from the events of a JSON parser. A tree would already have forgotten that a name came
 /// twice; and whatever does not belong here, as deep nesting, is refused where it begins.
-class HeaderListener final : public JsonListener {
+class HeaderParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
-  HeaderListener(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
+  HeaderParser(const std::string& file, SafetensorsHeader& header) : file_(file), header_(header) {}
 
-  void null() override {
+  bool null() override {
     if (place_ != Place::names || name_ != metadata_key) refuse({"null"});
+    return true;
   }
 
-  void boolean(bool) override { refuse({"a boolean"}); }
-  void negative_integer(std::int64_t value) override { refuse({value}); }
-  void other_number(std::string text) override { refuse({text}); }
+  bool boolean(bool) override { refuse({"a boolean"}); }
+  bool number_integer(number_integer_t value) override { refuse({value}); }
+  bool number_float(number_float_t, const string_t& text) override { refuse({text}); }
+  bool binary(binary_t&) override { refuse({"binary data"}); }
 
-  void unsigned_integer(std::uint64_t value) override {
+  bool number_unsigned(number_unsigned_t value) override {
     if (place_ == Place::shape && std::in_range<Index>(value)) {
       tensor_.shape.push_back(static_cast<Index>(value));
     } else if (place_ == Place::data_offsets) {
@@ -98,9 +100,10 @@ class HeaderListener final : public JsonListener {
     } else {
       refuse({value});
     }
+    return true;
   }
 
-  void string(std::string value) override {
+  bool string(string_t& value) override {
     if (place_ == Place::metadata) {
       header_.metadata[key_] = std::move(value);
     } else if (place_ == Place::tensor && key_ == "dtype") {
@@ -109,9 +112,10 @@ class HeaderListener final : public JsonListener {
     } else {
       refuse({"a string"});
     }
+    return true;
   }
 
-  void begin_object() override {
+  bool start_object(std::size_t) override {
     if (place_ == Place::outside) {
       place_ = Place::names;
     } else if (place_ == Place::names) {
@@ -122,9 +126,10 @@ class HeaderListener final : public JsonListener {
     } else {
       refuse({"an object"});
     }
+    return true;
   }
 
-  void key(std::string key) override {
+  bool key(string_t& key) override {
     if (place_ == Place::names) {
       name_ = key;
       const bool seen =
@@ -136,9 +141,10 @@ class HeaderListener final : public JsonListener {
         fail({"the key ", in_quotes(key), " comes twice"});
       }
     }
+    return true;
   }
 
-  void end_object() override {
+  bool end_object() override {
     if (place_ == Place::tensor) {
       for (const std::string_view key : tensor_keys) {
         if (!has_key(key)) fail({"the key ", in_quotes(key), " is missing"});
@@ -146,9 +152,10 @@ class HeaderListener final : public JsonListener {
       header_.tensors[name_] = std::move(tensor_);
     }
     place_ = place_ == Place::names ? Place::outside : Place::names;
+    return true;
   }
 
-  void begin_array() override {
+  bool start_array(std::size_t) override {
     if (place_ == Place::tensor && key_ == "shape") {
       place_ = Place::shape;
     } else if (place_ == Place::tensor && key_ == "data_offsets") {
@@ -156,9 +163,10 @@ class HeaderListener final : public JsonListener {
     } else {
       refuse({"an array"});
     }
+    return true;
   }
 
-  void end_array() override {
+  bool end_array() override {
     if (place_ == Place::shape) {
       const auto size = element_count(tensor_.shape);
       if (!size) fail({"shape ", in_brackets(tensor_.shape), " has more elements than can be counted"});
@@ -171,6 +179,12 @@ class HeaderListener final : public JsonListener {
       tensor_.end = data_offsets_[1];
     }
     place_ = Place::tensor;
+    return true;
+  }
+
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception& error) override {
+    const std::string_view what = error.what();  // "[json.exception.parse_error.101] parse error at …"
+    throw Error(file_, "the header is no JSON: " + std::string(what.substr(what.find(' ') + 1)));
   }
 
  private:
@@ -279,14 +293,11 @@ inline void check_data(const std::string& file, const SafetensorsHeader& header,
 inline SafetensorsHeader parse_header(const std::string& file, std::string_view text,
                                       std::uint64_t data_size) {
   if (!text.starts_with('{')) throw Error(file, "the header does not begin with '{'");
+  // nlohmann::json takes a zero byte for the end of its input.
   if (text.find('\0') != text.npos) throw Error(file, "the header is no JSON: it has a zero byte");
   SafetensorsHeader header;
-  HeaderListener listener(file, header);
-  try {
-    JsonParser(text, listener).parse();
-  } catch (const JsonError& error) {
-    throw Error(file, text_of({"the header is no JSON: ", error.what()}));
-  }
+  HeaderParser parser(file, header);
+  nlohmann::json::sax_parse(text, &parser);
   check_data(file, header, data_size);
   return header;
 }

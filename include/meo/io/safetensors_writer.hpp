@@ -21,10 +21,10 @@
 #include <vector>
 
 #include <Eigen/Core>
+#include <nlohmann/json.hpp>
 
 #include <meo/io/dtype.hpp>
 #include <meo/io/error.hpp>
-#include <meo/io/json_string.hpp>
 #include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
@@ -33,12 +33,14 @@ namespace meo::inline MEO_ABI::io {
 
 namespace detail {
 
-/// An object of JSON; the members' values are in JSON already.
-inline std::string json_object(const std::map<std::string, std::string>& members) {
-  std::string text;
-  for (const auto& [key, value] : members)
-    text += text_of({text.empty() ? "" : ",", in_quotes(key), ":", value});
-  return text_of({"{", text, "}"});
+/// JSON is written in UTF-8 only.
+inline bool is_utf8(const std::string& text) {
+  try {
+    static_cast<void>(nlohmann::json(text).dump());
+    return true;
+  } catch (const nlohmann::json::exception&) {
+    return false;
+  }
 }
 
 /// What comes before the data: the header's length, and the header with spaces up to a multiple of 8 bytes,
@@ -228,24 +230,17 @@ class SafetensorsWriter {
   }
 
   std::vector<std::byte> header(std::string_view file, const std::vector<const Entry*>& entries) const {
-    std::map<std::string, std::string> members;
-    if (!metadata_.empty()) {
-      std::map<std::string, std::string> metadata;
-      for (const auto& [key, value] : metadata_) metadata[key] = detail::in_quotes(value);
-      const std::string key(detail::metadata_key);
-      members[key] = detail::json_object(metadata);
-    }
+    nlohmann::json json = nlohmann::json::object();
+    if (!metadata_.empty()) json[std::string(detail::metadata_key)] = metadata_;
     std::uint64_t offset = 0;
     for (const Entry* entry : entries) {
       const auto& [name, tensor] = *entry;
-      const std::uint64_t end = offset + tensor.size;
-      members[name] =
-          detail::text_of({R"({"data_offsets":)", detail::in_brackets<std::uint64_t>({offset, end}, ","),
-                           R"(,"dtype":)", detail::in_quotes(to_string(tensor.dtype)), R"(,"shape":)",
-                           detail::in_brackets(tensor.shape, ","), "}"});
-      offset = end;
+      json[name] = {{"dtype", to_string(tensor.dtype)},
+                    {"shape", tensor.shape},
+                    {"data_offsets", {offset, offset + tensor.size}}};
+      offset += tensor.size;
     }
-    return detail::file_head(file, detail::json_object(members));
+    return detail::file_head(file, json.dump());
   }
 
   std::map<std::string, std::string> metadata_;
