@@ -7,6 +7,8 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <chrono>
+#include <clocale>
 #include <cmath>
 #include <concepts>
 #include <cstddef>

@@ -68,7 +68,7 @@ TEST_CASE("headers that are no JSON", "[io][header]") {
   CHECK(fault("[]") == "meo: f: the header does not begin with '{'");
   CHECK(fault(" {}") == "meo: f: the header does not begin with '{'");
   CHECK(fault("\xef\xbb\xbf{}") == "meo: f: the header does not begin with '{'");
-  // nlohmann::json alone would take what is before the zero byte.
+  // Parsers of C strings take what is before the zero byte.
   CHECK(fault(std::string("{}\0", 3)) == "meo: f: the header is no JSON: it has a zero byte");
   CHECK(fault(std::string("{}\0{{{", 6)) == "meo: f: the header is no JSON: it has a zero byte");
 
