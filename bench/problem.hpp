@@ -263,7 +263,7 @@ class Problem {
     const Scalar* seen = x_.data();
     if constexpr (std::same_as<typename Layer::Kind, meo::Meo>) {
       if (case_.level == Level::token) {
-        seen = state->workspace.attended.data();
+        seen = memory_of(state->workspace).attended.data();
         verify_attention<Scalar>(name + "'s token attention", x_, state->layer.token_attention(),
                                  map(seen, x_.cols()));
       }
@@ -333,7 +333,7 @@ class Problem {
     const Index rows = state->context.routing.rows, tokens = case_.all_tokens() / rows;
     for (Index t = 0; t < case_.all_tokens(); ++t) {
       const Eigen::Map<const Matrix<Scalar>> of_gate(
-          state->context.gate_input_gradient.data() + t / tokens * x_.cols(), 1, x_.cols());
+          gradient_memory_of(state->context).router.gate_input.data() + t / tokens * x_.cols(), 1, x_.cols());
       through_experts.row(t) -= of_gate / static_cast<Scalar>(tokens);
     }
     std::vector<Matrix<Scalar>> d_weights;
@@ -362,7 +362,8 @@ class Problem {
     const auto run = [this, state] { state->block.forward(x_, inputs(), y_, state->workspace); };
     run();
     return verified(
-        name, method_of<Layer>, top_k, run, x_, map(state->workspace.hidden.data(), case_.out_features),
+        name, method_of<Layer>, top_k, run, x_,
+        map(memory_of(state->workspace).hidden.data(), case_.out_features),
         {gates_of_tokens(state->workspace.up.routing), gates_of_tokens(state->workspace.down.routing)});
   }
 

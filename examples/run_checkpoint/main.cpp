@@ -385,7 +385,7 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const bool gated = metadata.flag("gated");
+  const bool gated = metadata.flag("gated"), shared_gate = metadata.flag("shared_gate");
   const meo::LayerOptions up = layer_options<Layer>(reader, arguments.prefix + "up.", run.task_features());
   meo::LayerOptions down = up;
   std::swap(down.in_features, down.out_features);
@@ -399,12 +399,8 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
                                         .top_k = up.top_k,
                                         .bias = up.bias,
                                         .gated = gated,
-                                        .routing = {.level = up.level,
-                                                    .task_features = up.task_features,
-                                                    .reduce_factor = up.reduce_factor,
-                                                    .gate_before_attention = up.gate_before_attention,
-                                                    .loss_coefficient = up.loss_coefficient,
-                                                    .noise_epsilon = up.noise_epsilon}};
+                                        .shared_gate = shared_gate,
+                                        .routing = up.routing};
   meo::FeedForward<Layer, meo::AnyActivation> block(options, activation);
   meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
@@ -417,8 +413,10 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   print_input(arguments.input, x_shape, run);
   print_shape("y", output_shape(x_shape, features));
   print_selection("gate of up", workspace.up.routing);
-  if (gated) print_selection("gate of gate_up", workspace.gate_up.routing);
-  print_selection("gate of down", workspace.down.routing);
+  if (!shared_gate) {
+    if (gated) print_selection("gate of gate_up", workspace.gate_up.routing);
+    print_selection("gate of down", workspace.down.routing);
+  }
   std::cout << "loss: " << loss << '\n';
   if (arguments.output) {
     Results<Scalar> results(reader, arguments.input);

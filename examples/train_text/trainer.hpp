@@ -96,11 +96,12 @@ class Trainer {
   void save(const std::filesystem::path& path, const Settings& settings = {}) {
     meo::io::SafetensorsWriter writer;
     model_.save(writer, "model.");
-    Model<Layer> moments(model_.options);
-    meo::copy_values(optimizer_.first_moments(), moments.parameters());
-    moments.save(writer, "first_moments.");
-    meo::copy_values(optimizer_.second_moments(), moments.parameters());
-    moments.save(writer, "second_moments.");
+    // The writer reads them when it writes: both have to live until then.
+    Model<Layer> first_moments(model_.options), second_moments(model_.options);
+    meo::copy_values(optimizer_.first_moments(), first_moments.parameters());
+    first_moments.save(writer, "first_moments.");
+    meo::copy_values(optimizer_.second_moments(), second_moments.parameters());
+    second_moments.save(writer, "second_moments.");
     writer.set_metadata("steps", std::to_string(steps()));
     for (const auto& [name, value] : settings) writer.set_metadata(name, value);
     writer.write(path);

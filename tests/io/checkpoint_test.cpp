@@ -57,13 +57,13 @@ Parameters parameters_of(const Layer& layer, const std::string& prefix = "param.
     const std::string dense = "experts." + std::to_string(i) + ".dense";
     add(dense + ".weight", layer.weight(i));
     if (layer.options().bias) add(dense + ".bias", layer.bias(i));
-    if constexpr (test::is_meo<Layer>) {
+    if constexpr (Layer::Kind::stacks_experts) {
       for (std::size_t j = layer.options().bias ? 2 : 1; j-- > 0; all.pop_back()) {
         stacked[j].second.insert(stacked[j].second.end(), all.back().second.begin(), all.back().second.end());
       }
     }
   }
-  if constexpr (test::is_meo<Layer>) {
+  if constexpr (Layer::Kind::stacks_experts) {
     all.push_back(stacked[0]);
     if (layer.options().bias) all.push_back(stacked[1]);
     if (layer.options().routing.level == Level::token) {

@@ -27,7 +27,7 @@ struct DispatchedProblem {
     // The last expert, which nobody selects, would show in every sum.
     experts.bank.set_weight(experts_selected,
                             Matrix<S>::Constant(out_features, in_features, GuardedMatrix<S>::nan));
-    detail::dispatch_tokens<S>(selections.experts, selections.weights, top_k, experts_selected + 1,
+    detail::dispatch_tokens<S>(selections.pairs(), experts_selected + 1,
                                offsets_of(std::vector<Index>(std::size_t(tokens), 1)), dispatch);
   }
 

@@ -141,7 +141,8 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     }
   }
   detail::MergePlan<S> plan;
-  detail::plan_merges<S>(selected, weights, top_k, offsets, plan);
+  detail::plan_merges<S>({Index(lengths.size()), selected.data(), weights.data(), nullptr, top_k}, offsets,
+                         plan);
   if (has_many) REQUIRE(4 * plan.num_merges() > 3 * static_cast<Index>(lengths.size()));
 
   std::vector<Matrix<S>> dw(static_cast<std::size_t>(experts), Matrix<S>::Zero(out, in));

@@ -125,7 +125,7 @@ TEST_CASE("gradients of x are exact on integers of a large scalar", "[gradient]"
   const std::vector<Index> selected{0, 0};
   const std::vector<S> weights{S(1), S(2)};
   MergePlan<S> plan;
-  plan_merges<S>(selected, weights, 1, offsets, plan);
+  plan_merges<S>({2, selected.data(), weights.data(), nullptr, 1}, offsets, plan);
   scratch.resize(static_cast<std::size_t>(merged_input_gradient_scratch_size<S>(bank.panels(), 2)));
   merged_input_gradient<S>(bank.panels(), plan, offsets, large_dy.data(), out, dx.data(), in, scratch.data(),
                            1);

@@ -16,7 +16,7 @@ using namespace meo::test;
 template <class S>
 MergePlan<S> plan_of(const Selections<S>& selections, const std::vector<Index>& lengths) {
   MergePlan<S> plan;
-  plan_merges<S>(selections.experts, selections.weights, selections.top_k, offsets_of(lengths), plan);
+  plan_merges<S>(selections.pairs(), offsets_of(lengths), plan);
   return plan;
 }
 
@@ -32,9 +32,9 @@ std::vector<std::vector<Index>> groups(const MergePlan<S>& plan) {
 }
 
 template <class S>
-std::vector<std::pair<Index, S>> pairs_of(const MergeTerms<S>& terms, Index top_k) {
+std::vector<std::pair<Index, S>> terms_of(const MergeTerms<S>& terms) {
   std::vector<std::pair<Index, S>> pairs;
-  for (Index i = 0; i < top_k; ++i) pairs.emplace_back(terms.experts[i], terms.weights[i]);
+  for (Index i = 0; i < terms.count; ++i) pairs.emplace_back(terms.experts[i], terms.weights[i]);
   return pairs;
 }
 
@@ -51,7 +51,7 @@ TEMPLATE_TEST_CASE("every sequence keeps its pairs, by ascending expert", "[merg
     for (Index m = 0; m < plan.num_merges(); ++m) {
       for (Index i = plan.begin(m); i < plan.begin(m + 1); ++i) {
         planned.push_back(plan.sequence(i));
-        CHECK(pairs_of(plan.terms(m), top_k) == selections.ascending(plan.sequence(i)));
+        CHECK(terms_of(plan.terms(m)) == selections.ascending(plan.sequence(i)));
       }
     }
     std::sort(planned.begin(), planned.end());
@@ -77,23 +77,45 @@ TEST_CASE("sequences without tokens need no merge", "[merge_plan]") {
   CHECK(groups(plan_of(selections, {0, 0, 0, 0})) == Groups{});
 }
 
-TEST_CASE("sequences with fewer tokens than asked for are left out", "[merge_plan]") {
+TEST_CASE("rows that are to be left out, or have no pairs, are in no merge", "[merge_plan]") {
   const Selections<double> selections{1, {2, 0, 2, 1}, {1, 1, 1, 1}};
   MergePlan<double> plan;
-  for (const auto& [fewest, expected] : std::vector<std::pair<Index, Groups>>{
-           {1, {{1}, {3}, {0, 2}}}, {2, {{3}, {0, 2}}}, {3, {{3}, {2}}}, {4, {{3}}}, {5, {}}}) {
-    plan_merges<double>(selections.experts, selections.weights, 1, offsets_of({2, 1, 3, 4}), plan, fewest);
+  for (const auto& [left_out, expected] :
+       std::vector<std::pair<std::vector<unsigned char>, Groups>>{{{0, 0, 0, 0}, {{1}, {3}, {0, 2}}},
+                                                                  {{0, 1, 0, 0}, {{3}, {0, 2}}},
+                                                                  {{1, 1, 0, 0}, {{3}, {2}}},
+                                                                  {{1, 1, 1, 1}, {}}}) {
+    plan_merges<double>(selections.pairs(), offsets_of({2, 1, 3, 4}), plan, left_out.data());
     CHECK(groups(plan) == expected);
   }
+  const Selections<double> ragged{1, {2, 1, 2}, {1, .5, .5}, {0, 0, 1, 1, 3}};
+  CHECK(groups(plan_of(ragged, {1, 1, 1, 1})) == Groups{{3}, {1}});
+}
+
+TEST_CASE("rows share a merge only with as many pairs, and products have a place for each of them",
+          "[merge_plan]") {
+  // Rows of the experts 1; 1 and 2; 1; 1, 2 and 3; 1 and 2; the shared ones with the same weights.
+  const Selections<double> selections{
+      1, {1, 2, 1, 1, 3, 1, 2, 1, 2}, {.5, .25, .75, .5, .125, .75, .25, .75, .25}, {0, 1, 3, 4, 7, 9}};
+  const MergePlan<double> plan = plan_of(selections, {1, 1, 1, 1, 1});
+  CHECK(groups(plan) == Groups{{0, 2}, {1, 4}, {3}});
+  for (Index m = 0; m < 3; ++m) {
+    CHECK(plan.terms(m).count == m + 1);
+    CHECK(plan.products_begin(m) == m * (m + 1) / 2);
+    CHECK(terms_of(plan.terms(m)) == selections.ascending(plan.sequence(plan.begin(m))));
+  }
+  CHECK(plan.products_begin(3) == 6);
+  CHECK_FALSE(plan.have_same_experts(0, 1));
+  CHECK(plan.have_same_experts(1, 1));
 }
 
 TEST_CASE("a plan made in the memory of a larger one is the same", "[merge_plan]") {
   Generator rng(4);
   MergePlan<double> plan = plan_of(random_selections<double>(rng, 7, 9, 5), std::vector<Index>(7, 1));
   const Selections<double> selections{2, {1, 0, 0, 1}, {.5, .5, .5, .5}};
-  plan_merges<double>(selections.experts, selections.weights, 2, offsets_of({1, 1}), plan);
+  plan_merges<double>(selections.pairs(), offsets_of({1, 1}), plan);
   CHECK(groups(plan) == Groups{{0, 1}});
-  CHECK(pairs_of(plan.terms(0), 2) == selections.ascending(0));
+  CHECK(terms_of(plan.terms(0)) == selections.ascending(0));
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ struct MergedProblem {
   Matrix<S> computed(Index threads = 1) const {
     const auto bank = experts.bank.panels();
     detail::MergePlan<S> plan;
-    detail::plan_merges<S>(selections.experts, selections.weights, selections.top_k, offsets, plan);
+    detail::plan_merges<S>(selections.pairs(), offsets, plan);
     GuardedMatrix<S> input(x), y(x.rows(), bank.out_features),
         scratch(1, threads * detail::merge_scratch_size(bank, plan.num_merges()));
     detail::merged_product(bank, plan, offsets, input.data(), input.stride(), y.data(), y.stride(),

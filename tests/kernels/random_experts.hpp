@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <meo/experts/expert_bank.hpp>
+#include <meo/kernels/pairs.hpp>
 #include <meo/types.hpp>
 
 #include "support/kernels.hpp"
@@ -34,36 +35,55 @@ struct RandomExperts {
   std::vector<Vector<S>> biases;  ///< empty vectors where there is no bias
 };
 
-/// K pairs of expert and weight for each of R rows, in no order.
+/// Pairs of expert and weight for each of R rows, in no order.
 template <class S>
 struct Selections {
   Index top_k;
   std::vector<Index> experts;
   std::vector<S> weights;
+  std::vector<Index> begins = {};  ///< where the pairs of each row begin; empty: top_k a row
+
+  detail::Pairs<S> pairs() const {
+    const bool is_ragged = !begins.empty();
+    const auto rows = is_ragged ? Index(begins.size()) - 1 : Index(experts.size()) / top_k;
+    return {rows, experts.data(), weights.data(), is_ragged ? begins.data() : nullptr, top_k};
+  }
 
   /// The pairs of row r by ascending expert, as the kernels sum them.
   std::vector<std::pair<Index, S>> ascending(Index r) const {
-    std::vector<std::pair<Index, S>> pairs;
-    for (Index i = r * top_k; i < (r + 1) * top_k; ++i) {
-      pairs.emplace_back(experts[std::size_t(i)], weights[std::size_t(i)]);
+    std::vector<std::pair<Index, S>> ascending;
+    for (Index i = pairs().begin(r); i < pairs().begin(r + 1); ++i) {
+      ascending.emplace_back(experts[std::size_t(i)], weights[std::size_t(i)]);
     }
-    std::sort(pairs.begin(), pairs.end());
-    return pairs;
+    std::sort(ascending.begin(), ascending.end());
+    return ascending;
   }
 };
 
-/// A single expert gets weight 1, as from a softmax.
-template <class S>
-Selections<S> random_selections(Generator& rng, Index rows, Index num_experts, Index top_k) {
-  Selections<S> selections{top_k, {}, {}};
+/// `count(row)` pairs for each row. A single expert gets weight 1, as from a softmax.
+template <class S, class Count>
+Selections<S> random_ragged_selections(Generator& rng, Index rows, Index num_experts, const Count& count) {
+  Selections<S> selections{1, {}, {}, {0}};
   std::vector<Index> all(static_cast<std::size_t>(num_experts));
   std::iota(all.begin(), all.end(), Index{0});
   for (Index r = 0; r < rows; ++r) {
+    const Index pairs = count(r);
     std::shuffle(all.begin(), all.end(), rng);
-    selections.experts.insert(selections.experts.end(), all.begin(), all.begin() + top_k);
-    const Matrix<S> weights = random_normal<S>(rng, 1, top_k);
-    for (Index i = 0; i < top_k; ++i) selections.weights.push_back(top_k == 1 ? S(1) : weights(0, i));
+    selections.experts.insert(selections.experts.end(), all.begin(), all.begin() + pairs);
+    const Matrix<S> weights = random_normal<S>(rng, 1, pairs);
+    for (Index i = 0; i < pairs; ++i) selections.weights.push_back(pairs == 1 ? S(1) : weights(0, i));
+    selections.begins.push_back(Index(selections.experts.size()));
   }
+  return selections;
+}
+
+/// The same number of pairs for all rows.
+template <class S>
+Selections<S> random_selections(Generator& rng, Index rows, Index num_experts, Index top_k) {
+  Selections<S> selections =
+      random_ragged_selections<S>(rng, rows, num_experts, [&](Index) { return top_k; });
+  selections.top_k = top_k;
+  selections.begins.clear();
   return selections;
 }
 

@@ -165,15 +165,15 @@ TEMPLATE_TEST_CASE("a block's backward checks shapes and what is left of a forwa
                   {"context", "3 tokens in sequence 0, got one with 1"}) == "");
       const bool recomputes = shared_gate && !test::is_meo<Layer>;
       if (recomputes) continue;
-      CHECK(context_lacks([](C& context) { context.pre_activation.clear(); },
+      CHECK(context_lacks([](C& context) { gradient_memory_of(context).pre_activation.clear(); },
                           {"context", "20 values of pre-activations, got 0"}) == "");
-      CHECK(context_lacks([](C& context) { context.hidden.clear(); }, {"context", "20 values of hidden"}) ==
-            "");
-      CHECK(context_lacks([](C& context) { context.gate_hidden.clear(); },
+      CHECK(context_lacks([](C& context) { memory_of(context).hidden.clear(); },
+                          {"context", "20 values of hidden"}) == "");
+      CHECK(context_lacks([](C& context) { memory_of(context).gate_hidden.clear(); },
                           {"context", "20 values of gate_up"}) == "");
-      CHECK(context_lacks([](C& context) { context.down.last_forward.clear(); },
+      CHECK(context_lacks([](C& context) { memory_of(context.down).last_forward.clear(); },
                           {"context", "no forward has finished"}) == "");
-      CHECK(context_lacks([](C& context) { context.gate_up.last_forward.clear(); },
+      CHECK(context_lacks([](C& context) { memory_of(context.gate_up).last_forward.clear(); },
                           {"context", "no forward has finished"}) == "");
     }
   }

@@ -39,8 +39,8 @@ void check_block(const Golden<double>& golden) {
     return Matrix<long double>(golden.matrix(tensor).template cast<long double>());
   };
   const auto tolerance = golden.kind() == reference::Kind::moe ? rounded_output_tolerance : double_tolerance;
-  const Matrix<double> hidden =
-      Eigen::Map<const Matrix<double>>(workspace.hidden.data(), x.rows(), golden.integer("hidden_features"));
+  const Matrix<double> hidden = Eigen::Map<const Matrix<double>>(memory_of(workspace).hidden.data(), x.rows(),
+                                                                 golden.integer("hidden_features"));
   CHECK(disagreement_in_max_norm(hidden, file("hidden"), tolerance) == "");
   CHECK(disagreement_in_max_norm(y, file("y"), tolerance) == "");
   CHECK(disagreement_in_max_norm(Matrix<double>::Constant(1, 1, loss), file("loss"), loss_tolerance) == "");

@@ -153,7 +153,8 @@ TEMPLATE_TEST_CASE("the gradient of one gate weight over a million tokens", "[la
   const auto check = [&](const auto& layer, auto& gradients, Index part) {
     layer.forward(x, {}, y, context);
     layer.backward(x, {}, context, dy, gradients, dx);
-    CHECK(is_within<S>(gradient_memory_of(context).weights[1], expected, gamma<S>(additions(part) + 8) * expected));
+    CHECK(is_within<S>(gradient_memory_of(context).weights[1], expected,
+                       gamma<S>(additions(part) + 8) * expected));
   };
   check(moe, moe_gradients, detail::serial_terms);
   check(meo, meo_gradients, detail::serial_tokens<S>());

@@ -101,7 +101,8 @@ TEMPLATE_TEST_CASE("a checkpoint is in PyTorch's form and comes back bit by bit"
   const io::SafetensorsReader reader(path);
   for (const std::string part : {"model.", "first_moments.", "second_moments."}) {
     const std::string up = part + "blocks.1.feed_forward.up.";
-    if (test::is_meo<TestType>) CHECK(reader.info(up + "weight").shape == std::vector<Index>{4, 20, 12});
+    if (TestType::Kind::stacks_experts)
+      CHECK(reader.info(up + "weight").shape == std::vector<Index>{4, 20, 12});
     else CHECK(reader.info(up + "experts.3.dense.weight").shape == std::vector<Index>{20, 12});
     CHECK(reader.info(up + "w_gate").shape == std::vector<Index>{12, 4});
   }

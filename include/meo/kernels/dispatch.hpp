@@ -3,10 +3,11 @@
 /// Which tokens every expert works on: the (token, expert) pairs of a routing, sorted by expert.
 
 #include <algorithm>
-#include <limits>
+#include <cstddef>
 #include <span>
 #include <vector>
 
+#include <meo/kernels/pairs.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -23,42 +24,44 @@ struct Dispatch {
   Index begin(Index expert) const { return begins[static_cast<std::size_t>(expert)]; }
 };
 
-/// Counting sort. experts, weights: one row of K pairs for each gated row; row r gates the tokens
-/// offsets[r] … offsets[r + 1] − 1, which are left out if they are more than `most_tokens`. Allocates only
-/// where the dispatch has to grow, never for as many tokens and rows of other lengths.
+/// Counting sort. offsets: row r governs the tokens offsets[r] … offsets[r + 1] − 1. Rows that left_out,
+/// where it is given, is not 0 of are left out. Allocates only where the dispatch has to grow, never for as
+/// many tokens, rows and pairs of other lengths or selections, if a row has no more pairs than one had
+/// before.
 template <class Scalar>
-void dispatch_tokens(std::span<const Index> experts, std::span<const Scalar> weights, Index top_k,
-                     Index num_experts, std::span<const Index> offsets, Dispatch<Scalar>& dispatch,
-                     Index most_tokens = (std::numeric_limits<Index>::max)()) {
-  const std::size_t rows = offsets.size() - 1;
-  const auto k = static_cast<std::size_t>(top_k);
+void dispatch_tokens(const Pairs<Scalar>& pairs, Index num_experts, std::span<const Index> offsets,
+                     Dispatch<Scalar>& dispatch, const unsigned char* left_out = nullptr) {
   const Index tokens = offsets.back();
-  const Index most_served = (std::min)(tokens, static_cast<Index>(rows) * (std::min)(most_tokens, tokens));
-  const auto length = [&](std::size_t r) {
-    const Index length_of_row = offsets[r + 1] - offsets[r];
-    return length_of_row > most_tokens ? 0 : length_of_row;
+  const auto first_token = [&](Index row) { return offsets[static_cast<std::size_t>(row)]; };
+  const auto length = [&](Index row) {
+    return left_out != nullptr && left_out[row] != 0 ? 0 : first_token(row + 1) - first_token(row);
   };
   dispatch.begins.assign(static_cast<std::size_t>(num_experts) + 1, 0);
-  for (std::size_t r = 0; r < rows; ++r) {
-    for (std::size_t i = r * k; i < (r + 1) * k; ++i)
-      dispatch.begins[static_cast<std::size_t>(experts[i])] += length(r);
+  Index most_pairs = 0;
+  for (Index row = 0; row < pairs.rows; ++row) {
+    most_pairs = (std::max)(most_pairs, pairs.count(row));
+    const MergeTerms<Scalar> terms = pairs.row(row);
+    for (Index i = 0; i < terms.count; ++i)
+      dispatch.begins[static_cast<std::size_t>(terms.experts[i])] += length(row);
   }
   Index end =
       0;  // every begin first becomes its expert's end, and is counted down while the slots are filled
   for (Index& begin : dispatch.begins) begin = end += begin;
   const auto resize = [&](auto& of_slots) {
-    of_slots.reserve(static_cast<std::size_t>(most_served) * k);
+    of_slots.reserve(static_cast<std::size_t>(tokens * most_pairs));
     of_slots.resize(static_cast<std::size_t>(end));
   };
   resize(dispatch.tokens);
   resize(dispatch.weights);
   resize(dispatch.is_first);
-  for (std::size_t r = rows; r-- > 0;) {
-    for (Index token = offsets[r] + length(r); token-- > offsets[r];) {
-      for (std::size_t i = r * k; i < (r + 1) * k; ++i) {
-        const auto slot = static_cast<std::size_t>(--dispatch.begins[static_cast<std::size_t>(experts[i])]);
+  for (Index row = pairs.rows; row-- > 0;) {
+    const MergeTerms<Scalar> terms = pairs.row(row);
+    for (Index token = first_token(row) + length(row); token-- > first_token(row);) {
+      for (Index i = 0; i < terms.count; ++i) {
+        const auto slot =
+            static_cast<std::size_t>(--dispatch.begins[static_cast<std::size_t>(terms.experts[i])]);
         dispatch.tokens[slot] = token;
-        dispatch.weights[slot] = weights[i];
+        dispatch.weights[slot] = terms.weights[i];
       }
     }
   }

@@ -38,12 +38,12 @@ class TurnedPanels {
   }
 
   /// Writes the part that is merged from NR inputs and NR outputs of the experts.
-  void merge(Index panel, Index input_panel, MergeTerms<Scalar> terms, Index top_k) const {
+  void merge(Index panel, Index input_panel, MergeTerms<Scalar> terms) const {
     const Index input = (block_.first_input_panel + input_panel) * columns;
     const MergeSource<const Scalar> source{
         bank_.panel(block_.first_panel + panel, 0) + (input + (bank_.has_bias ? 1 : 0)) * columns,
         bank_.panel_size()};
-    merge_turned(source, terms, top_k, (std::min)(columns, bank_.in_features - input),
+    merge_turned(source, terms, (std::min)(columns, bank_.in_features - input),
                  data_ + input_panel * panel_stride() + panel * columns * columns);
   }
 
@@ -115,7 +115,7 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, c
                                 (std::min)(blocks.input_panels, end - input)};
         const TurnedPanels<Scalar> turned(bank, block, data);
         for (Index p = 0; p < block.panels; ++p) {
-          for (Index i = 0; i < block.input_panels; ++i) turned.merge(p, i, {&expert, &one}, 1);
+          for (Index i = 0; i < block.input_panels; ++i) turned.merge(p, i, {&expert, &one, 1});
         }
         PrefetchQueue nothing_ahead;
         for (Index first = 0; first < rows; first += packed_gradient_rows) {

@@ -97,8 +97,9 @@ class MergedInputGradient {
     std::array<Index, 64> experts;  // as many stretches as the queue has room for
     auto end = experts.begin();
     for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {
-      for (Index i = 0; i < plan_.top_k && end != experts.end(); ++i) {
-        const Index expert = plan_.terms(m).experts[i];
+      const MergeTerms<Scalar> terms = plan_.terms(m);
+      for (Index i = 0; i < terms.count && end != experts.end(); ++i) {
+        const Index expert = terms.experts[i];
         if (std::find(experts.begin(), end, expert) == end) *end++ = expert;
       }
     }
@@ -123,7 +124,7 @@ class MergedInputGradient {
     for (Index p = 0; p < block.panels; ++p) {
       for (Index i = 0; i < block.input_panels; ++i) {
         for (Index q = 0; q < block.merges; ++q)
-          turned(block, q).merge(p, i, plan_.terms(block.first_merge + q), plan_.top_k);
+          turned(block, q).merge(p, i, plan_.terms(block.first_merge + q));
       }
     }
   }

@@ -64,7 +64,7 @@ class MergedProduct {
     for (Block block = block_at(chunk_from({0, 0}), 0, begin_); block.merges > 0;) {
       const Block next = after(block);
       PrefetchQueue ahead = look_ahead(block, next);
-      if (!uses_experts_in_place()) merge(block);
+      merge(block);
       for (Index q = 0; q < block.merges; ++q) multiply(block, q, ahead);
       block = next;
     }
@@ -98,10 +98,12 @@ class MergedProduct {
     Index merges;  ///< 0: there is nothing left
   };
 
-  /// The softmax over one logit is 1, so with K = 1 the merged expert is the expert itself, where it lies. A
-  /// routing from elsewhere may have another weight.
-  bool uses_experts_in_place() const {
-    return std::same_as<Scalar, Storage> && plan_.top_k == 1 && plan_.has_unit_weights;
+  /// Of a single expert with the weight 1, as a softmax over one logit gives it, the merged expert is the
+  /// expert itself, where it lies.
+  bool is_in_place(Index merge) const {
+    if constexpr (!std::same_as<Scalar, Storage>) return false;
+    const MergeTerms<Scalar> terms = plan_.terms(merge);
+    return terms.count == 1 && terms.weights[0] == Scalar(1);
   }
 
   // -------------------------------------------------------------------------------------------------------------
@@ -178,9 +180,9 @@ class MergedProduct {
     for (Index p = next.panel; p < next.panel + next.panels; ++p) {
       for (Index m = next.first_merge; m < next.first_merge + next.merges; ++m) {
         if (m > next.first_merge && plan_.have_same_experts(m - 1, m)) continue;
-        const Index* const experts = plan_.terms(m).experts;
-        for (Index i = 0; i < plan_.top_k; ++i) {
-          ahead.add(bank_.panel(p, experts[i]) + next.row * columns,
+        const MergeTerms<Scalar> terms = plan_.terms(m);
+        for (Index i = 0; i < terms.count; ++i) {
+          ahead.add(bank_.panel(p, terms.experts[i]) + next.row * columns,
                     size * static_cast<Index>(sizeof(Storage)));
         }
       }
@@ -203,14 +205,19 @@ class MergedProduct {
 
   /// Merges of the same experts are formed a few at a time from one pass over the experts, merges of
   /// different experts one by one; strip by strip, so that what has been read stays in a cache for all of
-  /// them.
+  /// them. Those in place are not formed at all.
   void merge(const Block& block) const {
-    const bool have_same_experts =
-        plan_.have_same_experts(block.first_merge, block.first_merge + block.merges - 1);
-    const Index strip_rows = !have_same_experts ? merge_strip_rows<Scalar>(plan_.top_k)
-                             : plan_.top_k <= merge_terms
-                                 ? block.rows
-                                 : group_strip_rows<Scalar>(plan_.top_k, block.merges);
+    const Index last = block.first_merge + block.merges - 1;
+    Index most_terms = 0;
+    for (Index m = block.first_merge; m <= last; ++m) {
+      if (!is_in_place(m)) most_terms = (std::max)(most_terms, plan_.terms(m).count);
+    }
+    if (most_terms == 0) return;
+    // Between two of the same experts, all have them: selections are sorted.
+    const bool have_same_experts = plan_.have_same_experts(block.first_merge, last);
+    const Index strip_rows = !have_same_experts          ? merge_strip_rows<Scalar>(most_terms)
+                             : most_terms <= merge_terms ? block.rows
+                                                         : group_strip_rows<Scalar>(most_terms, block.merges);
     for (Index p = 0; p < block.panels; ++p) {
       for (Index strip = 0; strip < block.rows; strip += strip_rows) {
         const Index size = (std::min)(strip_rows, block.rows - strip) * columns;
@@ -231,10 +238,13 @@ class MergedProduct {
       MergeGroup<Scalar> terms;
       for (Index i = 0; i < group; ++i)
         terms[static_cast<std::size_t>(i)] = plan_.terms(block.first_merge + q + i);
-      merge_rows_of_group(source, terms, plan_.top_k, q == 0, size, scratch + q * stride, stride);
+      merge_rows_of_group(source, terms, terms[0].count, q == 0, size, scratch + q * stride, stride);
     }
-    for (; q < block.merges; ++q)
-      merge_rows(source, plan_.terms(block.first_merge + q), plan_.top_k, size, scratch + q * stride);
+    for (; q < block.merges; ++q) {
+      if (is_in_place(block.first_merge + q)) continue;
+      const MergeTerms<Scalar> terms = plan_.terms(block.first_merge + q);
+      merge_rows(source, terms, terms.count, size, scratch + q * stride);
+    }
   }
 
   /// The panels of the q-th merge. The first row of a panel holds the biases, if any; they start the sums.
@@ -243,7 +253,7 @@ class MergedProduct {
     const Scalar* first = merged(block, q);
     Index stride = merged_stride(block);
     if constexpr (std::same_as<Scalar, Storage>) {
-      if (uses_experts_in_place()) {
+      if (is_in_place(block.first_merge + q)) {
         const Index expert = plan_.terms(block.first_merge + q).experts[0];
         first = bank_.panel(block.panel, expert) + block.row * columns;
         stride = bank_.panel_stride();

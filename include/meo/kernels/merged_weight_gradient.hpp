@@ -79,7 +79,7 @@ class MergedWeightGradient {
     }
   }
 
-  /// Panel p of all experts. products: merges × K, added to; scratch: scratch_size scalars;
+  /// Panel p of all experts. products: of each term of each merge, added to; scratch: scratch_size scalars;
   /// partial_gradients: partial_gradients_size.
   void run(Index p, Sum<Scalar>* products, Scalar* scratch, Scalar* partial_gradients) const {
     PairwiseSum<Scalar> parts(bank_.panel_stride(), gradients_.panel(p, 0), partial_gradients);
@@ -207,7 +207,8 @@ class MergedWeightGradient {
       std::size_t count = 0;
       for (Index q = 0; q < block.merges; ++q) {
         Index& i = next[static_cast<std::size_t>(q)];
-        if (i == plan_.top_k || plan_.terms(block.first_merge + q).experts[i] != expert) continue;
+        const MergeTerms<Scalar> terms = plan_.terms(block.first_merge + q);
+        if (i == terms.count || terms.experts[i] != expert) continue;
         selections[count++] = {q, i++};
       }
       f(expert, std::span<const Selection>(selections.data(), count));
@@ -229,7 +230,8 @@ class MergedWeightGradient {
              gradients_of(block, expert) + first_value(block));
       for (std::size_t s = 0; s < selections.size(); ++s) {
         const auto [q, i] = selections[s];
-        products[(block.first_merge + q) * plan_.top_k + i] += static_cast<Sum<Scalar>>(products_of_block[s]);
+        products[plan_.products_begin(block.first_merge + q) + i] +=
+            static_cast<Sum<Scalar>>(products_of_block[s]);
       }
     });
   }
@@ -259,14 +261,14 @@ Index partial_gradients_size(const PanelBank<Scalar, const Scalar>& bank, Index 
 /// Memory of a merged_weight_gradient.
 template <class Scalar>
 struct MergedWeightGradientMemory {
-  Sum<Scalar>* partial_products;  ///< product_chunks(panels) · merges · K
+  Sum<Scalar>* partial_products;  ///< product_chunks(panels) · terms of all merges
   Scalar* packed_x;               ///< tokens × padded_inputs(in_features)
   Scalar* scratch;                ///< `threads` times merged_weight_gradient_scratch_size
   Scalar* partial_gradients;      ///< `threads` times partial_gradients_size
 };
 
 /// Adds to the bank of gradients, and writes the gradient of every merge's gate weights, in the order of the
-/// plan, to products (merges × K).
+/// plan, to products (see MergePlan::products_begin).
 template <class Scalar>
 void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const PanelBank<Scalar>& gradients,
                             const MergePlan<Scalar>& plan, std::span<const Index> offsets,
@@ -277,7 +279,7 @@ void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const P
                   [&](Index begin, Index end, Index) { gradient.pack(x, begin, end); });
   const Index scratch_size = merged_weight_gradient_scratch_size(bank, plan.num_merges(), offsets.back());
   const Index partial_size = partial_gradients_size(bank, plan.num_merges());
-  const Index pairs = plan.num_merges() * plan.top_k;
+  const Index pairs = plan.products_begin(plan.num_merges());
   const Index chunks = product_chunks(bank.num_panels());
   parallel_ranges(chunks, threads, [&](Index begin, Index end, Index thread) {
     for (Index chunk = begin; chunk < end; ++chunk) {

@@ -94,6 +94,7 @@ class MergeMixer {
     split.clear_merges(assignment.rows);
     split = merges;
     split.merge_begins.clear();
+    split.product_begins.clear();
     const std::vector<Index>& groups = assignment.gradient_groups;
     const auto share = [&](Index a, Index b) {
       return !groups.empty() && groups[static_cast<std::size_t>(a)] == groups[static_cast<std::size_t>(b)];
@@ -101,10 +102,10 @@ class MergeMixer {
     for (Index m = 0; m < merges.num_merges(); ++m) {
       const Index begin = merges.begin(m);
       for (Index i = begin; i < merges.begin(m + 1); ++i) {
-        if (i == begin || !share(merges.sequence(i - 1), merges.sequence(i))) split.merge_begins.push_back(i);
+        if (i == begin || !share(merges.sequence(i - 1), merges.sequence(i))) split.begin_merge(i);
       }
     }
-    split.merge_begins.push_back(static_cast<Index>(split.sequences.size()));
+    split.finish_merges();
   }
 
   /// From the plan's order to the assignment's. Of rows that share a merge, one takes the sum of all.

@@ -82,12 +82,12 @@ MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
 #endif
 }
 
-/// Rows of a panel that are merged for all Q merges before the next: the K experts' strips fill half of a
+/// Rows of a panel that are merged for all Q merges before the next: the experts' strips fill half of a
 /// small L1.
 template <class Scalar>
-Index merge_strip_rows(Index top_k) {
+Index merge_strip_rows(Index experts) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return (std::max<Index>)((Index{1} << 14) / (row_bytes * top_k), 4);
+  return (std::max<Index>)((Index{1} << 14) / (row_bytes * experts), 4);
 }
 
 /// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2

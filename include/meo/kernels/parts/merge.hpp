@@ -5,19 +5,13 @@
 #include <algorithm>
 #include <array>
 
+#include <meo/kernels/pairs.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/parts/unroll.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
-
-/// The K selected experts of one merge, by ascending expert, with their gate weights.
-template <class Scalar>
-struct MergeTerms {
-  const Index* experts;
-  const Scalar* weights;
-};
 
 /// Experts that are added at a time: their weights are held in registers beside the accumulators, and more
 /// streams than these outrun what fetches them into L1.

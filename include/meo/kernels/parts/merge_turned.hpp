@@ -13,10 +13,11 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-/// sums[p][r] = Σ_{i < top_k} g_i W_i[r][p …] for Rows rows and Packets packets of columns, from `at` on.
+/// sums[p][r] = Σ_{i < terms.count} g_i W_i[r][p …] for Rows rows and Packets packets of columns, from `at`
+/// on.
 template <int Rows, int Packets, class Scalar>
 MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
-                                      const MergeTerms<Scalar>& terms, Index top_k, Index at,
+                                      const MergeTerms<Scalar>& terms, Index at,
                                       Packet<Scalar> (&sums)[Packets][Rows]) {
   constexpr int size = PacketOf<Scalar>::size;
   MEO_UNROLL_ALL
@@ -24,7 +25,7 @@ MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
     MEO_UNROLL_ALL
     for (int r = 0; r < Rows; ++r) sums[p][r] = broadcast<Scalar>(Scalar(0));
   }
-  for (Index i = 0; i < top_k; ++i) {
+  for (Index i = 0; i < terms.count; ++i) {
     const Scalar* const from = source.rows + terms.experts[i] * source.expert_stride + at;
     const Packet<Scalar> gate = broadcast<Scalar>(terms.weights[i]);
     MEO_UNROLL_ALL
@@ -38,11 +39,10 @@ MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
   }
 }
 
-/// turned[c][r] = Σ_{i < top_k} g_i W_i[r][c] for r < count, at most NR, and all NR columns c. source: count
-/// × NR of each expert; turned: NR rows at a distance of NR values, of which each gets `count`.
+/// turned[c][r] = Σ_{i < terms.count} g_i W_i[r][c] for r < count, at most NR, and all NR columns c. source:
+/// count × NR of each expert; turned: NR rows at a distance of NR values, of which each gets `count`.
 template <class Scalar>
-void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, Index top_k, Index count,
-                  Scalar* turned) {
+void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, Index count, Scalar* turned) {
   constexpr Index columns = Tile<Scalar>::columns;
   constexpr int size = PacketOf<Scalar>::size;
   // Packets of a row that are merged together: enough chains, as far as there are registers.
@@ -51,7 +51,7 @@ void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, In
   for (; r + size <= count; r += size) {
     for (Index c = 0; c < columns; c += packets * size) {
       Packet<Scalar> sums[packets][size];
-      merge_packets_of_rows(source, terms, top_k, r * columns + c, sums);
+      merge_packets_of_rows(source, terms, r * columns + c, sums);
       MEO_UNROLL_ALL
       for (int p = 0; p < packets; ++p) {
         transpose(sums[p]);
@@ -63,7 +63,7 @@ void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, In
   for (; r < count; ++r) {
     for (Index c = 0; c < columns; c += packets * size) {
       Packet<Scalar> sums[packets][1];
-      merge_packets_of_rows(source, terms, top_k, r * columns + c, sums);
+      merge_packets_of_rows(source, terms, r * columns + c, sums);
       Scalar values[packets * size];
       for (int p = 0; p < packets; ++p) store<Scalar>(values + p * size, sums[p][0]);
       for (Index i = 0; i < packets * size; ++i) turned[(c + i) * columns + r] = values[i];
