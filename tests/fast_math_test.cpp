@@ -95,9 +95,13 @@ TEST_CASE("options that are not finite are refused", "[layer][optimizer]") {
       CHECK_THROWS_AS(make(options), std::invalid_argument);
     }
   };
-  const auto layer = [](const LayerOptions& options) { MoeLayer<float>{options}; };
-  refuses(&LayerOptions::loss_coefficient, small_layer(Level::sequence, 3, 3), layer);
-  refuses(&LayerOptions::noise_epsilon, small_layer(Level::sequence, 3, 3), layer);
+  const auto layer = [](const RoutingOptions& routing) {
+    LayerOptions options = small_layer(Level::sequence, 3, 3);
+    options.routing = routing;
+    MoeLayer<float>{options};
+  };
+  refuses(&RoutingOptions::loss_coefficient, RoutingOptions{}, layer);
+  refuses(&RoutingOptions::noise_epsilon, RoutingOptions{}, layer);
   const auto sgd = [&](const SgdOptions& options) { Sgd<double>(parameters, options); };
   refuses(&SgdOptions::learning_rate, SgdOptions{}, sgd);
   refuses(&SgdOptions::momentum, SgdOptions{}, sgd);

@@ -157,7 +157,8 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
       const Matrix<S> merged_dw = times_transposed(dy.transpose(), x.transpose());
       const Vector<S> merged_db = dy.colwise().sum().transpose();
       for (Index k = 0; k < top_k; ++k) {
-        const auto [e, g] = detail::MergeTerms<S>{plan.terms(m).experts + k, plan.terms(m).weights + k};
+        const Index* const e = plan.terms(m).experts + k;
+        const S* const g = plan.terms(m).weights + k;
         dw[static_cast<std::size_t>(*e)] += *g * merged_dw;
         db[static_cast<std::size_t>(*e)] += *g * merged_db;
         products(m, k) += merged_dw.cwiseProduct(problem.bank.weight(*e)).sum();

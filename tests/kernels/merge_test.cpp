@@ -60,7 +60,7 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
           const Matrix<S> expected_values = panel.template reshaped<Eigen::RowMajor>(1, panel.size());
 
           GuardedMatrix<S> merged(1, rows * columns);
-          const MergeTerms<S> all{selected.data(), weights.data()};
+          const MergeTerms<S> all{selected.data(), weights.data(), top_k};
           merge_rows(source, all, top_k, rows * columns, merged.data());
           CHECK(merged.guards_intact());
           CHECK(bit_difference(merged.values(), expected_values) == "");
@@ -69,7 +69,7 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
           const std::vector<S> other_weights(weights.rbegin(), weights.rend());
           for (std::size_t place = 0; place < merge_group<S>; ++place) {
             MergeGroup<S> group_terms;
-            group_terms.fill({selected.data(), other_weights.data()});
+            group_terms.fill({selected.data(), other_weights.data(), top_k});
             group_terms[place].weights = weights.data();
             GuardedMatrix<S> group(merge_group<S>, rows * columns);
             const bool is_first = (row + rows) % 2 == 0;
