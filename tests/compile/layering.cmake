@@ -5,7 +5,7 @@
 # name lies in the inline namespace of abi.hpp.
 
 # Folders of meo/ from the bottom to the top; `.` are the headers in meo/ itself, but for meo.hpp.
-set(order . kernels experts routing layers training meo.hpp io)
+set(order . kernels experts routing mixing layers training meo.hpp io)
 
 # meo_layer(<path within meo/> <variable>): its place in the order.
 function(meo_layer path variable)

@@ -52,5 +52,5 @@
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 
-template class meo::MoeLayer<float>;
-template class meo::MeoLayer<float>;
+template class meo::MixtureLayer<float, Eigen::Dynamic, meo::Moe>;
+template class meo::MixtureLayer<float, Eigen::Dynamic, meo::Meo>;

@@ -51,7 +51,7 @@ compile(take.o take.cpp)
 compile(take_wide.o take.cpp ${wide})
 link(passed pass.o take.o)
 expect(succeeds "" ./passed)
-expect(fails "take\\(meo::packet16_registers16::MeoLayer" ${COMPILER} pass.o take_wide.o -o passed_wide)
+expect(fails "take\\(meo::packet16_registers16::MixtureLayer" ${COMPILER} pass.o take_wide.o -o passed_wide)
 
 # Shared objects: with hidden symbols they work, with others they share what is refused.
 link(libhere.so -shared here.o)

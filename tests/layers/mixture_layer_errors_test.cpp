@@ -182,7 +182,7 @@ TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_la
 TEST_CASE("a layer has token attention at token level only", "[meo_layer]") {
   MeoLayer<float> layer(options_at(Level::sequence));
   CHECK(error_lacks<Invalid>([&] { layer.token_attention(); },
-                             {"token_attention", "token level", "got sequence"}) == "");
+                             {"token_attention", "token level", "at sequence level"}) == "");
 }
 
 /// A forward pass with a result and a workspace of its own; y is filled with sevens and must stay so when it

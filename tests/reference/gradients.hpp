@@ -74,9 +74,17 @@ Layer<S> parameters_of(const Library& library, const Layer<S>& like) {
   for (Index i = 0; i < like.num_experts(); ++i) {
     layer.experts[std::size_t(i)] = {library.weight(i), like.has_bias() ? library.bias(i) : Vector<S>()};
   }
-  layer.gate_weight = library.gate().weight();
-  layer.noise_weight = library.gate().noise_weight();
-  if (like.level == Level::task) layer.task_projection = affine_of(library.task_projection());
+  // A projection of a block whose router is another's has none; the reference's is unused, its gradient 0.
+  const bool has_router = library.options().has_router;
+  layer.gate_weight = has_router ? library.gate().weight()
+                                 : Matrix<S>::Zero(like.gate_weight.rows(), like.gate_weight.cols());
+  layer.noise_weight = has_router ? library.gate().noise_weight()
+                                  : Matrix<S>::Zero(like.noise_weight.rows(), like.noise_weight.cols());
+  if (like.level == Level::task && !has_router) {
+    layer.task_projection.weight.setZero();
+    layer.task_projection.bias.setZero();
+  }
+  if (like.level == Level::task && has_router) layer.task_projection = affine_of(library.task_projection());
   if constexpr (KindOf<Library>::value == Kind::meo) {
     if (like.has_attention()) {
       layer.attention_down = affine_of(library.token_attention().down());

@@ -63,9 +63,11 @@ void set_parameters(Library& library, const Layer<S>& layer) {
     library.set_weight(i, expert.weight);
     if (layer.has_bias()) library.set_bias(i, expert.bias);
   }
-  library.gate().set_weight(layer.gate_weight);
-  library.gate().set_noise_weight(layer.noise_weight);
-  if (layer.level == Level::task) {
+  if (library.options().has_router) {
+    library.gate().set_weight(layer.gate_weight);
+    library.gate().set_noise_weight(layer.noise_weight);
+  }
+  if (layer.level == Level::task && library.options().has_router) {
     library.task_projection().set_weight(layer.task_projection.weight);
     library.task_projection().set_bias(layer.task_projection.bias);
   }

@@ -62,6 +62,8 @@ struct Assignment {
     detail::require(rows == expected_rows, "routing: expected ", expected_rows, " rows, got ", rows);
     detail::require(num_experts == expected_experts, "routing: expected num_experts = ", expected_experts,
                     ", got ", num_experts);
+    detail::require(!begins.empty() || (top_k >= 1 && top_k <= num_experts),
+                    "routing: expected top_k from 1 to ", num_experts, ", got ", top_k);
     check_sizes();
     detail::require(gradient_groups.empty() || static_cast<Index>(gradient_groups.size()) == rows,
                     "routing: expected no gradient_groups or ", rows, ", got ", gradient_groups.size());
@@ -88,10 +90,7 @@ struct Assignment {
   }
 
   void check_sizes() const {
-    if (begins.empty()) {
-      detail::require(top_k >= 1 && top_k <= num_experts, "routing: expected top_k from 1 to ", num_experts,
-                      ", got ", top_k);
-    } else {
+    if (!begins.empty()) {
       detail::require(static_cast<Index>(begins.size()) == rows + 1 && begins.front() == 0,
                       "routing: expected ", rows + 1, " begins, the first of them 0, got ", begins.size(),
                       " from ", begins.front(), " on");

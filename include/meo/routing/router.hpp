@@ -4,6 +4,7 @@
 ///
 /// Letters: T tokens, R rows, D features, N num_experts, K top_k, S task_features, D_g gate features.
 
+#include <cstddef>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -224,6 +225,7 @@ class Router {
   void set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy, Routing<Scalar>& routing) const {
     const bool are_constant = top_k() == 1;
     routing.gradient_groups.clear();
+    routing.gradient_groups.reserve(static_cast<std::size_t>(routing.rows));
     if (!are_constant && (options_.level != Level::task || is_noisy)) return;
     const auto task = detail::task_of(inputs);
     for (Index row = 0; row < routing.rows; ++row)

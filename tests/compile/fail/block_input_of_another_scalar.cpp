@@ -1,4 +1,4 @@
-// expect: meo: x has another scalar than the block; convert it with x.cast<Scalar>()
+// expect: meo: x has another scalar than the layer or block; convert it with x.cast<Scalar>()
 #include <meo/meo.hpp>
 
 #ifdef MEO_CONTROL

@@ -1,4 +1,4 @@
-// expect: meo: y must be a meo::Matrix of the block's scalar, or a block or map of one
+// expect: meo: y must be a meo::Matrix of the layer's or block's scalar, or a block or map of one
 #include <meo/meo.hpp>
 
 #ifdef MEO_CONTROL

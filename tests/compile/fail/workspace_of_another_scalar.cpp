@@ -1,4 +1,4 @@
-// expect: meo: the workspace must be a Workspace or Context of the layer's scalar
+// expect: meo: the workspace must be of the layer's or block's scalar
 #include <meo/meo.hpp>
 
 #ifdef MEO_CONTROL
