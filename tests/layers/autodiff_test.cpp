@@ -46,8 +46,10 @@ void copy_layer(const Layer& from, Dualised& to) {
     to.set_weight(e, constants(from.weight(e)));
     to.set_bias(e, constants(from.bias(e)).col(0));
   }
-  to.gate().set_weight(constants(from.gate().weight()));
-  to.gate().set_noise_weight(constants(from.gate().noise_weight()));
+  if (from.options().has_router) {
+    to.gate().set_weight(constants(from.gate().weight()));
+    to.gate().set_noise_weight(constants(from.gate().noise_weight()));
+  }
   if constexpr (test::is_meo<Layer>) {
     if (from.options().routing.level != Level::token) return;
     to.token_attention().down().set_weight(constants(from.token_attention().down().weight()));
