@@ -133,4 +133,42 @@ TEST_CASE("gradients of x are exact on integers of a large scalar", "[gradient]"
   CHECK(values(dx.bottomRows(3)) == 2 * expected.bottomRows(3));
 }
 
+TEST_CASE("gradients of experts are exact on integers of a large scalar", "[gradient]") {
+  using S = Dual<11>;
+  Generator rng(54);
+  constexpr Index in = 150, out = 5, tokens = 7;
+  REQUIRE(in > 2 * gradient_inputs<S>());
+  const std::vector<Index> offsets{0, tokens};
+  const Matrix<double> x = random_integers<double>(rng, tokens, in, 3);
+  const Matrix<double> dy = random_integers<double>(rng, tokens, out, 3);
+  const auto large = [](const Matrix<double>& matrix) {
+    return Matrix<S>(matrix.unaryExpr([](double value) { return S(value); }));
+  };
+  const Matrix<S> large_x = large(x), large_dy = large(dy);
+  const Matrix<double> expected = dy.transpose() * x;
+  ExpertBank<S> bank(1, in, out, false), gradients = bank;
+  const auto check = [&] {
+    CHECK(gradients.weight(0).unaryExpr([](const S& scalar) { return scalar.value; }) == expected);
+    gradients = bank;
+  };
+
+  const Index panels = bank.panels().num_panels();
+  AlignedVector<S> scratch(static_cast<std::size_t>(weight_gradient_scratch_size<S>(panels, tokens)));
+  weight_gradient<S>(gradients.mutable_panels(), 0, {large_x.data(), in}, {large_dy.data(), out}, tokens,
+                     scratch.data(), 1);
+  check();
+
+  const Index selected = 0;
+  const S one(1);
+  MergePlan<S> plan;
+  plan_merges<S>({1, &selected, &one, nullptr, 1}, offsets, plan);
+  scratch.resize(static_cast<std::size_t>(merged_weight_gradient_scratch_size<S>(bank.panels(), 1, tokens)));
+  std::vector<S> products(1), partial_products(static_cast<std::size_t>(product_chunks(panels)));
+  AlignedVector<S> packed_x(static_cast<std::size_t>(tokens * padded_inputs<S>(in)));
+  merged_weight_gradient<S>(bank.panels(), gradients.mutable_panels(), plan, offsets, {large_x.data(), in},
+                            {large_dy.data(), out}, products.data(),
+                            {partial_products.data(), packed_x.data(), scratch.data(), nullptr}, 1);
+  check();
+}
+
 }  // namespace

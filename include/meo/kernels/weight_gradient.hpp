@@ -42,7 +42,9 @@ Index weight_gradient_scratch_size(Index panels, Index count) {
     sums =
         (std::max)(sums, depth * weight_gradient_panels<Scalar>(depth, panels) * packed_panel_size<Scalar>);
   }
-  return outer_product_tokens<Scalar>() * (packed_inputs_at_once + Tile<Scalar>::columns) + sums;
+  return outer_product_tokens<Scalar>() *
+             (padded_inputs<Scalar>(packed_inputs_at_once) + Tile<Scalar>::columns) +
+         sums;
 }
 
 /// The same for some panels of an expert's gradient; belongs to one thread.

@@ -51,9 +51,13 @@ constexpr Index gradient_inputs() {
 #if defined(MEO_TINY_BLOCKS)
   return 2 * Tile<Scalar>::rows;
 #else
-  // Of large scalars, as those of automatic differentiation, as many as fill less than a third of scratch.
+  // Of large scalars, as those of automatic differentiation, as many as fill less than a third of scratch; in
+  // whole tiles, at least one, because inputs are packed in these.
+  constexpr Index rows = Tile<Scalar>::rows;
   constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return std::clamp<Index>(max_scratch_bytes * 5 / 16 / (max_gradient_merges * row_bytes), 1, 96);
+  constexpr Index most =
+      (std::min<Index>)(max_scratch_bytes * 5 / 16 / (max_gradient_merges * row_bytes), 96);
+  return (std::max<Index>)(most / rows, 1) * rows;
 #endif
 }
 
