@@ -25,15 +25,15 @@ namespace meo::inline MEO_ABI {
 ///                                             .experts = {2, 0, 1}, .weights = {1.0f, 0.25f, 0.5f}};
 template <class Scalar>
 struct Assignment {
-  Index rows = 0;               ///< R
-  Index num_experts = 0;        ///< N
-  Index top_k = 0;              ///< K: pairs of each row where there are no begins; else without a meaning
-  std::vector<Index> begins;    ///< R + 1, ascending from 0: where each row's pairs begin; empty: K a row
-  std::vector<Index> experts;   ///< of each pair
-  std::vector<Scalar> weights;  ///< of each pair
+  Index rows = 0;                  ///< R
+  Index num_experts = 0;           ///< N
+  Index top_k = 0;                 ///< K: pairs of each row where there are no begins; else without a meaning
+  std::vector<Index> begins = {};  ///< R + 1, ascending from 0: where each row's pairs begin; empty: K a row
+  std::vector<Index> experts = {};   ///< of each pair
+  std::vector<Scalar> weights = {};  ///< of each pair
   /// R: rows of one group need just the sum of their weights' gradients, as those whose decision was one and
   /// the same. Backward may leave that sum at any of them. Empty: each row needs its own.
-  std::vector<Index> gradient_groups;
+  std::vector<Index> gradient_groups = {};
 
   /// Where the row's pairs begin; for R, how many there are in all.
   Index begin(Index row) const {
