@@ -28,8 +28,8 @@ using Invalid = std::invalid_argument;
 
 constexpr Index in_features = 5, out_features = 7;
 
-/// Rows of 2, 0, 1 and 1 pairs; a single one with the weight 3, another with 1; one sequence is long enough
-/// to be merged with two experts, and one is empty.
+/// Rows of 2, 0, 1, 1 and 2 pairs; a single one with the weight 3, another with 1; one sequence is long
+/// enough to be merged with two experts, and one is empty.
 const Assignment<double> ragged{.rows = 5,
                                 .num_experts = 4,
                                 .begins = {0, 2, 2, 3, 4, 6},

@@ -60,12 +60,6 @@ class Linear {
     detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride);
   }
 
-  /// y += x Wᵀ, without the bias; throws as apply does.
-  void add_product(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
-    check_output(x, y, y_stride);
-    detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride, true);
-  }
-
   /// Gradients of a forward pass of x (T × in_features) whose output has the gradient dy (T × out_features).
   /// Adds those of weight and bias to `gradients`, a projection of the same shape, and writes dx = dy W, T ×
   /// in_features at dx_stride, or adds to it with `add`. Throws std::invalid_argument if dx overlaps x or dy

@@ -330,7 +330,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     detail::require(options_.gated, "gate_up: expected a gated block, got gated = false");
   }
 
-  /// The one context of layers is `up`, whose options say what the experts of a block are.
+  /// Of a block whose experts are whole blocks: told by those of `up`.
   detail::LayerIdentity identity() const {
     return {up_.experts().values().data(), Kind::name, up_.options()};
   }
@@ -493,15 +493,9 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                            detail::task_of(inputs));
   }
 
-  /// The rows of the block's one router.
-  detail::GateRows gate_rows(std::span<const Index> offsets, detail::BlockMemory<Scalar>& memory) const {
-    return up_.routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory.gate_rows)
-                               : detail::rows_of_sequences(offsets, memory.gate_rows);
-  }
-
   detail::Mixture<Scalar> mixture(const Assignment<Scalar>& routing, std::span<const Index> offsets,
                                   detail::BlockMemory<Scalar>& memory) const {
-    return {down_.experts(), routing, gate_rows(offsets, memory).governed};
+    return {down_.experts(), routing, up_.gate_rows(offsets, memory.gate_rows).governed};
   }
 
   detail::BlockInputs<Scalar> block_inputs() const {
@@ -603,7 +597,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                    memory.hidden.data(), memory.gate_hidden.data()},
                   hidden_of(context), memory_of(context.up).mixing, gradient_memory_of(context.up).mixing);
     if (!has_gate) return;
-    up_.router().backward(x, gate_rows(offsets, memory_of(context)), inputs, context.up.routing,
+    up_.router().backward(x, up_.gate_rows(offsets, memory_of(context).gate_rows), inputs, context.up.routing,
                           memory_of(context.up).router, d_weights, d_loss, gradients.up_.router(), dx.data(),
                           dx.outerStride(), gradient_memory_of(context.up).router);
   }

@@ -178,6 +178,12 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// Rows that a router decides on for a batch of `tokens` tokens in `sequences` sequences.
   Index gated_rows(Index tokens, Index sequences) const { return routes_tokens() ? tokens : sequences; }
 
+  /// The rows of a router over a batch with these offsets; `memory` holds what they look at.
+  detail::GateRows gate_rows(std::span<const Index> offsets, detail::GateRowsMemory& memory) const {
+    return routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory)
+                           : detail::rows_of_sequences(offsets, memory);
+  }
+
   using detail::RejectForward<Scalar, Workspace<Scalar>>::forward;
 
   /// x: T × D, one sequence. Returns y, T × F, and the routing. All forwards throw std::invalid_argument for
@@ -208,7 +214,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     const detail::Offsets offsets = begin(x, inputs, memory);
     require_router();
     check_output(x, y);
-    const detail::GateRows rows = gate_rows(offsets, memory);
+    const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
     const MatrixView<Scalar> attended = attend(x, memory);
     router_->route(options_.routing.gate_before_attention ? MatrixView<Scalar>(x) : attended, rows, inputs,
                    workspace.routing, memory.router);
@@ -224,8 +230,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     const detail::Offsets offsets = begin(x, inputs, memory);
     require_router();
     const bool sees_attention = !options_.routing.gate_before_attention;
-    router_->route(sees_attention ? attend(x, memory) : MatrixView<Scalar>(x), gate_rows(offsets, memory),
-                   inputs, workspace.routing, memory.router);
+    router_->route(sees_attention ? attend(x, memory) : MatrixView<Scalar>(x),
+                   gate_rows(offsets, memory.gate_rows), inputs, workspace.routing, memory.router);
     return workspace.routing;
   }
 
@@ -239,7 +245,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     const detail::Offsets offsets = begin(x, inputs, memory);
     check_output(x, y);
     routing.check(gated_rows(x.rows(), offsets.num_sequences()), num_experts());
-    const detail::GateRows rows = gate_rows(offsets, memory);
+    const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
     mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
     finish(offsets, inputs, false, memory);
   }
@@ -281,7 +287,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     check_routed_context(offsets, context);
     check_gradients(x, dy, gradients, dx);
     check_weights_gradient(routing, d_weights);
-    const detail::GateRows rows = gate_rows(offsets, memory_of(context));
+    const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
     if (!token_attention_) {
       backward_mixture(x, rows, routing, context, dy, gradients, dx, d_weights);
       return;
@@ -439,11 +445,6 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     detail::require_apart<Scalar>(y, "y", x, "x");
   }
 
-  detail::GateRows gate_rows(std::span<const Index> offsets, detail::LayerMemory<Scalar>& memory) const {
-    return routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory.gate_rows)
-                           : detail::rows_of_sequences(offsets, memory.gate_rows);
-  }
-
   /// What the experts see: x + TokenAttention(x) where there is token attention, else x.
   MatrixView<Scalar> attend(const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const {
     if (!token_attention_) return x;
@@ -489,7 +490,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
                     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients,
                     MatrixRef<Scalar> dx, const Scalar& d_loss) const {
     auto& memory = gradient_memory_of(context);
-    const detail::GateRows rows = gate_rows(offsets, memory_of(context));
+    const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
     const auto backward_router = [&](const MatrixView<Scalar>& seen, MatrixRef<Scalar> d_seen) {
       router_->backward(seen, rows, inputs, context.routing, memory_of(context).router, memory.weights,
                         d_loss, *gradients.router_, d_seen.data(), d_seen.outerStride(), memory.router);

@@ -29,7 +29,6 @@ struct GateRows {
   std::span<const TokenRange> seen;
 
   Index size() const { return static_cast<Index>(governed.size()) - 1; }
-  bool by_token() const { return seen.empty() && size() > 0; }
 };
 
 /// Memory that GateRows look at.
