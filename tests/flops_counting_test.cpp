@@ -117,8 +117,9 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
     meo::Matrix<Counting> outputs(batch.x.rows(), options.out_features);
     for (Index expert = 0; expert < options.num_experts; ++expert) {
       product += count_flops([&] {
-        meo::detail::gathered_product(layer.experts().panels(), expert, memory_of(workspace).mixing.dispatch,
-                                      batch.x.data(), batch.x.outerStride(), outputs.data());
+        meo::detail::gathered_product<Counting>(
+            layer.experts().panels(), expert, memory_of(workspace).mixing.dispatch,
+            {batch.x.data(), batch.x.outerStride()}, {outputs.data(), outputs.outerStride()});
       });
     }
     CHECK(product == cost.product);

@@ -1,8 +1,8 @@
 # cmake -D INCLUDE=… -P layering.cmake
 #
-# Passes if the headers in the folder INCLUDE include none of a layer above their own, in the order below; if only
-# kernels/parts/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which the library does without; and if every
-# name lies in the inline namespace of abi.hpp.
+# Passes if the headers in the folder INCLUDE include none of a layer above their own, in the order below; if only kernels/
+# includes kernels/parts/; if only kernels/parts/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which
+# the library does without; and if every name lies in the inline namespace of abi.hpp.
 
 # Folders of meo/ from the bottom to the top; `.` are the headers in meo/ itself, but for meo.hpp.
 set(order . kernels experts routing mixing layers training meo.hpp io)
@@ -34,6 +34,9 @@ foreach(header IN LISTS headers)
       message(SEND_ERROR "${header}: expected <…> in ${line}")
     elseif(line MATCHES "<meo/(.*)>")
       set(included ${CMAKE_MATCH_1})
+      if(included MATCHES "^kernels/parts/" AND NOT header MATCHES "^kernels/")
+        message(SEND_ERROR "${header} includes ${included}, a part that only kernels/ is to know")
+      endif()
       meo_layer(${included} included_place)
       if(included_place GREATER place)
         message(SEND_ERROR "${header} includes ${included}, which is of a layer above it")

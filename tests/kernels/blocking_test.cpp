@@ -20,18 +20,18 @@ TEMPLATE_TEST_CASE("merged panels fit the scratch, whatever the problem", "[bloc
         INFO("depth " << depth << ", merges " << merges << ", tokens " << tokens);
         const MergeBlocks blocks = merge_blocks<S>(depth, merges, tokens);
         REQUIRE(blocks.depth >= 1);
-        REQUIRE(blocks.depth <= std::min(depth, max_block_depth));
+        REQUIRE(blocks.depth <= std::min(depth, Blocks{}.depth));
         REQUIRE(blocks.merges >= 1);
         REQUIRE(blocks.merges <= std::max<Index>(merges, 1));
         REQUIRE(blocks.tokens >= 1);
         CHECK(blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * row_bytes <= max_scratch_bytes);
-        CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= 2 * max_activation_bytes);
+        CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= 2 * Blocks{}.activation_bytes);
         if (blocks.tokens < tokens)
-          CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= max_activation_bytes);
+          CHECK(blocks.tokens * blocks.depth * Index(sizeof(S)) <= Blocks{}.activation_bytes);
         const bool has_tiles = tokens >= Tile<S>::rows * std::max<Index>(merges, 1);
         const Index panel_bytes = padded_rows<S>(blocks.depth) * row_bytes;
         CHECK(blocks.merges == std::min(std::max<Index>(merges, 1),
-                                        std::min(max_merges_at_once, max_scratch_bytes / panel_bytes)));
+                                        std::min(Blocks{}.merges, max_scratch_bytes / panel_bytes)));
         CHECK(blocks.panels ==
               (has_tiles ? 1 : std::min<Index>(4, max_scratch_bytes / (blocks.merges * panel_bytes))));
       }
@@ -47,10 +47,10 @@ TEMPLATE_TEST_CASE("a dense product's activations fit the cache that they are fo
       INFO("depth " << depth << ", rows " << rows);
       const DenseBlocks blocks = dense_blocks<S>(depth, rows);
       CHECK(blocks.depth >= 1);
-      CHECK(blocks.depth <= std::min(std::max<Index>(depth, 1), max_block_depth));
+      CHECK(blocks.depth <= std::min(std::max<Index>(depth, 1), Blocks{}.depth));
       CHECK(blocks.rows >= 1);
       CHECK(blocks.rows <= std::max<Index>(rows, 1));
-      CHECK(blocks.rows * blocks.depth * Index(sizeof(S)) <= 2 * max_activation_bytes);
+      CHECK(blocks.rows * blocks.depth * Index(sizeof(S)) <= 2 * Blocks{}.activation_bytes);
     }
   }
 }

@@ -31,29 +31,13 @@ TEMPLATE_TEST_CASE("dense_product is x Wᵀ + b within its rounding, for all sha
           INFO("T " << rows << ", D " << in_features << ", F " << out_features << ", bias " << has_bias);
           const Matrix<S> values = random_normal<S>(rng, rows, in_features);
           GuardedMatrix<S> x(values), y(rows, out_features);
-          dense_product(experts.bank.panels(), 1, x.data(), x.stride(), rows, y.data(), y.stride());
+          dense_product<S>(experts.bank.panels(), 1, x.inputs(), rows, y.rows());
           CHECK(disagreement(y.values(), bounded_product(values, experts.weights[1], experts.biases[1])) ==
                 "");
           CHECK(y.guards_intact());
         }
       }
     }
-  }
-}
-
-TEMPLATE_TEST_CASE("added, a product goes on from y and leaves the bias out", "[dense_product]", float,
-                   double, long double) {
-  using S = TestType;
-  Generator rng(10);
-  const Index rows = Tile<S>::rows + 1, in_features = 9, out_features = Tile<S>::columns + 1;
-  const Matrix<S> values = random_normal<S>(rng, rows, in_features);
-  const Matrix<S> before = random_normal<S>(rng, rows, out_features);
-  for (const bool has_bias : {false, true}) {
-    const RandomExperts<S> experts(rng, 1, in_features, out_features, has_bias);
-    GuardedMatrix<S> x(values), y(before);
-    dense_product(experts.bank.panels(), 0, x.data(), x.stride(), rows, y.data(), y.stride(), true);
-    CHECK(bit_difference(y.values(), chain_product(values, experts.weights[0], before)) == "");
-    CHECK(y.guards_intact());
   }
 }
 
@@ -69,7 +53,7 @@ TEMPLATE_TEST_CASE("dense_product has the bits of the plain chains with any numb
   with_threads([&](Index threads) {
     INFO(threads << " threads");
     GuardedMatrix<S> y(rows, out_features);
-    dense_product(experts.bank.panels(), 0, x.data(), in_features, rows, y.data(), y.stride());
+    dense_product<S>(experts.bank.panels(), 0, {x.data(), in_features}, rows, y.rows());
     CHECK(bit_difference(y.values(), expected) == "");
     CHECK(y.guards_intact());
   });

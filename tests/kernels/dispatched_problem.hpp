@@ -59,8 +59,7 @@ struct DispatchedProblem {
 
   Matrix<S> computed() const {
     GuardedMatrix<S> input(x), y(x.rows(), out_features());
-    detail::dispatched_product(experts.bank.panels(), dispatch, input.data(), input.stride(), y.data(),
-                               y.stride());
+    detail::dispatched_product<S>(experts.bank.panels(), dispatch, input.inputs(), y.rows());
     CHECK(y.guards_intact());
     return y.values();
   }

@@ -33,6 +33,19 @@ TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains, for all
   }
 }
 
+TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains with more panels than go together",
+                   "[dispatched_product]", float, double, long double) {
+  using S = TestType;
+  Generator rng(18);
+  for (const Index panels : {4, 5, 8, 9}) {
+    for (const Index tokens : {1, 3, 40}) {
+      INFO(panels << " panels, T " << tokens);
+      const DispatchedProblem<S> problem(rng, tokens, 23, panels * detail::Tile<S>::columns - 1, true, 5, 2);
+      CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("dispatched_product is within the rounding of K products and a sum",
                    "[dispatched_product]", float, double, long double) {
   using S = TestType;
@@ -86,13 +99,13 @@ TEMPLATE_TEST_CASE("one expert's rows are gathered, and combined to the same bit
       }
 
       GuardedMatrix<S> x(problem.x), contiguous(1, count * out_features);
-      gathered_product(bank, expert, dispatch, x.data(), x.stride(), contiguous.data());
+      gathered_product<S>(bank, expert, dispatch, x.inputs(), {contiguous.data(), out_features});
       CHECK(contiguous.guards_intact());
       CHECK(bit_difference(contiguous.values(),
                            Matrix<S>(outputs.template reshaped<Eigen::RowMajor>(1, outputs.size()))) == "");
 
       GuardedMatrix<S> gathered(rows);
-      combined_product(bank, expert, dispatch, gathered.data(), gathered.stride(), y.data(), y.stride());
+      combined_product<S>(bank, expert, dispatch, gathered.inputs(), y.rows());
     }
     CHECK(y.guards_intact());
     CHECK(bit_difference(y.values(), problem.expected()) == "");

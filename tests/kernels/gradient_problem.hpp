@@ -10,6 +10,7 @@
 
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/expert_bank.hpp>
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/merged_input_gradient.hpp>
@@ -80,7 +81,8 @@ bool padding_is_zero(const ExpertBank<S>& bank) {
 
 /// One expert, with the rows of x and dy gathered and those of dy weighted.
 template <class S>
-void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, Index out, bool bias) {
+void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, Index out, bool bias,
+                            const detail::Blocks& limits = {}) {
   INFO("T " << tokens << ", rows " << rows << ", D " << in << ", F " << out << ", bias " << bias);
   const GradientProblem<S> problem(rng, tokens, in, out, 2, bias);
   std::vector<Index> gather;
@@ -99,11 +101,11 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
     ExpertBank<S> gradients = problem.start;
     const auto panels = problem.bank.panels();
     detail::AlignedVector<S> scratch(static_cast<std::size_t>(
-        threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows),
-                           detail::input_gradient_scratch_size(panels))));
+        threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows, limits),
+                           detail::input_gradient_scratch_size(panels, limits))));
     detail::weight_gradient<S>(gradients.mutable_panels(), 1, {problem.x.data(), in, gather.data()},
-                               {problem.dy.data(), out, gather.data(), factors.data()}, rows, scratch.data(),
-                               threads);
+                               {problem.dy.data(), out, gather.data(), factors.data()}, rows,
+                               {scratch.data(), threads}, limits);
     CHECK(difference(gradients, problem.start, 1, dw, db) == "");
     CHECK(difference(gradients, problem.start, 0, Matrix<S>(Matrix<S>::Zero(out, in)),
                      Vector<S>(Vector<S>::Zero(out))) == "");
@@ -112,7 +114,7 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
     Matrix<S> around = Matrix<S>::Constant(rows, in + 3, S(7));
     for (const bool add : {false, true}) {
       detail::input_gradient<S>(panels, 1, {problem.dy.data(), out, gather.data()}, rows, add,
-                                around.data() + 1, around.cols(), scratch.data(), threads);
+                                {around.data() + 1, around.cols()}, {scratch.data(), threads}, limits);
       CHECK(exact_difference(around.middleCols(1, in), Matrix<S>((add ? S(2) : S(1)) * dx)) == "");
     }
     CHECK((around.leftCols(1).array() == S(7)).all());
@@ -123,7 +125,7 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
 /// All experts through their merges, of which some serve several sequences.
 template <class S>
 void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, Index in, Index out,
-                            Index experts, Index top_k, bool bias) {
+                            Index experts, Index top_k, bool bias, const detail::Blocks& limits = {}) {
   const std::vector<Index> offsets = reference::offsets_from_lengths(lengths);
   INFO(lengths.size() << " sequences, " << offsets.back() << " tokens, D " << in << ", F " << out << ", N "
                       << experts << ", K " << top_k << ", bias " << bias);
@@ -174,19 +176,20 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     const Index merges = plan.num_merges();
     ExpertBank<S> gradients = problem.start;
     detail::AlignedVector<S> scratch(static_cast<std::size_t>(
-        threads * std::max(detail::merged_weight_gradient_scratch_size(panels, merges, offsets.back()),
-                           detail::merged_input_gradient_scratch_size(panels, merges))));
+        threads *
+        std::max(detail::merged_weight_gradient_scratch_size(panels, merges, offsets.back(), limits),
+                 detail::merged_input_gradient_scratch_size(panels, merges, limits))));
     Matrix<S> actual_products = Matrix<S>::Constant(merges, top_k, S(7));
     std::vector<S> partial(
         static_cast<std::size_t>(detail::product_chunks(panels.num_panels()) * merges * top_k));
     detail::AlignedVector<S> packed_x(
         static_cast<std::size_t>(offsets.back() * detail::padded_inputs<S>(in)));
     detail::AlignedVector<S> partial_gradients(
-        static_cast<std::size_t>(threads * detail::partial_gradients_size(panels, merges)));
+        static_cast<std::size_t>(threads * detail::partial_gradients_size(panels, merges, limits)));
     detail::merged_weight_gradient<S>(
         panels, gradients.mutable_panels(), plan, offsets, {problem.x.data(), in}, {problem.dy.data(), out},
-        actual_products.data(), {partial.data(), packed_x.data(), scratch.data(), partial_gradients.data()},
-        threads);
+        actual_products.data(),
+        {partial.data(), packed_x.data(), {scratch.data(), threads}, partial_gradients.data()}, limits);
     for (Index e = 0; e < experts; ++e) {
       const auto expert = static_cast<std::size_t>(e);
       CHECK(difference(gradients, problem.start, e, dw[expert], db[expert]) == "");
@@ -195,8 +198,8 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     CHECK(exact_difference(actual_products, products) == "");
 
     Matrix<S> around = Matrix<S>::Constant(offsets.back(), in + 3, S(7));
-    detail::merged_input_gradient<S>(panels, plan, offsets, problem.dy.data(), out, around.data() + 1,
-                                     around.cols(), scratch.data(), threads);
+    detail::merged_input_gradient<S>(panels, plan, offsets, {problem.dy.data(), out},
+                                     {around.data() + 1, around.cols()}, {scratch.data(), threads}, limits);
     CHECK(exact_difference(around.middleCols(1, in), dx) == "");
     CHECK((around.leftCols(1).array() == S(7)).all());
     CHECK((around.rightCols(2).array() == S(7)).all());
@@ -205,28 +208,28 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
 
 /// Every edge of every tile and block.
 template <class S>
-void check_gradient_kernels() {
+void check_gradient_kernels(const detail::Blocks& limits = {}) {
   Generator rng(51);
   for (const Index in : {1, 2, 5, 7, 12, 16, 17, 40}) {
     for (const Index out : {1, 3, 8, 15, 16, 33}) {
-      check_expert_gradients<S>(rng, 9, 1 + (in + out) % 14, in, out, (in + out) % 2 == 0);
-      check_merged_gradients<S>(rng, {3, 0, 1, 7, 2}, in, out, 4, 1 + (in * out) % 3, in % 2 == 0);
+      check_expert_gradients<S>(rng, 9, 1 + (in + out) % 14, in, out, (in + out) % 2 == 0, limits);
+      check_merged_gradients<S>(rng, {3, 0, 1, 7, 2}, in, out, 4, 1 + (in * out) % 3, in % 2 == 0, limits);
     }
   }
-  check_expert_gradients<S>(rng, 9, 0, 5, 7, true);
-  check_expert_gradients<S>(rng, 300, 600, 9, 18, true);
-  check_merged_gradients<S>(rng, {300, 1, 600}, 9, 18, 3, 2, true);
-  check_merged_gradients<S>(rng, {300, 1}, 80, 9, 3, 2, true);
-  check_merged_gradients<S>(rng, {5, 2, 9}, 80, 9, 3, 2, false);
-  check_merged_gradients<S>(rng, std::vector<Index>(70, 2), 9, 18, 8, 3, true);
-  check_merged_gradients<S>(rng, {}, 9, 18, 3, 2, true);
+  check_expert_gradients<S>(rng, 9, 0, 5, 7, true, limits);
+  check_expert_gradients<S>(rng, 300, 600, 9, 18, true, limits);
+  check_merged_gradients<S>(rng, {300, 1, 600}, 9, 18, 3, 2, true, limits);
+  check_merged_gradients<S>(rng, {300, 1}, 80, 9, 3, 2, true, limits);
+  check_merged_gradients<S>(rng, {5, 2, 9}, 80, 9, 3, 2, false, limits);
+  check_merged_gradients<S>(rng, std::vector<Index>(70, 2), 9, 18, 8, 3, true, limits);
+  check_merged_gradients<S>(rng, {}, 9, 18, 3, 2, true, limits);
   // Sums of several parts: of tokens, one more than a power of two among them, and of merges.
   for (const Index parts : {2, 3, 5, 7}) {
-    const Index tokens = (parts - 1) * detail::serial_tokens<S>() + parts;
-    check_expert_gradients<S>(rng, 9, tokens, 9, 18, true);
-    check_merged_gradients<S>(rng, {tokens, 3}, 9, 18, 3, 2, true);
-    check_merged_gradients<S>(
-        rng, std::vector<Index>(std::size_t((parts - 1) * detail::serial_merges + 1), 1), 5, 7, 3, 2, true);
+    const Index tokens = (parts - 1) * detail::serial_tokens<S>(limits) + parts;
+    check_expert_gradients<S>(rng, 9, tokens, 9, 18, true, limits);
+    check_merged_gradients<S>(rng, {tokens, 3}, 9, 18, 3, 2, true, limits);
+    check_merged_gradients<S>(rng, std::vector<Index>(std::size_t((parts - 1) * limits.serial_merges + 1), 1),
+                              5, 7, 3, 2, true, limits);
   }
 }
 

@@ -118,8 +118,8 @@ TEST_CASE("gradients of x are exact on integers of a large scalar", "[gradient]"
 
   Matrix<S> dx(offsets.back(), in);
   AlignedVector<S> scratch(static_cast<std::size_t>(input_gradient_scratch_size<S>(bank.panels())));
-  input_gradient<S>(bank.panels(), 0, {large_dy.data(), out}, offsets.back(), false, dx.data(), in,
-                    scratch.data(), 1);
+  input_gradient<S>(bank.panels(), 0, {large_dy.data(), out}, offsets.back(), false, {dx.data(), in},
+                    {scratch.data(), 1});
   CHECK(values(dx) == expected);
 
   const std::vector<Index> selected{0, 0};
@@ -127,8 +127,8 @@ TEST_CASE("gradients of x are exact on integers of a large scalar", "[gradient]"
   MergePlan<S> plan;
   plan_merges<S>({2, selected.data(), weights.data(), nullptr, 1}, offsets, plan);
   scratch.resize(static_cast<std::size_t>(merged_input_gradient_scratch_size<S>(bank.panels(), 2)));
-  merged_input_gradient<S>(bank.panels(), plan, offsets, large_dy.data(), out, dx.data(), in, scratch.data(),
-                           1);
+  merged_input_gradient<S>(bank.panels(), plan, offsets, {large_dy.data(), out}, {dx.data(), in},
+                           {scratch.data(), 1});
   CHECK(values(dx.topRows(128)) == expected.topRows(128));
   CHECK(values(dx.bottomRows(3)) == 2 * expected.bottomRows(3));
 }
@@ -155,7 +155,7 @@ TEST_CASE("gradients of experts are exact on integers of a large scalar", "[grad
   const Index panels = bank.panels().num_panels();
   AlignedVector<S> scratch(static_cast<std::size_t>(weight_gradient_scratch_size<S>(panels, tokens)));
   weight_gradient<S>(gradients.mutable_panels(), 0, {large_x.data(), in}, {large_dy.data(), out}, tokens,
-                     scratch.data(), 1);
+                     {scratch.data(), 1});
   check();
 
   const Index selected = 0;
@@ -167,7 +167,7 @@ TEST_CASE("gradients of experts are exact on integers of a large scalar", "[grad
   AlignedVector<S> packed_x(static_cast<std::size_t>(tokens * padded_inputs<S>(in)));
   merged_weight_gradient<S>(bank.panels(), gradients.mutable_panels(), plan, offsets, {large_x.data(), in},
                             {large_dy.data(), out}, products.data(),
-                            {partial_products.data(), packed_x.data(), scratch.data(), nullptr}, 1);
+                            {partial_products.data(), packed_x.data(), {scratch.data(), 1}, nullptr});
   check();
 }
 

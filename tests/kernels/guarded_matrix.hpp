@@ -7,6 +7,7 @@
 #include <limits>
 
 #include <meo/kernels/panel.hpp>
+#include <meo/kernels/rows.hpp>
 #include <meo/types.hpp>
 
 namespace meo::test {
@@ -28,6 +29,10 @@ class GuardedMatrix {
 
   S* data() { return all_.data() + all_.cols() + margin; }
   Index stride() const { return all_.cols(); }
+  /// As kernels are given it.
+  detail::Rows<S> rows() { return {data(), stride()}; }
+  /// The same to be read only.
+  detail::Rows<const S> inputs() { return {data(), stride()}; }
   /// The matrix itself, as layers are given one.
   Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>> map() {
     return {data(), rows_, cols_, Eigen::OuterStride<>(stride())};

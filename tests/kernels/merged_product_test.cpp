@@ -79,8 +79,9 @@ TEMPLATE_TEST_CASE("merged_product is dense_product with the merged experts, to 
     merged.set_weight(0, weight);
     merged.set_bias(0, bias);
     Matrix<S> expected(problem.length(b), deep.out_features);
-    dense_product(merged.panels(), 0, problem.x.data() + problem.begin(b) * deep.in_features,
-                  deep.in_features, expected.rows(), expected.data(), deep.out_features);
+    dense_product<S>(merged.panels(), 0,
+                     {problem.x.data() + problem.begin(b) * deep.in_features, deep.in_features},
+                     expected.rows(), {expected.data(), deep.out_features});
     CHECK(bit_difference(y.middleRows(problem.begin(b), problem.length(b)), expected) == "");
   }
 }
@@ -88,7 +89,7 @@ TEMPLATE_TEST_CASE("merged_product is dense_product with the merged experts, to 
 TEMPLATE_TEST_CASE("blocks of depth and chunks of tokens change no bit", "[merged_product]", float, double) {
   using S = TestType;
   Generator rng(15);
-  const MergedShape shape{5, 2, 2 * max_block_depth - 1, Tile<S>::columns + 1, true};
+  const MergedShape shape{5, 2, 2 * Blocks{}.depth - 1, Tile<S>::columns + 1, true};
   const std::vector<Index> lengths{3, 2100, 40, 0, 70};
   const MergeBlocks blocks = merge_blocks<S>(shape.in_features + 1, 4, 2213);
   REQUIRE(blocks.depth < shape.in_features);
@@ -150,7 +151,7 @@ TEMPLATE_TEST_CASE("sizes beyond every block change no bit of a merged product",
   check(3, 5, experts_beyond_blocks(), experts_beyond_blocks() - 1, {1, 2});
   check(3, 5, 7, 3, std::vector<Index>(static_cast<std::size_t>(merges_beyond_blocks()), 2));
   check(3, 5, 3, 2, {tokens_beyond_blocks<S>(), 1});
-  check(max_block_depth, 3, 3, 2, {1, tokens_beyond_cache<S>(max_block_depth), 1});
+  check(Blocks{}.depth, 3, 3, 2, {1, tokens_beyond_cache<S>(Blocks{}.depth), 1});
 }
 
 TEMPLATE_TEST_CASE("a thread's scratch has room for every block, at most 2 MiB, and no less for more merges",
@@ -161,7 +162,7 @@ TEMPLATE_TEST_CASE("a thread's scratch has room for every block, at most 2 MiB, 
     Index smaller = 0;
     for (Index merges = 0; merges <= 40; ++merges) {
       INFO(in_features << " inputs, " << merges << " merges");
-      const Index size = merge_scratch_size(bank, merges);
+      const Index size = merged_product_scratch_size(bank, merges);
       CHECK(size >= smaller);
       CHECK(size * Index(sizeof(S)) <= Index{2} << 20);
       for (const Index tokens : {merges, 3 * merges, 100 * merges}) {

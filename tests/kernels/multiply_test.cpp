@@ -78,7 +78,7 @@ TEMPLATE_TEST_CASE("a row's bits are those of its chain, whatever tile it falls 
     const RandomPanels<S> random(rng, depth, outputs);
     const Matrix<S> values = random_normal<S>(rng, count, depth);
     GuardedMatrix<S> x(values), y(count, outputs);
-    multiply(ProductRows<S>{x.data(), x.stride(), y.data(), y.stride()}, count, random.panels());
+    multiply(ProductRows<S>{x.inputs(), y.rows()}, count, random.panels());
     CHECK(bit_difference(y.values(),
                          chain_product(values, random.weight, bias_rows(random.bias, count, outputs))) == "");
     CHECK(y.guards_intact());
@@ -100,11 +100,11 @@ TEMPLATE_TEST_CASE("a chain cut at any depth goes on from the stored value", "[m
         GuardedMatrix<S> x(values), y(count, outputs);
         Panels<S> panels = random.panels();
         panels.depth = cut;
-        multiply(ProductRows<S>{x.data(), x.stride(), y.data(), y.stride()}, count, panels);
+        multiply(ProductRows<S>{x.inputs(), y.rows()}, count, panels);
         panels.first += cut * Tile<S>::columns;
         panels.depth = depth - cut;
         panels.starts = nullptr;
-        multiply(ProductRows<S>{x.data() + cut, x.stride(), y.data(), y.stride()}, count, panels);
+        multiply(ProductRows<S>{x.inputs().from_column(cut), y.rows()}, count, panels);
         CHECK(bit_difference(y.values(), expected) == "");
         CHECK(y.guards_intact());
       }
@@ -132,9 +132,9 @@ TEMPLATE_TEST_CASE("what is ahead is asked for at the queue's rate, and no bit c
       ahead.spread(steps);
       REQUIRE(ahead.lines() == lines);
       Matrix<S> y(count, outputs);
-      multiply_panels(ProductRows<S>{x.data(), depth, y.data(), outputs}, half, random.panels(), ahead);
+      multiply_panels(ProductRows<S>{{x.data(), depth}, {y.data(), outputs}}, half, random.panels(), ahead);
       CHECK(ahead.at() == memory.data() + lines * steps / 2 * line);
-      multiply_panels(ProductRows<S>{x.data() + half * depth, depth, y.data() + half * outputs, outputs},
+      multiply_panels(ProductRows<S>{{x.data() + half * depth, depth}, {y.data() + half * outputs, outputs}},
                       half, random.panels(), ahead);
       CHECK(ahead.lines() == 0);
       CHECK(bit_difference(y, expected) == "");
@@ -156,8 +156,7 @@ TEMPLATE_TEST_CASE("rows are gathered in any order, also twice", "[multiply]", f
       gathered.row(r) = values.row(gather.back());
     }
     GuardedMatrix<S> x(values), y(count, outputs);
-    multiply(ProductRows<S>{x.data(), x.stride(), y.data(), y.stride(), gather.data()}, count,
-             random.panels());
+    multiply(ProductRows<S>{{x.data(), x.stride(), gather.data()}, y.rows()}, count, random.panels());
     CHECK(bit_difference(y.values(), chain_product(gathered, random.weight,
                                                    bias_rows(random.bias, count, outputs))) == "");
     CHECK(y.guards_intact());
@@ -197,9 +196,9 @@ TEMPLATE_TEST_CASE("a combined row is weighted, scattered, and added unless it i
         for (Index r = 0; r < count; ++r) scattered.row(tokens[std::size_t(r)]) = values.row(r);
       }
       GuardedMatrix<S> x(scattered), y(before);
-      const ProductRows<S> rows{
-          x.data(),      x.stride(),     y.data(),       y.stride(), gather ? tokens.data() : nullptr,
-          tokens.data(), weights.data(), is_first.data()};
+      const ProductRows<S> rows{{x.data(), x.stride(), gather ? tokens.data() : nullptr},
+                                {y.data(), y.stride(), tokens.data(), weights.data()},
+                                is_first.data()};
       multiply(rows, count, random.panels());
       CHECK(bit_difference(y.values(), expected) == "");
       CHECK(y.guards_intact());

@@ -28,7 +28,7 @@ constexpr Index additions(Index part) {
 
 static_assert(additions(detail::serial_terms) < 150);
 static_assert(detail::serial_tokens<float>() <= 512 && detail::serial_tokens<double>() <= 512);
-static_assert(detail::serial_merges + detail::max_gradient_merges <= 512);
+static_assert(detail::Blocks{}.serial_merges + detail::max_gradient_merges <= 512);
 
 template <class S>
 bool is_within(S actual, Wide<S> expected, Wide<S> bound) {
@@ -130,7 +130,7 @@ TEMPLATE_TEST_CASE("gradients of weights and biases of a million tokens", "[laye
   check_gradients<S, MoeLayer<S>>({tokens}, part);
   check_gradients<S, MeoLayer<S>>({tokens}, part);
   // In as many sequences: the merges' sums are formed in parts of one more group at most.
-  const Index merges = detail::serial_merges + detail::max_gradient_merges;
+  const Index merges = detail::Blocks{}.serial_merges + detail::max_gradient_merges;
   check_gradients<S, MeoLayer<S>>(std::vector<Index>(tokens, 1), merges);
   check_gradients<S, MeoLayer<S>>(std::vector<Index>(1000, 1000), part + merges);
 }

@@ -1,5 +1,6 @@
 #include <meo/layers/meo_layer.hpp>
 
+#include "kernels/merged_problem.hpp"
 #include "reference/sweeps.hpp"
 #include "support/catch.hpp"
 #include "support/options.hpp"
@@ -93,6 +94,34 @@ TEST_CASE("a merged bias is that of the selected experts, however few they are",
   layer.gate().set_weight(gate);
   const Matrix<double> x = Matrix<double>::Ones(2, 1);
   CHECK(layer.forward(x).y == Matrix<double>::Constant(2, 3, (4 + 32) / 2.0));
+}
+
+// The problem's experts in a layer: y must have the bits of the plain chains with the layer's own routing.
+TEMPLATE_TEST_CASE("MeoLayer has the bits of the plain chains", "[meo_layer]", float, double) {
+  using S = TestType;
+  test::Generator rng(20);
+  for (const Index in_features : {4, 5, 6, 9, 10, 11, 23}) {
+    for (const bool has_bias : {false, true}) {
+      const std::vector<Index> lengths{3, 1, 0, 8, 2};
+      test::MergedProblem<S> problem(rng, {5, 3, in_features, 35, has_bias}, lengths);
+      LayerOptions options;
+      options.in_features = in_features;
+      options.out_features = 35;
+      options.num_experts = 5;
+      options.top_k = 3;
+      options.bias = has_bias;
+      options.merge_order = MergeOrder::merge_first;
+      MeoLayer<S> layer(options);
+      layer.gate().set_weight(test::random_normal<S>(rng, in_features, 5));
+      for (Index e = 0; e < 5; ++e) {
+        layer.set_weight(e, problem.experts.weights[std::size_t(e)]);
+        if (has_bias) layer.set_bias(e, problem.experts.biases[std::size_t(e)]);
+      }
+      const auto output = layer.forward(problem.x, Sequences::from_lengths(lengths));
+      problem.selections = {3, output.routing.experts, output.routing.weights};
+      CHECK(test::bit_difference(output.y, problem.expected()) == "");
+    }
+  }
 }
 
 }  // namespace

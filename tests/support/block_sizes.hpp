@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merged_weight_gradient.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
@@ -22,25 +23,24 @@ namespace meo::test {
 /// input's gradient; the last of them not whole.
 template <class S>
 constexpr Index outputs_beyond_blocks() {
-  constexpr Index panels = std::max<Index>(
-      {detail::max_product_chunks, detail::panels_at_once<S>(1), 192 / detail::Tile<S>::columns});
+  constexpr Index panels = std::max<Index>({detail::max_product_chunks, detail::panels_at_once<S>(1),
+                                            detail::Blocks{}.turned_outputs / detail::Tile<S>::columns});
   return (2 * panels + 1) * detail::Tile<S>::columns + 1;
 }
 
 /// Inputs beyond a block of depth, those whose gradients are formed at a time, and those packed at a time.
 template <class S>
 constexpr Index inputs_beyond_blocks() {
-  return 2 * std::max(
-                 {detail::max_block_depth, detail::gradient_inputs<S>(), detail::packed_inputs_at_once}) +
+  return 2 * std::max({detail::Blocks{}.depth, detail::gradient_inputs<S>(), detail::packed_inputs_at_once}) +
          detail::Tile<S>::rows + 1;
 }
 
 /// Merges beyond those formed together in a product.
-constexpr Index merges_beyond_blocks() { return 2 * detail::max_merges_at_once + 3; }
+constexpr Index merges_beyond_blocks() { return 2 * detail::Blocks{}.merges + 3; }
 
 /// Merges beyond those whose gradients are formed together, and beyond a part of their sum.
 constexpr Index gradient_merges_beyond_blocks() {
-  return 2 * std::max(detail::max_gradient_merges, detail::serial_merges) + 3;
+  return 2 * std::max(detail::max_gradient_merges, detail::Blocks{}.serial_merges) + 3;
 }
 
 /// Experts beyond those added at a time, and those that share a gradient at a time.
@@ -65,7 +65,7 @@ constexpr Index tokens_beyond_scratch() {
 /// Tokens of so many inputs beyond what stays in a shared cache.
 template <class S>
 Index tokens_beyond_cache(Index inputs) {
-  return 2 * detail::max_activation_bytes / (inputs * static_cast<Index>(sizeof(S))) + 3;
+  return 2 * detail::Blocks{}.activation_bytes / (inputs * static_cast<Index>(sizeof(S))) + 3;
 }
 
 }  // namespace meo::test

@@ -14,31 +14,31 @@
 #include <meo/kernels/weight_gradient.hpp>
 
 #define MEO_KERNEL_INSTANCES(extern_or_none, S)                                                           \
-  extern_or_none template void dense_product(const PanelBank<S, const S>&, Index, const S*, Index, Index, \
-                                             S*, Index, bool);                                            \
+  extern_or_none template void dense_product(const PanelBank<S, const S>&, Index, Rows<const S>, Index,   \
+                                             Rows<S>, const Blocks&);                                     \
   extern_or_none template void merged_product(const PanelBank<S, const S>&, const MergePlan<S>&,          \
-                                              std::span<const Index>, const S*, Index, S*, Index, S*,     \
-                                              Index);                                                     \
+                                              std::span<const Index>, Rows<const S>, Rows<S>, Scratch<S>, \
+                                              const Blocks&);                                             \
   extern_or_none template void dispatched_product(const PanelBank<S, const S>&, const Dispatch<S>&,       \
-                                                  const S*, Index, S*, Index);                            \
+                                                  Rows<const S>, Rows<S>);                                \
   extern_or_none template void gathered_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&,  \
-                                                const S*, Index, S*);                                     \
+                                                Rows<const S>, Rows<S>);                                  \
   extern_or_none template void combined_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&,  \
-                                                const S*, Index, S*, Index)
+                                                Rows<const S>, Rows<S>)
 
-#define MEO_GRADIENT_KERNEL_INSTANCES(extern_or_none, S)                                                     \
-  extern_or_none template void weight_gradient(const PanelBank<S>&, Index, const GatheredRows<S>&,           \
-                                               const GatheredRows<S>&, Index, S*, Index);                    \
-  extern_or_none template void input_gradient(const PanelBank<S, const S>&, Index, const GatheredRows<S>&,   \
-                                              Index, bool, S*, Index, S*, Index);                            \
-  extern_or_none template void merged_weight_gradient(                                                       \
-      const PanelBank<S, const S>&, const PanelBank<S>&, const MergePlan<S>&, std::span<const Index>,        \
-      const GatheredRows<S>&, const GatheredRows<S>&, S*, const MergedWeightGradientMemory<S>&, Index);      \
-  extern_or_none template void merged_input_gradient(const PanelBank<S, const S>&, const MergePlan<S>&,      \
-                                                     std::span<const Index>, const S*, Index, S*, Index, S*, \
-                                                     Index)
+#define MEO_GRADIENT_KERNEL_INSTANCES(extern_or_none, S)                                                 \
+  extern_or_none template void weight_gradient(const PanelBank<S>&, Index, Rows<const S>, Rows<const S>, \
+                                               Index, Scratch<S>, const Blocks&);                        \
+  extern_or_none template void input_gradient(const PanelBank<S, const S>&, Index, Rows<const S>, Index, \
+                                              bool, Rows<S>, Scratch<S>, const Blocks&);                 \
+  extern_or_none template void merged_weight_gradient(                                                   \
+      const PanelBank<S, const S>&, const PanelBank<S>&, const MergePlan<S>&, std::span<const Index>,    \
+      Rows<const S>, Rows<const S>, S*, const MergedWeightGradientMemory<S>&, const Blocks&);            \
+  extern_or_none template void merged_input_gradient(const PanelBank<S, const S>&, const MergePlan<S>&,  \
+                                                     std::span<const Index>, Rows<const S>, Rows<S>,     \
+                                                     Scratch<S>, const Blocks&)
 
-#if defined(MEO_TEST_INSTANCES) && !defined(MEO_TINY_BLOCKS)  // tiny blocks: kernels of the program's own
+#if defined(MEO_TEST_INSTANCES)
 namespace meo::inline MEO_ABI::detail {
 MEO_KERNEL_INSTANCES(extern, float);
 MEO_KERNEL_INSTANCES(extern, double);

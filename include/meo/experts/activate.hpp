@@ -8,7 +8,7 @@
 
 #include <meo/experts/activation.hpp>
 #include <meo/experts/evaluate.hpp>
-#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/vector_math.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {

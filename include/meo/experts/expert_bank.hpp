@@ -7,6 +7,7 @@
 
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include <meo/errors.hpp>
 #include <meo/experts/aligned_vector.hpp>
@@ -19,6 +20,9 @@ namespace meo::inline MEO_ABI {
 /// is empty: all that reads or writes experts throws std::logic_error until it is assigned to.
 template <class Scalar, class Storage = Scalar>
 class ExpertBank {
+  static_assert(!std::is_integral_v<Storage>,
+                "meo: Storage must hold fractions as Scalar does; an integer would cut weights off");
+
  public:
   /// Throws std::invalid_argument unless all sizes are positive and their product fits an Index.
   ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias)

@@ -13,6 +13,8 @@
 #include <meo/experts/initialize.hpp>
 #include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/overlap.hpp>
 #include <meo/types.hpp>
@@ -57,7 +59,7 @@ class Linear {
   /// x; checks nothing else.
   void apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
     check_output(x, y, y_stride);
-    detail::dense_product(bank_.panels(), 0, x.data(), x.row_stride(), x.rows(), y, y_stride);
+    detail::dense_product<Scalar>(bank_.panels(), 0, detail::rows_of(x), x.rows(), {y, y_stride});
   }
 
   /// Gradients of a forward pass of x (T × in_features) whose output has the gradient dy (T × out_features).
@@ -73,14 +75,12 @@ class Linear {
     detail::require_apart(written, "dx", dy, "dy");
     const Index threads = detail::max_threads();
     const auto panels = bank_.panels();
-    Scalar* const memory = detail::reserve(
-        scratch,
-        threads * (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
-                             detail::input_gradient_scratch_size(panels)));
-    detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, {x.data(), x.row_stride()},
-                                    {dy.data(), dy.row_stride()}, x.rows(), memory, threads);
-    detail::input_gradient<Scalar>(panels, 0, {dy.data(), dy.row_stride()}, dy.rows(), add, dx, dx_stride,
-                                   memory, threads);
+    const Index size = (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
+                                  detail::input_gradient_scratch_size(panels));
+    const detail::Scratch<Scalar> memory{detail::reserve(scratch, threads * size), threads};
+    detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, detail::rows_of(x),
+                                    detail::rows_of(dy), x.rows(), memory);
+    detail::input_gradient<Scalar>(panels, 0, detail::rows_of(dy), dy.rows(), add, {dx, dx_stride}, memory);
   }
 
   /// Weight and bias as they are packed; see ExpertBank::values.

@@ -1,26 +1,27 @@
 #pragma once
 
-/// y = x Wᵀ + b with one expert of a bank, or y += x Wᵀ.
+/// y = x Wᵀ + b with one expert of a bank.
 
 #include <algorithm>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
 #include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/rows.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
 
-/// x: rows × in_features at x_stride; y: rows × out_features at y_stride, not overlapping x. With `add`, y +=
-/// x Wᵀ and the bias is left out.
+/// x: `rows` rows of in_features; y: as many of out_features, not overlapping x.
 template <class Scalar>
-void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, const Scalar* x, Index x_stride,
-                   Index rows, Scalar* y, Index y_stride, bool add = false) {
+void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Rows<const Scalar> x,
+                   Index rows, Rows<Scalar> y, const Blocks& limits = {}) {
   if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
   const Index group = panels_at_once<Scalar>(rows);
-  const DenseBlocks blocks = dense_blocks<Scalar>(bank.in_features, rows);
+  const DenseBlocks blocks = dense_blocks<Scalar>(bank.in_features, rows, limits);
   parallel_ranges(bank.num_panels(), max_threads(), [&](Index begin, Index end, Index) {
     for (Index row = 0; row < rows; row += blocks.rows) {
       for (Index input = 0; input < bank.in_features; input += blocks.depth) {
@@ -28,9 +29,9 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, co
           Panels<Scalar> panels = panels_of(bank, expert, p, (std::min)(group, end - p));
           panels.first += input * columns;
           panels.depth = (std::min)(blocks.depth, bank.in_features - input);
-          if (add || input > 0) panels.starts = nullptr;
-          const ProductRows<Scalar> product{x + row * x_stride + input, x_stride,
-                                            y + row * y_stride + p * columns, y_stride};
+          if (input > 0) panels.starts = nullptr;
+          const ProductRows<Scalar> product{x.from(row).from_column(input),
+                                            y.from(row).from_column(p * columns)};
           const Index count = (std::min)(blocks.rows, rows - row);
           PrefetchQueue ahead;
           for (Index next = p + group; next < (std::min)(p + 2 * group, end); ++next) {

@@ -13,6 +13,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
 #include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/rows.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
@@ -35,28 +36,25 @@ class DispatchedProduct {
 
   Index rows(Index expert) const { return dispatch_.begin(expert + 1) - dispatch_.begin(expert); }
 
-  /// y_t += g_t (x W_eᵀ + b_e) for the expert's tokens. x: the rows of all tokens if `gather`, else just the
-  /// expert's.
-  void combine(ExpertPanels at, const Scalar* x, Index x_stride, bool gather, Scalar* y, Index y_stride,
-               PrefetchQueue& ahead) const {
-    const Index first = dispatch_.begin(at.expert);
-    const Index* const tokens = dispatch_.tokens.data() + first;
-    const ProductRows<Scalar> rows_of_expert{x,
-                                             x_stride,
-                                             y + at.first * columns,
-                                             y_stride,
-                                             gather ? tokens : nullptr,
-                                             tokens,
-                                             dispatch_.weights.data() + first,
-                                             dispatch_.is_first.data() + first};
-    multiply_panels(rows_of_expert, rows(at.expert), panels(at), ahead);
+  /// The expert's rows of x, the rows of all tokens.
+  Rows<const Scalar> gathered(Index expert, Rows<const Scalar> x) const {
+    return {x.data, x.stride, dispatch_.tokens.data() + dispatch_.begin(expert)};
   }
 
-  /// out = x W_eᵀ + b_e for the expert's tokens, one after another in out.
-  void gather(ExpertPanels at, const Scalar* x, Index x_stride, Scalar* out, PrefetchQueue& ahead) const {
-    const ProductRows<Scalar> rows_of_expert{x, x_stride, out + at.first * columns, bank_.out_features,
-                                             dispatch_.tokens.data() + dispatch_.begin(at.expert)};
-    multiply_panels(rows_of_expert, rows(at.expert), panels(at), ahead);
+  /// y_t += g_t (x W_eᵀ + b_e) for the expert's tokens. x: the expert's rows; y: the rows of all tokens.
+  void combine(ExpertPanels at, Rows<const Scalar> x, Rows<Scalar> y, PrefetchQueue& ahead) const {
+    const Index first = dispatch_.begin(at.expert);
+    y.order = dispatch_.tokens.data() + first;
+    y.weights = dispatch_.weights.data() + first;
+    multiply_panels(
+        ProductRows<Scalar>{x, y.from_column(at.first * columns), dispatch_.is_first.data() + first},
+        rows(at.expert), panels(at), ahead);
+  }
+
+  /// out = x W_eᵀ + b_e. x: the expert's rows; out: as many.
+  void multiply(ExpertPanels at, Rows<const Scalar> x, Rows<Scalar> out, PrefetchQueue& ahead) const {
+    multiply_panels(ProductRows<Scalar>{x, out.from_column(at.first * columns)}, rows(at.expert), panels(at),
+                    ahead);
   }
 
   /// Fetches `next`, if it has any panels, while `at` is multiplied with.
@@ -77,11 +75,10 @@ class DispatchedProduct {
   const Dispatch<Scalar>& dispatch_;
 };
 
-/// The whole mixture. x: tokens × in_features at x_stride; y: tokens × out_features at y_stride, not
-/// overlapping x.
+/// The whole mixture. x: tokens × in_features; y: tokens × out_features, not overlapping x.
 template <class Scalar>
 void dispatched_product(const PanelBank<Scalar, const Scalar>& bank, const Dispatch<Scalar>& dispatch,
-                        const Scalar* x, Index x_stride, Scalar* y, Index y_stride) {
+                        Rows<const Scalar> x, Rows<Scalar> y) {
   if (dispatch.tokens.empty()) return;
   const DispatchedProduct<Scalar> product(bank, dispatch);
   const Index group = panels_at_once<Scalar>(static_cast<Index>(dispatch.tokens.size()) / bank.num_experts);
@@ -98,7 +95,7 @@ void dispatched_product(const PanelBank<Scalar, const Scalar>& bank, const Dispa
     for (ExpertPanels at = selected(begin, 0); at.first < end;) {
       const ExpertPanels next = next_of(at);
       PrefetchQueue ahead = product.look_ahead(at, next);
-      product.combine(at, x, x_stride, true, y, y_stride, ahead);
+      product.combine(at, product.gathered(at.expert, x), y, ahead);
       at = next;
     }
   });
@@ -122,25 +119,25 @@ void for_panels(const DispatchedProduct<Scalar>& dispatched, const PanelBank<Sca
   });
 }
 
-/// out = x W_eᵀ + b_e for the tokens of one expert, gathered: as many contiguous rows as the expert has
-/// tokens.
+/// out = x W_eᵀ + b_e for the tokens of one expert. x: the rows of all tokens; out: as many as the expert
+/// has.
 template <class Scalar>
 void gathered_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
-                      const Dispatch<Scalar>& dispatch, const Scalar* x, Index x_stride, Scalar* out) {
-  const DispatchedProduct<Scalar> dispatched(bank, dispatch);
-  for_panels(dispatched, bank, expert,
-             [&](ExpertPanels at, PrefetchQueue& ahead) { dispatched.gather(at, x, x_stride, out, ahead); });
-}
-
-/// y_t += g_t (x W_eᵀ + b_e) for the tokens of one expert, whose rows x holds one after another at x_stride.
-template <class Scalar>
-void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
-                      const Dispatch<Scalar>& dispatch, const Scalar* x, Index x_stride, Scalar* y,
-                      Index y_stride) {
+                      const Dispatch<Scalar>& dispatch, Rows<const Scalar> x, Rows<Scalar> out) {
   const DispatchedProduct<Scalar> dispatched(bank, dispatch);
   for_panels(dispatched, bank, expert, [&](ExpertPanels at, PrefetchQueue& ahead) {
-    dispatched.combine(at, x, x_stride, false, y, y_stride, ahead);
+    dispatched.multiply(at, dispatched.gathered(expert, x), out, ahead);
   });
+}
+
+/// y_t += g_t (x W_eᵀ + b_e) for the tokens of one expert. x: as many rows as the expert has; y: the rows of
+/// all tokens.
+template <class Scalar>
+void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
+                      const Dispatch<Scalar>& dispatch, Rows<const Scalar> x, Rows<Scalar> y) {
+  const DispatchedProduct<Scalar> dispatched(bank, dispatch);
+  for_panels(dispatched, bank, expert,
+             [&](ExpertPanels at, PrefetchQueue& ahead) { dispatched.combine(at, x, y, ahead); });
 }
 
 }  // namespace meo::detail

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
 #include <meo/kernels/parts/merge_turned.hpp>
 #include <meo/kernels/parts/multiply.hpp>
-#include <meo/kernels/parts/outer_product.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
@@ -49,7 +51,7 @@ class TurnedPanels {
 
   /// Copies the outputs that the block has of `count` rows of dy, from `first` on. packed: count ×
   /// packed_gradient_stride.
-  void pack(const GatheredRows<Scalar>& dy, Index first, Index count, Scalar* packed) const {
+  void pack(const Rows<const Scalar>& dy, Index first, Index count, Scalar* packed) const {
     const Index output = block_.first_panel * columns;
     const Index outputs = bank_.valid_columns(block_.first_panel, block_.panels);
     for (Index r = 0; r < count; ++r)
@@ -57,18 +59,17 @@ class TurnedPanels {
                   packed + r * packed_gradient_stride<Scalar>(block_.panels));
   }
 
-  /// dx (+)= dy · W for `rows` packed rows of dy. dx: as many of in_features at dx_stride. Adds to what other
-  /// outputs have given, and if `add` to what dx has held before.
-  void multiply(const Scalar* packed, Index rows, bool add, Scalar* dx, Index dx_stride,
+  /// dx (+)= dy · W for `rows` packed rows of dy. dx: as many of in_features. Adds to what other outputs have
+  /// given, and if `add` to what dx has held before.
+  void multiply(const Scalar* packed, Index rows, bool add, const Rows<Scalar>& dx,
                 PrefetchQueue& ahead) const {
     Panels<Scalar> weights = panels(add);
     const Index inputs = weights.outputs;
-    dx += block_.first_input_panel * columns;
     for (Index i = 0; i < block_.input_panels; ++i) {
       weights.first = data_ + i * panel_stride();
       weights.outputs = (std::min)(columns, inputs - i * columns);
-      multiply_panels(ProductRows<Scalar>{packed, packed_gradient_stride<Scalar>(block_.panels),
-                                          dx + i * columns, dx_stride},
+      multiply_panels(ProductRows<Scalar>{{packed, packed_gradient_stride<Scalar>(block_.panels)},
+                                          dx.from_column((block_.first_input_panel + i) * columns)},
                       rows, weights, ahead);
     }
   }
@@ -91,23 +92,24 @@ class TurnedPanels {
 
 /// Scalars of scratch that input_gradient needs for each thread.
 template <class Scalar>
-Index input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank) {
-  const TurnedBlocks blocks = turned_blocks(bank, 1);
+Index input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, const Blocks& limits = {}) {
+  const TurnedBlocks blocks = turned_blocks(bank, 1, limits);
   return TurnedPanels<Scalar>::size(blocks.panels, blocks.input_panels) +
          packed_gradient_rows * packed_gradient_stride<Scalar>(blocks.panels);
 }
 
-/// dx (+)= dy W_e for `rows` rows of dy, gathered; dx: rows × in_features at dx_stride, not overlapping dy.
-/// Adds if `add`. scratch: `threads` times input_gradient_scratch_size.
+/// dx (+)= dy W_e for `rows` rows of dy; dx: as many of in_features, not overlapping dy. Adds if `add`.
+/// scratch: input_gradient_scratch_size.
 template <class Scalar>
-void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, const GatheredRows<Scalar>& dy,
-                    Index rows, bool add, Scalar* dx, Index dx_stride, Scalar* scratch, Index threads) {
+void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, Rows<const Scalar> dy,
+                    Index rows, bool add, Rows<Scalar> dx, Scratch<Scalar> scratch,
+                    const Blocks& limits = {}) {
   if (rows == 0) return;
   const Scalar one(1);
-  const TurnedBlocks blocks = turned_blocks(bank, 1);
-  const Index scratch_size = input_gradient_scratch_size(bank);
-  parallel_ranges(num_input_panels(bank), threads, [&](Index begin, Index end, Index thread) {
-    Scalar* const packed = scratch + thread * scratch_size;
+  const TurnedBlocks blocks = turned_blocks(bank, 1, limits);
+  const Index scratch_size = input_gradient_scratch_size(bank, limits);
+  parallel_ranges(num_input_panels(bank), scratch.threads, [&](Index begin, Index end, Index thread) {
+    Scalar* const packed = scratch.data + thread * scratch_size;
     Scalar* const data = packed + packed_gradient_rows * packed_gradient_stride<Scalar>(blocks.panels);
     for (Index panel = 0; panel < bank.num_panels(); panel += blocks.panels) {
       for (Index input = begin; input < end; input += blocks.input_panels) {
@@ -121,7 +123,7 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, c
         for (Index first = 0; first < rows; first += packed_gradient_rows) {
           const Index count = (std::min)(packed_gradient_rows, rows - first);
           turned.pack(dy, first, count, packed);
-          turned.multiply(packed, count, add, dx + first * dx_stride, dx_stride, nothing_ahead);
+          turned.multiply(packed, count, add, dx.from(first), nothing_ahead);
         }
       }
     }

@@ -12,12 +12,15 @@
 #include <array>
 #include <span>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
 #include <meo/kernels/parts/merge_tokens.hpp>
 #include <meo/kernels/parts/prefetch.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
@@ -31,22 +34,20 @@ class MergedInputGradient {
 
   /// begin < end; scratch: scratch_size scalars.
   MergedInputGradient(const Bank& bank, const MergePlan<Scalar>& plan, std::span<const Index> offsets,
-                      const Scalar* dy, Index dy_stride, Scalar* dx, Index dx_stride, Index begin, Index end,
-                      Scalar* scratch)
+                      const Rows<const Scalar>& dy, const Rows<Scalar>& dx, Index begin, Index end,
+                      Scalar* scratch, const Blocks& limits)
       : bank_(bank),
         plan_(plan),
-        blocks_(turned_blocks(bank, plan.num_merges())),
+        blocks_(turned_blocks(bank, plan.num_merges(), limits)),
         tokens_(plan, offsets),
         dy_(dy),
-        dy_stride_(dy_stride),
         dx_(dx),
-        dx_stride_(dx_stride),
         begin_(begin),
         end_(end),
         scratch_(scratch) {}
 
-  static Index scratch_size(const Bank& bank, Index merges) {
-    const TurnedBlocks blocks = turned_blocks(bank, merges);
+  static Index scratch_size(const Bank& bank, Index merges, const Blocks& limits) {
+    const TurnedBlocks blocks = turned_blocks(bank, merges, limits);
     return blocks.tokens * packed_gradient_stride<Scalar>(blocks.panels) +
            blocks.merges * TurnedPanels<Scalar>::size(blocks.panels, blocks.input_panels);
   }
@@ -135,8 +136,8 @@ class MergedInputGradient {
     for (Index q = 0; q < block.merges; ++q) {
       for_stretches(block.first_merge + q, [&](Index first, Index tokens) {
         if (block.first_input_panel == begin_ || !block.tokens_fit)
-          turned(block, q).pack({dy_, dy_stride_}, first, tokens, packed);
-        turned(block, q).multiply(packed, tokens, false, dx_ + first * dx_stride_, dx_stride_, ahead);
+          turned(block, q).pack(dy_, first, tokens, packed);
+        turned(block, q).multiply(packed, tokens, false, dx_.from(first), ahead);
         if (block.tokens_fit) packed += tokens * packed_gradient_stride<Scalar>(block.panels);
       });
     }
@@ -152,10 +153,8 @@ class MergedInputGradient {
   const MergePlan<Scalar>& plan_;
   TurnedBlocks blocks_;
   MergeTokens<Scalar> tokens_;
-  const Scalar* dy_;
-  Index dy_stride_;
-  Scalar* dx_;
-  Index dx_stride_;
+  const Rows<const Scalar>& dy_;
+  const Rows<Scalar>& dx_;
   Index begin_;
   Index end_;
   Scalar* scratch_;
@@ -163,21 +162,22 @@ class MergedInputGradient {
 
 /// Scalars of scratch that merged_input_gradient needs for each thread.
 template <class Scalar>
-Index merged_input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
-  return MergedInputGradient<Scalar>::scratch_size(bank, merges);
+Index merged_input_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges,
+                                         const Blocks& limits = {}) {
+  return MergedInputGradient<Scalar>::scratch_size(bank, merges, limits);
 }
 
-/// Writes dx, tokens × in_features at dx_stride, not overlapping dy (tokens × out_features at dy_stride).
-/// scratch: `threads` times merged_input_gradient_scratch_size.
+/// Writes dx, tokens × in_features, not overlapping dy, tokens × out_features. scratch:
+/// merged_input_gradient_scratch_size.
 template <class Scalar>
 void merged_input_gradient(const PanelBank<Scalar, const Scalar>& bank, const MergePlan<Scalar>& plan,
-                           std::span<const Index> offsets, const Scalar* dy, Index dy_stride, Scalar* dx,
-                           Index dx_stride, Scalar* scratch, Index threads) {
+                           std::span<const Index> offsets, Rows<const Scalar> dy, Rows<Scalar> dx,
+                           Scratch<Scalar> scratch, const Blocks& limits = {}) {
   if (plan.num_merges() == 0) return;
-  const Index scratch_size = merged_input_gradient_scratch_size(bank, plan.num_merges());
-  parallel_ranges(num_input_panels(bank), threads, [&](Index begin, Index end, Index thread) {
-    MergedInputGradient<Scalar>(bank, plan, offsets, dy, dy_stride, dx, dx_stride, begin, end,
-                                scratch + thread * scratch_size)
+  const Index scratch_size = merged_input_gradient_scratch_size(bank, plan.num_merges(), limits);
+  parallel_ranges(num_input_panels(bank), scratch.threads, [&](Index begin, Index end, Index thread) {
+    MergedInputGradient<Scalar>(bank, plan, offsets, dy, dx, begin, end, scratch.data + thread * scratch_size,
+                                limits)
         .run();
   });
 }

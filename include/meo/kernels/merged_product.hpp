@@ -15,11 +15,15 @@
 #include <array>
 #include <span>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
 #include <meo/kernels/parts/merge.hpp>
+#include <meo/kernels/parts/merge_tokens.hpp>
 #include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
@@ -28,10 +32,12 @@ namespace meo::inline MEO_ABI::detail {
 /// Scalars of scratch that merged_product needs for each thread, for so many merges of any tokens: no less
 /// for more merges, so that a smaller batch never needs more.
 template <class Scalar, class Storage>
-Index merge_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges) {
+Index merged_product_scratch_size(const PanelBank<Scalar, Storage>& bank, Index merges,
+                                  const Blocks& limits = {}) {
   Index size = 0;
-  for (Index q = 1; q <= (std::min)(merges, max_merges_at_once); ++q) {
-    const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), q, 0);  // without tokens the most panels
+  for (Index q = 1; q <= (std::min)(merges, limits.merges); ++q) {
+    // Without tokens the most panels.
+    const MergeBlocks blocks = merge_blocks<Scalar>(bank.depth(), q, 0, limits);
     size = (std::max)(
         size, blocks.panels * blocks.merges * padded_rows<Scalar>(blocks.depth) * Tile<Scalar>::columns);
   }
@@ -44,24 +50,23 @@ class MergedProduct {
  public:
   using Bank = PanelBank<Scalar, const Storage>;
 
-  /// Panels begin … end − 1; begin < end. scratch: merge_scratch_size scalars.
+  /// Panels begin … end − 1; begin < end. scratch: merged_product_scratch_size scalars.
   MergedProduct(const Bank& bank, const MergePlan<Scalar>& plan, std::span<const Index> offsets,
-                const Scalar* x, Index x_stride, Scalar* y, Index y_stride, Index begin, Index end,
-                Scalar* scratch)
+                const Rows<const Scalar>& x, const Rows<Scalar>& y, Index begin, Index end, Scalar* scratch,
+                const Blocks& limits)
       : bank_(bank),
         plan_(plan),
-        blocks_(merge_blocks<Scalar>(bank.depth(), plan.num_merges(), offsets.back())),
-        offsets_(offsets),
+        limits_(limits),
+        blocks_(merge_blocks<Scalar>(bank.depth(), plan.num_merges(), offsets.back(), limits)),
+        tokens_(plan, offsets),
         x_(x),
-        x_stride_(x_stride),
         y_(y),
-        y_stride_(y_stride),
         begin_(begin),
         end_(end),
         scratch_(scratch) {}
 
   void run() const {
-    for (Block block = block_at(chunk_from({0, 0}), 0, begin_); block.merges > 0;) {
+    for (Block block = block_at(chunk_from({}), 0, begin_); block.merges > 0;) {
       const Block next = after(block);
       PrefetchQueue ahead = look_ahead(block, next);
       merge(block);
@@ -73,23 +78,9 @@ class MergedProduct {
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
 
-  /// A token: a row of the sequence at a position of the plan.
-  struct Cursor {
-    Index position;
-    Index row;
-  };
-
-  /// Tokens that all panels pass over before the next, and the merges that they need.
-  struct Chunk {
-    Cursor begin;
-    Cursor end;
-    Index first_merge;
-    Index end_merge;
-  };
-
   /// What is merged at a time: rows of a few panels, for Q merges of a chunk.
   struct Block {
-    Chunk chunk;
+    TokenChunk chunk;  ///< that all panels pass over before the next
     Index row;
     Index rows;
     Index panel;
@@ -109,33 +100,12 @@ class MergedProduct {
   // -------------------------------------------------------------------------------------------------------------
   // The order of blocks
 
-  /// Whole sequences as far as there is space; a sequence that is longer than a chunk in about equal parts.
-  Chunk chunk_from(Cursor begin) const {
-    const auto num_sequences = static_cast<Index>(plan_.sequences.size());
-    Cursor end = begin;
-    for (Index space = blocks_.tokens; end.position < num_sequences;) {
-      const Index left = length(plan_.sequence(end.position)) - end.row;
-      if (left > space) {
-        if (space == blocks_.tokens) end.row += even_part(left, space);
-        break;
-      }
-      end = {end.position + 1, 0};
-      space -= left;
-    }
-    const Index end_position = end.row > 0 ? end.position + 1 : end.position;
-    if (begin.position == end_position) return {begin, end, 0, 0};
-    return {begin, end, merge_of(begin.position), merge_of(end_position - 1) + 1};
-  }
+  TokenChunk chunk_from(TokenCursor begin) const { return tokens_.chunk_from(begin, blocks_.tokens); }
 
-  Index merge_of(Index position) const {
-    const auto& begins = plan_.merge_begins;
-    return static_cast<Index>(std::upper_bound(begins.begin(), begins.end(), position) - begins.begin()) - 1;
-  }
-
-  Block block_at(const Chunk& chunk, Index row, Index panel) const {
+  Block block_at(const TokenChunk& chunk, Index row, Index panel) const {
     return block_at(chunk, row, panel, chunk.first_merge);
   }
-  Block block_at(const Chunk& chunk, Index row, Index panel, Index merge) const {
+  Block block_at(const TokenChunk& chunk, Index row, Index panel, Index merge) const {
     return {
         chunk,
         row,
@@ -159,17 +129,10 @@ class MergedProduct {
   // -------------------------------------------------------------------------------------------------------------
   // The work on a block
 
-  /// Calls f(token, count) for the tokens of a merge that belong to a chunk, in stretches of one sequence.
+  /// Calls f(token, count) for the tokens of the q-th merge, a sequence at a time.
   template <class Function>
-  void for_tokens(const Chunk& chunk, Index merge, const Function& f) const {
-    const Index first = (std::max)(plan_.begin(merge), chunk.begin.position);
-    const Index last = (std::min)(plan_.begin(merge + 1) - 1, chunk.end.position);
-    for (Index i = first; i <= last; ++i) {
-      const Index sequence = plan_.sequence(i);
-      const Index row = i == chunk.begin.position ? chunk.begin.row : 0;
-      const Index end = i == chunk.end.position ? chunk.end.row : length(sequence);
-      if (row < end) f(offset(sequence) + row, end - row);
-    }
+  void for_tokens(const Block& block, Index q, const Function& f) const {
+    tokens_.for_sequences(block.chunk.begin, block.chunk.end, block.first_merge + q, f);
   }
 
   /// While `block` is multiplied with, the experts' rows that `next` will merge are fetched.
@@ -190,8 +153,7 @@ class MergedProduct {
     Index steps = 0;
     for (Index q = 0; q < block.merges; ++q) {
       const Panels<Scalar> panels = panels_of_merge(block, q);
-      for_tokens(block.chunk, block.first_merge + q,
-                 [&](Index, Index count) { steps += prefetch_steps(count, panels); });
+      for_tokens(block, q, [&](Index, Index count) { steps += prefetch_steps(count, panels); });
     }
     ahead.spread(steps);
     return ahead;
@@ -215,9 +177,10 @@ class MergedProduct {
     if (most_terms == 0) return;
     // Between two of the same experts, all have them: selections are sorted.
     const bool have_same_experts = plan_.have_same_experts(block.first_merge, last);
-    const Index strip_rows = !have_same_experts          ? merge_strip_rows<Scalar>(most_terms)
-                             : most_terms <= merge_terms ? block.rows
-                                                         : group_strip_rows<Scalar>(most_terms, block.merges);
+    const Index strip_rows = !have_same_experts ? merge_strip_rows<Scalar>(most_terms, limits_)
+                             : most_terms <= merge_terms
+                                 ? block.rows
+                                 : group_strip_rows<Scalar>(most_terms, block.merges, limits_);
     for (Index p = 0; p < block.panels; ++p) {
       for (Index strip = 0; strip < block.rows; strip += strip_rows) {
         const Index size = (std::min)(strip_rows, block.rows - strip) * columns;
@@ -269,41 +232,36 @@ class MergedProduct {
   void multiply(const Block& block, Index q, PrefetchQueue& ahead) const {
     const Panels<Scalar> panels = panels_of_merge(block, q);
     const Index first_input = block.row == 0 || !bank_.has_bias ? block.row : block.row - 1;
-    for_tokens(block.chunk, block.first_merge + q, [&](Index token, Index count) {
-      const ProductRows<Scalar> rows{x_ + token * x_stride_ + first_input, x_stride_,
-                                     y_ + token * y_stride_ + block.panel * columns, y_stride_};
+    for_tokens(block, q, [&](Index token, Index count) {
+      const ProductRows<Scalar> rows{x_.from(token).from_column(first_input),
+                                     y_.from(token).from_column(block.panel * columns)};
       multiply_panels(rows, count, panels, ahead);
     });
   }
 
-  Index offset(Index b) const { return offsets_[static_cast<std::size_t>(b)]; }
-  Index length(Index b) const { return offset(b + 1) - offset(b); }
-
   const Bank& bank_;
   const MergePlan<Scalar>& plan_;
+  const Blocks& limits_;
   MergeBlocks blocks_;
-  std::span<const Index> offsets_;
-  const Scalar* x_;
-  Index x_stride_;
-  Scalar* y_;
-  Index y_stride_;
+  MergeTokens<Scalar> tokens_;
+  const Rows<const Scalar>& x_;
+  const Rows<Scalar>& y_;
   Index begin_;
   Index end_;
   Scalar* scratch_;
 };
 
-/// The whole product. x: tokens × in_features at x_stride; y: tokens × out_features at y_stride, not
-/// overlapping x; scratch: `threads` times merge_scratch_size(bank, plan.num_merges())
-/// scalars.
+/// The whole product. x: tokens × in_features; y: tokens × out_features, not overlapping x; scratch:
+/// merged_product_scratch_size.
 template <class Scalar, class Storage>
 void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePlan<Scalar>& plan,
-                    std::span<const Index> offsets, const Scalar* x, Index x_stride, Scalar* y,
-                    Index y_stride, Scalar* scratch, Index threads) {
+                    std::span<const Index> offsets, Rows<const Scalar> x, Rows<Scalar> y,
+                    Scratch<Scalar> scratch, const Blocks& limits = {}) {
   if (plan.num_merges() == 0) return;
-  const Index scratch_size = merge_scratch_size(bank, plan.num_merges());
-  parallel_ranges(bank.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    MergedProduct<Scalar, Storage>(bank, plan, offsets, x, x_stride, y, y_stride, begin, end,
-                                   scratch + thread * scratch_size)
+  const Index scratch_size = merged_product_scratch_size(bank, plan.num_merges(), limits);
+  parallel_ranges(bank.num_panels(), scratch.threads, [&](Index begin, Index end, Index thread) {
+    MergedProduct<Scalar, Storage>(bank, plan, offsets, x, y, begin, end,
+                                   scratch.data + thread * scratch_size, limits)
         .run();
   });
 }

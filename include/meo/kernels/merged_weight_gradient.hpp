@@ -21,6 +21,7 @@
 #include <array>
 #include <span>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
@@ -28,6 +29,8 @@
 #include <meo/kernels/parts/outer_product.hpp>
 #include <meo/kernels/parts/prefetch.hpp>
 #include <meo/kernels/parts/spread.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
@@ -47,29 +50,32 @@ class MergedWeightGradient {
 
   /// packed_x: tokens × padded_inputs, filled by pack.
   MergedWeightGradient(const Bank& bank, const PanelBank<Scalar>& gradients, const MergePlan<Scalar>& plan,
-                       std::span<const Index> offsets, const GatheredRows<Scalar>& dy, Scalar* packed_x)
-      : bank_(bank),
+                       std::span<const Index> offsets, const Rows<const Scalar>& dy, Scalar* packed_x,
+                       const Blocks& limits)
+      : limits_(limits),
+        bank_(bank),
         gradients_(gradients),
         plan_(plan),
         tokens_(plan, offsets),
         dy_(dy),
         packed_x_(packed_x) {}
 
-  static Index scratch_size(const Bank& bank, Index merges, Index tokens) {
-    const Index rows = (std::min)(gradient_inputs<Scalar>(), bank.in_features) + (bank.has_bias ? 1 : 0);
-    const Index sums = (std::min)(merges, max_gradient_merges) + depth(tokens);
-    return (gradient_tokens<Scalar>() + sums * rows) * columns;
+  static Index scratch_size(const Bank& bank, Index merges, Index tokens, const Blocks& limits) {
+    const Index rows =
+        (std::min)(gradient_inputs<Scalar>(limits), bank.in_features) + (bank.has_bias ? 1 : 0);
+    const Index sums = (std::min)(merges, limits.gradient_merges) + depth(tokens, limits);
+    return (gradient_tokens<Scalar>(limits) + sums * rows) * columns;
   }
 
   /// Scalars of memory for the sums over parts of the merges.
-  static Index partial_gradients_size(const Bank& bank, Index merges) {
-    return pairwise_depth(num_parts(merges, serial_merges)) * bank.panel_stride();
+  static Index partial_gradients_size(const Bank& bank, Index merges, const Blocks& limits) {
+    return pairwise_depth(num_parts(merges, limits.serial_merges)) * bank.panel_stride();
   }
 
   Index input_tiles() const { return padded_inputs<Scalar>(bank_.in_features) / Tile<Scalar>::rows; }
 
   /// Tiles begin … end − 1 of all tokens' inputs.
-  void pack(const GatheredRows<Scalar>& x, Index begin, Index end) const {
+  void pack(const Rows<const Scalar>& x, Index begin, Index end) const {
     const Index input = begin * Tile<Scalar>::rows;
     const Index inputs = (std::min)(end * Tile<Scalar>::rows, bank_.in_features) - input;
     for (Index m = 0; m < plan_.num_merges(); ++m) {
@@ -86,14 +92,14 @@ class MergedWeightGradient {
     Index part_begin = 0;
     for (Block block{choose(0), p, parts.part()}; block.merges > 0;) {
       for (block.input = 0; block.input < bank_.in_features; block.input += block.inputs) {
-        block.inputs = (std::min)(gradient_inputs<Scalar>(), bank_.in_features - block.input);
+        block.inputs = (std::min)(gradient_inputs<Scalar>(limits_), bank_.in_features - block.input);
         block.has_bias_row = bank_.has_bias && block.input == 0;
-        Scalar* const merged = scratch + gradient_tokens<Scalar>() * columns;
+        Scalar* const merged = scratch + gradient_tokens<Scalar>(limits_) * columns;
         merged_gradients(block, scratch, merged);
         spread_to_experts(block, merged, products);
       }
       const Index next = block.first_merge + block.merges;
-      if (next - part_begin >= serial_merges && next < plan_.num_merges()) {
+      if (next - part_begin >= limits_.serial_merges && next < plan_.num_merges()) {
         parts.next();
         std::fill_n(parts.part(), bank_.panel_stride(), Scalar(0));
         part_begin = next;
@@ -120,7 +126,9 @@ class MergedWeightGradient {
 
   /// Sums that are kept beside that of a merge of so many tokens: of parts of which any two that follow each
   /// other have more than serial_tokens.
-  static Index depth(Index tokens) { return pairwise_depth(2 * num_parts(tokens, serial_tokens<Scalar>())); }
+  static Index depth(Index tokens, const Blocks& limits) {
+    return pairwise_depth(2 * num_parts(tokens, serial_tokens<Scalar>(limits)));
+  }
 
   Scalar* gradients_of(const Block& block, Index expert) const {
     return block.gradients + expert * bank_.panel_size();
@@ -128,13 +136,13 @@ class MergedWeightGradient {
 
   /// Merges whose dy fits into scratch.
   MergeRange choose(Index first) const {
-    return tokens_.choose(first, max_gradient_merges, gradient_tokens<Scalar>());
+    return tokens_.choose(first, limits_.gradient_merges, gradient_tokens<Scalar>(limits_));
   }
 
   /// Tokens of a merge, few enough to be multiplied at a time.
   template <class Function>
   void for_stretches(Index merge, const Function& f) const {
-    tokens_.for_stretches(merge, outer_product_tokens<Scalar>(), f);
+    tokens_.for_stretches(merge, outer_product_tokens<Scalar>(limits_), f);
   }
 
   Scalar* packed_inputs(Index first_token, Index tokens, Index input) const {
@@ -143,8 +151,8 @@ class MergedWeightGradient {
 
   /// The block's rows of [db̂; dŴᵀ] of all its merges.
   void merged_gradients(const Block& block, Scalar* packed_dy, Scalar* merged) const {
-    GatheredRows<Scalar> dy = dy_;
-    dy.data += block.panel * columns;
+    const Rows<const Scalar> dy = dy_.from_column(block.panel * columns);
+    const Index serial = serial_tokens<Scalar>(limits_);
     PrefetchQueue ahead = look_ahead(block);
     const Index size = block.rows() * columns;
     Scalar* const partial_sums = merged + block.merges * size;
@@ -152,7 +160,7 @@ class MergedWeightGradient {
       PairwiseSum<Scalar> parts(size, merged, partial_sums);
       Index stretches = 0, tokens = 0;  // of the part
       for_stretches(block.first_merge + q, [&](Index first, Index count) {
-        if (stretches > 0 && tokens + count > serial_tokens<Scalar>()) {
+        if (stretches > 0 && tokens + count > serial) {
           parts.next();
           stretches = tokens = 0;
         }
@@ -236,26 +244,28 @@ class MergedWeightGradient {
     });
   }
 
+  const Blocks& limits_;
   const Bank& bank_;
   const PanelBank<Scalar>& gradients_;
   const MergePlan<Scalar>& plan_;
   MergeTokens<Scalar> tokens_;
-  GatheredRows<Scalar> dy_;
+  const Rows<const Scalar>& dy_;
   Scalar* packed_x_;
 };
 
 /// Scalars of scratch that merged_weight_gradient needs for each thread, for no more merges and tokens.
 template <class Scalar>
 Index merged_weight_gradient_scratch_size(const PanelBank<Scalar, const Scalar>& bank, Index merges,
-                                          Index tokens) {
-  return MergedWeightGradient<Scalar>::scratch_size(bank, merges, tokens);
+                                          Index tokens, const Blocks& limits = {}) {
+  return MergedWeightGradient<Scalar>::scratch_size(bank, merges, tokens, limits);
 }
 
 /// Scalars of memory that it needs for each thread beside scratch: one panel of all experts for each of few
 /// sums over parts of the merges; none for a batch of one part.
 template <class Scalar>
-Index partial_gradients_size(const PanelBank<Scalar, const Scalar>& bank, Index merges) {
-  return MergedWeightGradient<Scalar>::partial_gradients_size(bank, merges);
+Index partial_gradients_size(const PanelBank<Scalar, const Scalar>& bank, Index merges,
+                             const Blocks& limits = {}) {
+  return MergedWeightGradient<Scalar>::partial_gradients_size(bank, merges, limits);
 }
 
 /// Memory of a merged_weight_gradient.
@@ -263,8 +273,8 @@ template <class Scalar>
 struct MergedWeightGradientMemory {
   Sum<Scalar>* partial_products;  ///< product_chunks(panels) · terms of all merges
   Scalar* packed_x;               ///< tokens × padded_inputs(in_features)
-  Scalar* scratch;                ///< `threads` times merged_weight_gradient_scratch_size
-  Scalar* partial_gradients;      ///< `threads` times partial_gradients_size
+  Scratch<Scalar> scratch;        ///< merged_weight_gradient_scratch_size
+  Scalar* partial_gradients;      ///< scratch.threads times partial_gradients_size
 };
 
 /// Adds to the bank of gradients, and writes the gradient of every merge's gate weights, in the order of the
@@ -272,13 +282,15 @@ struct MergedWeightGradientMemory {
 template <class Scalar>
 void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const PanelBank<Scalar>& gradients,
                             const MergePlan<Scalar>& plan, std::span<const Index> offsets,
-                            const GatheredRows<Scalar>& x, const GatheredRows<Scalar>& dy, Scalar* products,
-                            const MergedWeightGradientMemory<Scalar>& memory, Index threads) {
-  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, dy, memory.packed_x);
+                            Rows<const Scalar> x, Rows<const Scalar> dy, Scalar* products,
+                            const MergedWeightGradientMemory<Scalar>& memory, const Blocks& limits = {}) {
+  const Index threads = memory.scratch.threads;
+  const MergedWeightGradient<Scalar> gradient(bank, gradients, plan, offsets, dy, memory.packed_x, limits);
   parallel_ranges(gradient.input_tiles(), threads,
                   [&](Index begin, Index end, Index) { gradient.pack(x, begin, end); });
-  const Index scratch_size = merged_weight_gradient_scratch_size(bank, plan.num_merges(), offsets.back());
-  const Index partial_size = partial_gradients_size(bank, plan.num_merges());
+  const Index scratch_size =
+      merged_weight_gradient_scratch_size(bank, plan.num_merges(), offsets.back(), limits);
+  const Index partial_size = partial_gradients_size(bank, plan.num_merges(), limits);
   const Index pairs = plan.products_begin(plan.num_merges());
   const Index chunks = product_chunks(bank.num_panels());
   parallel_ranges(chunks, threads, [&](Index begin, Index end, Index thread) {
@@ -287,7 +299,7 @@ void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const P
       std::fill_n(chunk_products, pairs, Sum<Scalar>(0));
       const Index last = bank.num_panels() * (chunk + 1) / chunks;
       for (Index p = bank.num_panels() * chunk / chunks; p < last; ++p) {
-        gradient.run(p, chunk_products, memory.scratch + thread * scratch_size,
+        gradient.run(p, chunk_products, memory.scratch.data + thread * scratch_size,
                      memory.partial_gradients + thread * partial_size);
       }
     }

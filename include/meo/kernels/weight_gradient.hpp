@@ -4,9 +4,12 @@
 
 #include <algorithm>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
 #include <meo/kernels/parts/outer_product.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
@@ -22,27 +25,27 @@ inline constexpr Index packed_panel_size = (packed_inputs_at_once + 1) * Tile<Sc
 
 /// Sums of each panel that are kept beside the gradient of `count` rows.
 template <class Scalar>
-Index weight_gradient_depth(Index count) {
-  return pairwise_depth(num_parts(count, serial_tokens<Scalar>()));
+Index weight_gradient_depth(Index count, const Blocks& limits) {
+  return pairwise_depth(num_parts(count, serial_tokens<Scalar>(limits)));
 }
 
 /// Panels that inputs are packed for at a time: all, where their sums fit into half of a thread's scratch.
 template <class Scalar>
-Index weight_gradient_panels(Index depth, Index panels) {
-  constexpr Index space = max_scratch_bytes / 2 / static_cast<Index>(sizeof(Scalar));
+Index weight_gradient_panels(Index depth, Index panels, const Blocks& limits) {
+  const Index space = limits.scratch_bytes / 2 / static_cast<Index>(sizeof(Scalar));
   return depth == 0 ? panels : std::clamp<Index>(space / (depth * packed_panel_size<Scalar>), 1, panels);
 }
 
 /// Scalars of scratch that weight_gradient needs for each thread, with so many panels and no more rows than
 /// `count`.
 template <class Scalar>
-Index weight_gradient_scratch_size(Index panels, Index count) {
+Index weight_gradient_scratch_size(Index panels, Index count, const Blocks& limits = {}) {
   Index sums = 0;
-  for (Index depth = weight_gradient_depth<Scalar>(count); depth > 0; --depth) {
-    sums =
-        (std::max)(sums, depth * weight_gradient_panels<Scalar>(depth, panels) * packed_panel_size<Scalar>);
+  for (Index depth = weight_gradient_depth<Scalar>(count, limits); depth > 0; --depth) {
+    sums = (std::max)(
+        sums, depth * weight_gradient_panels<Scalar>(depth, panels, limits) * packed_panel_size<Scalar>);
   }
-  return outer_product_tokens<Scalar>() *
+  return outer_product_tokens<Scalar>(limits) *
              (padded_inputs<Scalar>(packed_inputs_at_once) + Tile<Scalar>::columns) +
          sums;
 }
@@ -52,20 +55,22 @@ template <class Scalar>
 class WeightGradient {
  public:
   /// scratch: weight_gradient_scratch_size scalars.
-  WeightGradient(const PanelBank<Scalar>& gradients, Index expert, const GatheredRows<Scalar>& x,
-                 const GatheredRows<Scalar>& dy, Index count, Scalar* scratch)
-      : gradients_(gradients),
+  WeightGradient(const PanelBank<Scalar>& gradients, Index expert, const Rows<const Scalar>& x,
+                 const Rows<const Scalar>& dy, Index count, Scalar* scratch, const Blocks& limits)
+      : limits_(limits),
+        gradients_(gradients),
         expert_(expert),
         x_(x),
         dy_(dy),
         count_(count),
         packed_x_(scratch),
-        packed_dy_(packed_x_ + tokens * packed_inputs_at_once),
-        sums_(packed_dy_ + tokens * columns) {}
+        packed_dy_(packed_x_ + tokens_ * packed_inputs_at_once),
+        sums_(packed_dy_ + tokens_ * columns) {}
 
   /// Panels begin … end − 1.
   void run(Index begin, Index end) const {
-    const Index most = weight_gradient_panels<Scalar>(weight_gradient_depth<Scalar>(count_), end - begin);
+    const Index most =
+        weight_gradient_panels<Scalar>(weight_gradient_depth<Scalar>(count_, limits_), end - begin, limits_);
     for (Index panel = begin; panel < end; panel += most) {
       for (Index input = 0; input < gradients_.in_features; input += packed_inputs_at_once) {
         run({panel, (std::min)(most, end - panel), input,
@@ -77,7 +82,6 @@ class WeightGradient {
 
  private:
   static constexpr Index columns = Tile<Scalar>::columns;
-  static constexpr Index tokens = outer_product_tokens<Scalar>();
 
   /// Rows of some panels.
   struct Block {
@@ -99,10 +103,11 @@ class WeightGradient {
         for (Index i = 0; i < block.size(); ++i) sum[i] += term[i];
       }
     };
-    for (Index part = 0; part < count_; part += serial_tokens<Scalar>()) {
-      const Index end = (std::min)(part + serial_tokens<Scalar>(), count_);
-      for (Index first = part; first < end; first += tokens) {
-        const Index stretch = (std::min)(tokens, end - first);
+    const Index serial = serial_tokens<Scalar>(limits_);
+    for (Index part = 0; part < count_; part += serial) {
+      const Index end = (std::min)(part + serial, count_);
+      for (Index first = part; first < end; first += tokens_) {
+        const Index stretch = (std::min)(tokens_, end - first);
         pack_inputs(x_, first, stretch, block.input, block.inputs, packed_x_);
         for (Index p = 0; p < block.panels; ++p)
           add_stretch(block, p, first, stretch, part == 0 || first > part, sum_of(block, p, order.slot()));
@@ -120,47 +125,36 @@ class WeightGradient {
   }
 
   void add_stretch(const Block& block, Index p, Index first, Index stretch, bool add, Scalar* sum) const {
-    GatheredRows<Scalar> dy = dy_;
-    dy.data += (block.panel + p) * columns;
-    pack_columns(dy, first, stretch, gradients_.valid_columns(block.panel + p), packed_dy_);
+    pack_columns(dy_.from_column((block.panel + p) * columns), first, stretch,
+                 gradients_.valid_columns(block.panel + p), packed_dy_);
     if (block.has_bias_row) column_sums(packed_dy_, stretch, add, sum);
     PrefetchQueue nothing_ahead;
     outer_product(packed_x_, block.inputs, packed_dy_, stretch, add, sum + (block.has_bias_row ? columns : 0),
                   nothing_ahead);
   }
 
+  const Blocks& limits_;
   const PanelBank<Scalar>& gradients_;
   Index expert_;
-  const GatheredRows<Scalar>& x_;
-  const GatheredRows<Scalar>& dy_;
+  const Rows<const Scalar>& x_;
+  const Rows<const Scalar>& dy_;
   Index count_;
+  Index tokens_ = outer_product_tokens<Scalar>(limits_);
   Scalar* packed_x_;
   Scalar* packed_dy_;
   Scalar* sums_;
 };
 
 /// Adds the gradient of `count` rows to an expert of the bank of gradients. x: rows of in_features; dy: rows
-/// of out_features, each times its factor; scratch: `threads` times weight_gradient_scratch_size.
+/// of out_features, each times its weight; scratch: weight_gradient_scratch_size.
 template <class Scalar>
-void weight_gradient(const PanelBank<Scalar>& gradients, Index expert, const GatheredRows<Scalar>& x,
-                     const GatheredRows<Scalar>& dy, Index count, Scalar* scratch, Index threads) {
-  const Index scratch_size = weight_gradient_scratch_size<Scalar>(gradients.num_panels(), count);
-  parallel_ranges(gradients.num_panels(), threads, [&](Index begin, Index end, Index thread) {
-    WeightGradient<Scalar>(gradients, expert, x, dy, count, scratch + thread * scratch_size).run(begin, end);
+void weight_gradient(const PanelBank<Scalar>& gradients, Index expert, Rows<const Scalar> x,
+                     Rows<const Scalar> dy, Index count, Scratch<Scalar> scratch, const Blocks& limits = {}) {
+  const Index scratch_size = weight_gradient_scratch_size<Scalar>(gradients.num_panels(), count, limits);
+  parallel_ranges(gradients.num_panels(), scratch.threads, [&](Index begin, Index end, Index thread) {
+    WeightGradient<Scalar>(gradients, expert, x, dy, count, scratch.data + thread * scratch_size, limits)
+        .run(begin, end);
   });
-}
-
-/// ⟨dy, b⟩ for one row dy of out_features and an expert's bias; 0 without biases.
-template <class Scalar>
-Sum<Scalar> product_with_bias(const PanelBank<Scalar, const Scalar>& bank, Index expert, const Scalar* dy) {
-  Sum<Scalar> product(0);
-  if (!bank.has_bias) return product;
-  for (Index p = 0; p < bank.num_panels(); ++p) {
-    const Scalar* const biases = bank.panel(p, expert);
-    for (Index c = 0; c < bank.valid_columns(p); ++c)
-      product += static_cast<Sum<Scalar>>(dy[p * bank.columns + c]) * static_cast<Sum<Scalar>>(biases[c]);
-  }
-  return product;
 }
 
 }  // namespace meo::detail

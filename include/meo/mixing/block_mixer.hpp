@@ -11,11 +11,12 @@
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/mixing/by_expert.hpp>
 #include <meo/mixing/hidden.hpp>
 #include <meo/mixing/mixture.hpp>
-#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -46,8 +47,8 @@ class BlockMixer {
     dispatch(of, memory);
     for_experts(memory.dispatch, [&](const ExpertTokens<Scalar>& at) {
       compute_hidden(at, inputs, memory.dispatch, x, h);
-      combined_product(of.experts.panels(), at.expert, memory.dispatch, h.hidden, h.features, y.data(),
-                       y.outerStride());
+      combined_product<Scalar>(of.experts.panels(), at.expert, memory.dispatch, {h.hidden, h.features},
+                               rows_of(y));
     });
   }
 
@@ -59,19 +60,16 @@ class BlockMixer {
                 MixingGradientMemory<Scalar>& gradient_memory) const {
     dispatch(of, memory);
     const MatrixView<Scalar>& x = gradient.x;
-    const Index threads = max_threads();
     const auto up = inputs.up.panels(), down = of.experts.panels();
-    Scalar* const scratch =
-        reserve(memory.scratch,
-                threads * (std::max)({weight_gradient_scratch_size<Scalar>(
-                                          (std::max)(up.num_panels(), down.num_panels()), x.rows()),
-                                      input_gradient_scratch_size(up), input_gradient_scratch_size(down)}));
+    const Scratch<Scalar> scratch = memory.reserve_scratch((std::max)(
+        {weight_gradient_scratch_size<Scalar>((std::max)(up.num_panels(), down.num_panels()), x.rows()),
+         input_gradient_scratch_size(up), input_gradient_scratch_size(down)}));
     Scalar* const rows_of_x = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
     backward_by_expert(
         of, memory.dispatch, gradient, gradient_memory, inputs_gradient.hidden, scratch,
         [&](const ExpertTokens<Scalar>& at) {
           compute_hidden(at, inputs, memory.dispatch, x, h);
-          return GatheredRows<Scalar>{h.hidden, h.features};
+          return Rows<const Scalar>{h.hidden, h.features};
         },
         [&](const ExpertTokens<Scalar>& at, Scalar* d_hidden) -> const Scalar* {
           activate_rows_backward(activation_, h, at.count, d_hidden, inputs_gradient.gate_hidden);
@@ -79,9 +77,9 @@ class BlockMixer {
                                    const Scalar* d_output, bool add) {
             weight_gradient<Scalar>(gradients.mutable_panels(), at.expert,
                                     {x.data(), x.row_stride(), at.tokens}, {d_output, h.features}, at.count,
-                                    scratch, threads);
+                                    scratch);
             input_gradient<Scalar>(experts.panels(), at.expert, {d_output, h.features}, at.count, add,
-                                   rows_of_x, x.cols(), scratch, threads);
+                                   {rows_of_x, x.cols()}, scratch);
           };
           through(inputs.up, inputs_gradient.up, d_hidden, false);
           if (inputs.gate_up != nullptr)
@@ -99,10 +97,11 @@ class BlockMixer {
   void compute_hidden(const ExpertTokens<Scalar>& at, const BlockInputs<Scalar>& inputs,
                       const Dispatch<Scalar>& dispatch, const MatrixView<Scalar>& x,
                       const Hidden<Scalar>& h) const {
-    gathered_product(inputs.up.panels(), at.expert, dispatch, x.data(), x.row_stride(), h.pre_activation);
+    gathered_product<Scalar>(inputs.up.panels(), at.expert, dispatch, rows_of(x),
+                             {h.pre_activation, h.features});
     if (inputs.gate_up != nullptr) {
-      gathered_product(inputs.gate_up->panels(), at.expert, dispatch, x.data(), x.row_stride(),
-                       h.gate_hidden);
+      gathered_product<Scalar>(inputs.gate_up->panels(), at.expert, dispatch, rows_of(x),
+                               {h.gate_hidden, h.features});
     }
     activate_rows(activation_, h, at.count);
   }

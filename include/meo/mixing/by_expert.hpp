@@ -7,8 +7,11 @@
 #include <span>
 
 #include <meo/experts/expert_bank.hpp>
+#include <meo/kernels/bias_product.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/input_gradient.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/kernels/weight_gradient.hpp>
 #include <meo/mixing/mixture.hpp>
 #include <meo/parallel.hpp>
@@ -66,37 +69,36 @@ void collect_weights_gradient(const Mixture<Scalar>& of, const Dispatch<Scalar>&
 /// g_ti q_t is the gradient of h_t, and dg_ti = ⟨dy_t, h_t W_iᵀ + b_i⟩ = ⟨q_t, h_t⟩ + ⟨dy_t, b_i⟩ needs no
 /// output of the expert.
 ///
-/// inputs(tokens): GatheredRows h of an expert's tokens. through(tokens, d_inputs): from the gradients of h,
+/// inputs(tokens): the rows h of an expert's tokens. through(tokens, d_inputs): from the gradients of h,
 /// contiguous rows, to those of x, contiguous rows of as many columns as dx has. Both may use the memory of
-/// `scratch`, of `threads` threads.
+/// `scratch`.
 template <class Scalar, class Inputs, class Through>
 void backward_by_expert(const Mixture<Scalar>& of, const Dispatch<Scalar>& dispatch,
                         const MixtureGradient<Scalar>& gradient, MixingGradientMemory<Scalar>& memory,
-                        Scalar* q, Scalar* scratch, const Inputs& inputs, const Through& through) {
+                        Scalar* q, Scratch<Scalar> scratch, const Inputs& inputs, const Through& through) {
   const auto bank = of.experts.panels();
   const auto bank_gradients = gradient.experts.mutable_panels();
-  const Index threads = max_threads();
   const MatrixView<Scalar>& dy = gradient.dy;
   MatrixRef<Scalar> dx = gradient.dx;
   zero_rows_without_experts(of.assignment, of.governed, dx);
   memory.slot_products.resize(dispatch.tokens.size());
   for_experts(dispatch, [&](const ExpertTokens<Scalar>& at) {
-    const GatheredRows<Scalar> h = inputs(at);
-    weight_gradient<Scalar>(bank_gradients, at.expert, h, {dy.data(), dy.row_stride(), at.tokens, at.weights},
-                            at.count, scratch, threads);
-    input_gradient<Scalar>(bank, at.expert, {dy.data(), dy.row_stride(), at.tokens}, at.count, false, q,
-                           bank.in_features, scratch, threads);
-    parallel_ranges(at.count, threads, [&](Index begin, Index end, Index) {
+    const Rows<const Scalar> h = inputs(at);
+    const Rows<const Scalar> weighted_dy{dy.data(), dy.row_stride(), at.tokens, at.weights};
+    weight_gradient<Scalar>(bank_gradients, at.expert, h, weighted_dy, at.count, scratch);
+    input_gradient<Scalar>(bank, at.expert, {dy.data(), dy.row_stride(), at.tokens}, at.count, false,
+                           {q, bank.in_features}, scratch);
+    parallel_ranges(at.count, scratch.threads, [&](Index begin, Index end, Index) {
       for (Index r = begin; r < end; ++r) {
         Eigen::Map<Vector<Scalar>> q_row(q + r * bank.in_features, bank.in_features);
         const Eigen::Map<const Vector<Scalar>> h_row(h.row(r), bank.in_features);
         memory.slot_products[static_cast<std::size_t>(at.first_slot + r)] =
-            dot(q_row, h_row) + product_with_bias(bank, at.expert, dy.row(at.tokens[r]));
+            dot(q_row, h_row) + bias_product(bank, at.expert, dy.row(at.tokens[r]));
         q_row *= at.weights[r];
       }
     });
     const Scalar* const d_rows = through(at, q);
-    parallel_ranges(at.count, threads, [&](Index begin, Index end, Index) {
+    parallel_ranges(at.count, scratch.threads, [&](Index begin, Index end, Index) {
       for (Index r = begin; r < end; ++r) {
         const Eigen::Map<const Vector<Scalar>> row(d_rows + r * dx.cols(), dx.cols());
         if (at.is_first[r] != 0) dx.row(at.tokens[r]) = row.transpose();

@@ -7,9 +7,10 @@
 
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/dispatched_product.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/mixing/by_expert.hpp>
 #include <meo/mixing/mixture.hpp>
-#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -22,8 +23,7 @@ class DispatchMixer {
                MixingMemory<Scalar>& memory) const {
     zero_rows_without_experts(of.assignment, of.governed, y);
     dispatch(of, memory);
-    dispatched_product(of.experts.panels(), memory.dispatch, x.data(), x.row_stride(), y.data(),
-                       y.outerStride());
+    dispatched_product<Scalar>(of.experts.panels(), memory.dispatch, rows_of(x), rows_of(y));
   }
 
   void backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
@@ -31,15 +31,14 @@ class DispatchMixer {
     dispatch(of, memory);
     const auto bank = of.experts.panels();
     const MatrixView<Scalar>& x = gradient.x;
-    Scalar* const scratch =
-        reserve(memory.scratch,
-                max_threads() * (std::max)(weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
-                                           input_gradient_scratch_size(bank)));
+    const Scratch<Scalar> scratch =
+        memory.reserve_scratch((std::max)(weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
+                                          input_gradient_scratch_size(bank)));
     Scalar* const q = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
     backward_by_expert(
         of, memory.dispatch, gradient, gradient_memory, q, scratch,
         [&](const ExpertTokens<Scalar>& at) {
-          return GatheredRows<Scalar>{x.data(), x.row_stride(), at.tokens};
+          return Rows<const Scalar>{x.data(), x.row_stride(), at.tokens};
         },
         [](const ExpertTokens<Scalar>&, const Scalar* d_inputs) { return d_inputs; });
   }

@@ -7,6 +7,8 @@
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/merge_plan.hpp>
+#include <meo/kernels/scratch.hpp>
+#include <meo/parallel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -18,7 +20,13 @@ struct MixingMemory {
   MergePlan<Scalar> merges;
   std::vector<unsigned char> is_merged;    ///< of each row
   std::vector<unsigned char> is_combined;  ///< of each row
-  AlignedVector<Scalar> scratch;           ///< merged panels, at most max_scratch_bytes a thread
+  AlignedVector<Scalar> scratch;           ///< of kernels, at most max_scratch_bytes a thread
+
+  /// So many scalars for each thread.
+  Scratch<Scalar> reserve_scratch(Index size) {
+    const Index threads = max_threads();
+    return {reserve(scratch, threads * size), threads};
+  }
 };
 
 /// Gradients of what they are named after.

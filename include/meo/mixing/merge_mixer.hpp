@@ -12,9 +12,10 @@
 #include <meo/kernels/merged_input_gradient.hpp>
 #include <meo/kernels/merged_product.hpp>
 #include <meo/kernels/merged_weight_gradient.hpp>
+#include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/mixing/merge_order.hpp>
 #include <meo/mixing/mixture.hpp>
-#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -34,11 +35,9 @@ class MergeMixer {
     dispatch_tokens<Scalar>(pairs, of.experts.num_experts(), of.governed, memory.dispatch,
                             memory.is_merged.data());
     const auto bank = of.experts.panels();
-    const Index threads = max_threads();
-    Scalar* const scratch = reserve(memory.scratch, threads * merge_scratch_size(bank, pairs.rows));
-    merged_product(bank, memory.merges, of.governed, x.data(), x.row_stride(), y.data(), y.outerStride(),
-                   scratch, threads);
-    dispatched_product(bank, memory.dispatch, x.data(), x.row_stride(), y.data(), y.outerStride());
+    const Scratch<Scalar> scratch = memory.reserve_scratch(merged_product_scratch_size(bank, pairs.rows));
+    merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), scratch);
+    dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y));
   }
 
   /// Through the merged experts of all rows, also where forward combined their outputs.
@@ -52,22 +51,20 @@ class MergeMixer {
     const MergePlan<Scalar>& merges = gradient_memory.weight_merges;
     const MatrixView<Scalar>&x = gradient.x, &dy = gradient.dy;
     const auto bank = of.experts.panels();
-    const Index threads = max_threads();
     // For as many merges as there may be: another batch of as many rows is to find memory enough.
-    Scalar* const scratch = reserve(
-        memory.scratch, threads * (std::max)(merged_weight_gradient_scratch_size(bank, pairs.rows, x.rows()),
-                                             merged_input_gradient_scratch_size(bank, pairs.rows)));
+    const Scratch<Scalar> scratch =
+        memory.reserve_scratch((std::max)(merged_weight_gradient_scratch_size(bank, pairs.rows, x.rows()),
+                                          merged_input_gradient_scratch_size(bank, pairs.rows)));
     Scalar* const products = reserve(gradient_memory.merge_products, pairs.size());
     const MergedWeightGradientMemory<Scalar> work{
         reserve(gradient_memory.partial_products, product_chunks(bank.num_panels()) * pairs.size()),
         reserve(gradient_memory.packed_inputs, x.rows() * padded_inputs<Scalar>(x.cols())), scratch,
-        reserve(gradient_memory.partial_gradients, threads * partial_gradients_size(bank, pairs.rows))};
-    merged_weight_gradient<Scalar>(bank, gradient.experts.mutable_panels(), merges, of.governed,
-                                   {x.data(), x.row_stride()}, {dy.data(), dy.row_stride()}, products, work,
-                                   threads);
+        reserve(gradient_memory.partial_gradients,
+                scratch.threads * partial_gradients_size(bank, pairs.rows))};
+    merged_weight_gradient<Scalar>(bank, gradient.experts.mutable_panels(), merges, of.governed, rows_of(x),
+                                   rows_of(dy), products, work);
     add_products(of.assignment, merges, products, gradient.d_weights);
-    merged_input_gradient<Scalar>(bank, memory.merges, of.governed, dy.data(), dy.row_stride(), dx.data(),
-                                  dx.outerStride(), scratch, threads);
+    merged_input_gradient<Scalar>(bank, memory.merges, of.governed, rows_of(dy), rows_of(dx), scratch);
   }
 
  private:

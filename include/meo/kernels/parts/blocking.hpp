@@ -1,17 +1,15 @@
 #pragma once
 
-/// How much is merged at a time. Blocks change the speed only: no result depends on them, to the bit.
+/// How a product is cut into blocks.
 
 #include <algorithm>
 
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
-
-/// Upper bound of a thread's scratch, whatever the sizes of the problem.
-inline constexpr Index max_scratch_bytes = Index{1} << 21;
 
 /// Panels that a product of `rows` rows multiplies with together: one, whose rows of weights are then read in
 /// a single stream; with fewer rows than a tile has as many as make up for its missing chains.
@@ -19,19 +17,6 @@ template <class Scalar>
 constexpr Index panels_at_once(Index rows) {
   return rows < Tile<Scalar>::rows ? 4 : 1;
 }
-
-/// Inputs whose partial sums are formed at a time: the whole depth if it is at most this, else about equal
-/// parts. Shorter ones would have sums go through memory more often: with 256 inputs a product is 5 % slower
-/// (Zen 4).
-inline constexpr Index max_block_depth = 1024;
-
-/// Activations that are passed over again and again, by each group of panels: what can be hoped to stay in a
-/// shared L3.
-inline constexpr Index max_activation_bytes = Index{1} << 22;
-
-/// Merges formed together at most: they share the bytes of experts that are read, of which 16 leave each
-/// little.
-inline constexpr Index max_merges_at_once = 16;
 
 struct MergeBlocks {
   Index panels;  ///< merged and multiplied with together
@@ -48,17 +33,17 @@ inline Index even_part(Index size, Index limit) {
 
 /// Inputs of a block. A sum of 16 bits would be rounded wherever it goes through memory: it is formed whole.
 template <class Scalar>
-Index block_depth(Index depth) {
-  return is_16_bit<Scalar> ? depth : even_part(depth, max_block_depth);
+Index block_depth(Index depth, const Blocks& limits) {
+  return is_16_bit<Scalar> ? depth : even_part(depth, limits.depth);
 }
 
 /// Tokens that are passed over at a time, of `tokens` in all, for `depth` inputs. Each chunk reads the
 /// experts anew, so up to twice as much as stays in L3 is one chunk: in double, 8 sequences of 128 tokens
 /// take 8 % less than in two (Zen 4).
 template <class Scalar>
-Index chunk_tokens(Index depth, Index tokens) {
+Index chunk_tokens(Index depth, Index tokens, const Blocks& limits) {
   const Index most =
-      (std::max<Index>)(max_activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
+      (std::max<Index>)(limits.activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
   return tokens <= 2 * most ? (std::max<Index>)(tokens, 1) : even_part(tokens, most);
 }
 
@@ -66,36 +51,30 @@ Index chunk_tokens(Index depth, Index tokens) {
 /// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read,
 /// and comes before several panels at once.
 template <class Scalar>
-MergeBlocks merge_blocks(Index depth, Index merges, Index tokens) {
+MergeBlocks merge_blocks(Index depth, Index merges, Index tokens, const Blocks& limits = {}) {
   const Index panels = panels_at_once<Scalar>(tokens / (std::max<Index>)(merges, 1));
-#if defined(MEO_TINY_BLOCKS)
-  // For tests: every edge of every loop within a few rows.
-  return {panels, std::clamp<Index>(merges, 1, 2), std::clamp<Index>(depth, 1, 5), 7};
-#else
-  const Index block_rows = block_depth<Scalar>(std::max<Index>(depth, 1));
+  const Index block_rows = block_depth<Scalar>(std::max<Index>(depth, 1), limits);
   const Index panel_bytes =
       padded_rows<Scalar>(block_rows) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index space = (std::max<Index>)(max_scratch_bytes / panel_bytes, 1);  // of merged panels
-  const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(max_merges_at_once, space));
+  const Index space = (std::max<Index>)(limits.scratch_bytes / panel_bytes, 1);  // of merged panels
+  const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(limits.merges, space));
   return {(std::min)(panels, space / merges_at_once), merges_at_once, block_rows,
-          chunk_tokens<Scalar>(block_rows, tokens)};
-#endif
+          chunk_tokens<Scalar>(block_rows, tokens, limits)};
 }
 
-/// Rows of a panel that are merged for all Q merges before the next: the experts' strips fill half of a
-/// small L1.
+/// Rows of a panel that are merged for all Q merges before the next: the experts' strips fill half of an L1.
 template <class Scalar>
-Index merge_strip_rows(Index experts) {
+Index merge_strip_rows(Index experts, const Blocks& limits = {}) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return (std::max<Index>)((Index{1} << 14) / (row_bytes * experts), 4);
+  return (std::max<Index>)(limits.l1_bytes / 2 / (row_bytes * experts), 4);
 }
 
 /// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2
 /// from one group of merges to the next.
 template <class Scalar>
-Index group_strip_rows(Index experts, Index merges) {
+Index group_strip_rows(Index experts, Index merges, const Blocks& limits = {}) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  return (std::max<Index>)((Index{3} << 16) / (row_bytes * (experts + merges)), 4);
+  return (std::max<Index>)(limits.strip_bytes / (row_bytes * (experts + merges)), 4);
 }
 
 /// Of a product with one expert of `depth` inputs.
@@ -105,13 +84,9 @@ struct DenseBlocks {
 };
 
 template <class Scalar>
-DenseBlocks dense_blocks(Index depth, Index rows) {
-#if defined(MEO_TINY_BLOCKS)
-  return {std::clamp<Index>(depth, 1, 5), std::clamp<Index>(rows, 1, 7)};
-#else
-  const Index inputs = block_depth<Scalar>(std::max<Index>(depth, 1));
-  return {inputs, chunk_tokens<Scalar>(inputs, rows)};
-#endif
+DenseBlocks dense_blocks(Index depth, Index rows, const Blocks& limits = {}) {
+  const Index inputs = block_depth<Scalar>(std::max<Index>(depth, 1), limits);
+  return {inputs, chunk_tokens<Scalar>(inputs, rows, limits)};
 }
 
 }  // namespace meo::detail

@@ -13,6 +13,7 @@
 #include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/parts/prefetch.hpp>
 #include <meo/kernels/parts/unroll.hpp>
+#include <meo/kernels/rows.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -39,26 +40,22 @@ Panels<Scalar> panels_of(const PanelBank<Scalar, const Scalar>& bank, Index expe
   return {first + Tile<Scalar>::columns, stride, bank.in_features, outputs, first, stride};
 }
 
-/// The rows of a product and where they go: y_r = start + x_r · panel, or with weights y_t += g_r (start +
-/// x_r · panel) with t = tokens[r], where the first row of a token overwrites what y_t held. Chains of rows
-/// with weights always have a start.
+/// The rows of a product and where they go: y_r = start + x_r · panel, or, where y has weights, y_r += g_r
+/// (start + x_r · panel), where the first row that goes to a place overwrites what it held. Rows of y without
+/// weights stand in their order; chains of rows with weights always have a start.
 template <class Scalar>
 struct ProductRows {
-  const Scalar* x;
-  Index x_stride;
-  Scalar* y;
-  Index y_stride;
-  const Index* gather = nullptr;            ///< row r is x's row gather[r]; null: r
-  const Index* tokens = nullptr;            ///< null without weights
-  const Scalar* weights = nullptr;          ///< null: products are stored as they are
-  const unsigned char* is_first = nullptr;  ///< null without weights
+  Rows<const Scalar> x;
+  Rows<Scalar> y;
+  const unsigned char* is_first = nullptr;  ///< of each row; null without weights
 
-  const Scalar* input(Index r) const { return x + (gather != nullptr ? gather[r] : r) * x_stride; }
-  Scalar* output(Index r, Index panel) const {
-    return y + (tokens != nullptr ? tokens[r] : r) * y_stride + panel * Tile<Scalar>::columns;
-  }
+  Scalar* output(Index r, Index panel) const { return y.row(r) + panel * Tile<Scalar>::columns; }
   const Scalar* addend(Index r, Index panel) const {
     return is_first[r] != 0 ? zero_row<Scalar>.data() : output(r, panel);
+  }
+  /// Without the rows before `row`.
+  ProductRows from(Index row) const {
+    return {x.from(row), y.from(row), is_first != nullptr ? is_first + row : nullptr};
   }
 };
 
@@ -72,11 +69,11 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
   const Scalar* x[Count];
   Packet<Scalar> sums[Count][Width][packets];
   MEO_UNROLL_ALL
-  for (int i = 0; i < Count; ++i) x[i] = rows.input(r + i);
+  for (int i = 0; i < Count; ++i) x[i] = rows.x.row(r + i);
   const bool begins = panels.starts != nullptr;
   const Scalar* start = begins ? panels.starts + panel * panels.starts_stride : rows.output(r, panel);
   const Index to_next_panel = begins ? panels.starts_stride : Tile<Scalar>::columns;
-  const Index to_next_row = begins ? 0 : rows.y_stride;
+  const Index to_next_row = begins ? 0 : rows.y.stride;
   MEO_UNROLL_ALL
   for (int i = 0; i < Count; ++i) {
     MEO_UNROLL_ALL
@@ -120,7 +117,7 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
     MEO_UNROLL(4)
     for (; k < depth; ++k) add_products(k);
   }
-  if (rows.weights == nullptr) {
+  if (rows.y.weights == nullptr) {
     Scalar* y = rows.output(r, panel);
     MEO_UNROLL_ALL
     for (int i = 0; i < Count; ++i) {
@@ -130,13 +127,13 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
         for (int p = 0; p < packets; ++p)
           store<Scalar>(y + w * Tile<Scalar>::columns + p * size, sums[i][w][p]);
       }
-      y += rows.y_stride;
+      y += rows.y.stride;
     }
     return ahead;
   }
   MEO_UNROLL_ALL
   for (int i = 0; i < Count; ++i) {
-    const Packet<Scalar> weight = broadcast<Scalar>(rows.weights[r + i]);
+    const Packet<Scalar> weight = broadcast<Scalar>(rows.y.weights[r + i]);
     MEO_UNROLL_ALL
     for (int w = 0; w < Width; ++w) {
       Scalar* const y = rows.output(r + i, panel + w);
@@ -157,16 +154,11 @@ void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
   const Index valid = panels.outputs - panel * columns;
   Scalar outputs[Count * columns] = {};
   for (Index i = 0; i < Count; ++i) {
-    if (panels.starts == nullptr || (rows.weights != nullptr && rows.is_first[r + i] == 0))
+    if (panels.starts == nullptr || (rows.y.weights != nullptr && rows.is_first[r + i] == 0))
       std::copy_n(rows.output(r + i, panel), valid, outputs + i * columns);
   }
-  ProductRows<Scalar> whole{rows.gather != nullptr ? rows.x : rows.x + r * rows.x_stride, rows.x_stride,
-                            outputs, columns};
-  if (rows.gather != nullptr) whole.gather = rows.gather + r;
-  if (rows.weights != nullptr) {
-    whole.weights = rows.weights + r;
-    whole.is_first = rows.is_first + r;
-  }
+  ProductRows<Scalar> whole = rows.from(r);
+  whole.y = {outputs, columns, nullptr, whole.y.weights};
   Panels<Scalar> edge = panels;
   edge.first += panel * panels.stride;
   if (edge.starts != nullptr) edge.starts += panel * panels.starts_stride;

@@ -15,21 +15,11 @@
 #include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/parts/prefetch.hpp>
 #include <meo/kernels/parts/unroll.hpp>
+#include <meo/kernels/rows.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
-
-/// Rows of a matrix in a given order, each with an optional factor.
-template <class Scalar>
-struct GatheredRows {
-  const Scalar* data;
-  Index stride;
-  const Index* gather = nullptr;    ///< null: all rows in their order
-  const Scalar* factors = nullptr;  ///< of each row in the given order; null: 1
-
-  const Scalar* row(Index r) const { return data + (gather != nullptr ? gather[r] : r) * stride; }
-};
 
 /// `inputs` inputs in whole tiles.
 template <class Scalar>
@@ -41,7 +31,7 @@ constexpr Index padded_inputs(Index inputs) {
 /// packed[tile][t][i] = x_t[in + tile · MR + i] for `count` rows from `first` on and `inputs` inputs from
 /// `in` on; undefined beyond. packed: count × padded_inputs.
 template <class Scalar>
-void pack_inputs(const GatheredRows<Scalar>& x, Index first, Index count, Index in, Index inputs,
+void pack_inputs(const Rows<const Scalar>& x, Index first, Index count, Index in, Index inputs,
                  Scalar* packed) {
   constexpr Index rows = Tile<Scalar>::rows;
   for (Index d = 0; d < inputs; d += rows) {
@@ -54,17 +44,17 @@ void pack_inputs(const GatheredRows<Scalar>& x, Index first, Index count, Index 
   }
 }
 
-/// packed[t][c] = factor_t · rows_t[c] for `count` rows from `first` on; zero in the columns from `columns`
+/// packed[t][c] = weight_t · rows_t[c] for `count` rows from `first` on; zero in the columns from `columns`
 /// to NR.
 template <class Scalar>
-void pack_columns(const GatheredRows<Scalar>& rows, Index first, Index count, Index columns, Scalar* packed) {
+void pack_columns(const Rows<const Scalar>& rows, Index first, Index count, Index columns, Scalar* packed) {
   constexpr Index width = Tile<Scalar>::columns;
   for (Index t = 0; t < count; ++t, packed += width) {
     const Scalar* const from = rows.row(first + t);
     if (columns == width) std::copy_n(from, width, packed);
     else std::fill(std::copy_n(from, columns, packed), packed + width, Scalar(0));
-    if (rows.factors == nullptr) continue;
-    for (Index c = 0; c < columns; ++c) packed[c] = rows.factors[first + t] * packed[c];
+    if (rows.weights == nullptr) continue;
+    for (Index c = 0; c < columns; ++c) packed[c] = rows.weights[first + t] * packed[c];
   }
 }
 

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <meo/kernels/blocks.hpp>
+#include <meo/kernels/panel.hpp>
+#include <meo/kernels/parts/gradient_blocking.hpp>
+#include <meo/types.hpp>
+
+namespace meo::test {
+
+/// Blocks so small that every edge of them is met within a few rows: five inputs, two merges, three tokens of
+/// a product, of which twice as many are still one chunk, and stretches of five tokens of a gradient.
+template <class S>
+constexpr detail::Blocks tiny_blocks() {
+  constexpr Index columns = detail::Tile<S>::columns, rows = detail::Tile<S>::rows;
+  constexpr Index size = static_cast<Index>(sizeof(S));
+  return {.scratch_bytes = 2 * detail::packed_gradient_rows * (2 * columns + 32) * size,
+          .l1_bytes = 8 * (columns + rows) * size * 5 / 7 + 8,
+          .strip_bytes = 1,
+          .activation_bytes = 3 * 5 * size,
+          .depth = 5,
+          .merges = 2,
+          .gradient_merges = 2,
+          .gradient_inputs = 2 * rows,
+          .turned_outputs = 2 * columns,
+          .turned_inputs = 2 * columns,
+          .serial_tokens = 1,
+          .serial_merges = 2};
+}
+
+}  // namespace meo::test
