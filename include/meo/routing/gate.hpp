@@ -18,6 +18,7 @@
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/routing/selection.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -333,17 +334,11 @@ class Gate {
   /// The load estimate looks one place beyond the selection.
   Index ranked() const { return (std::min)(top_k_ + 1, num_experts()); }
 
-  /// The first experts of a row by descending logit, ties by ascending expert.
+  /// The first experts of a row; see rank_experts.
   void rank(const Scalar* logits, Index* ranking) const {
-    Index count = 0;
-    for (Index j = 0; j < num_experts(); ++j) {
-      if (count == ranked() && !(logits[j] > logits[ranking[count - 1]])) continue;
-      if (count < ranked()) ++count;
-      Index place = count - 1;
-      for (; place > 0 && logits[j] > logits[ranking[place - 1]]; --place)
-        ranking[place] = ranking[place - 1];
-      ranking[place] = j;
-    }
+    if constexpr (NumExperts == Eigen::Dynamic)
+      detail::rank_experts(logits, num_experts(), ranked(), ranking);
+    else detail::rank_experts<NumExperts>(logits, ranked(), ranking);
   }
 
   /// A row's experts, and how far their logits lie below the largest: the exponents of the softmax.
