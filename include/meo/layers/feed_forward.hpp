@@ -341,8 +341,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   void check_routing(const Assignment<Scalar>& routing, const detail::Offsets& offsets) const {
     detail::require(options_.shared_gate,
                     "routing: expected a block with one for all projections, got shared_gate = false");
-    const std::span<const Index> tokens = offsets;
-    routing.check(up_.gated_rows(tokens.back(), offsets.num_sequences()), up_.num_experts());
+    routing.check(up_.gated_rows(offsets), up_.num_experts());
   }
 
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,

@@ -175,13 +175,27 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// Whether every token is a row of the router, instead of every sequence.
   bool routes_tokens() const { return Kind::routes_tokens && options_.routing.level == Level::token; }
 
-  /// Rows that a router decides on for a batch of `tokens` tokens in `sequences` sequences.
-  Index gated_rows(Index tokens, Index sequences) const { return routes_tokens() ? tokens : sequences; }
+  /// Rows that a router decides on for a batch whose sequences have these offsets (see Sequences::offsets).
+  Index gated_rows(std::span<const Index> offsets) const {
+    if (routes_tokens()) return offsets.back();
+    if (options_.routing.level == Level::segment)
+      return detail::num_segments(offsets, options_.routing.segment_tokens);
+    return static_cast<Index>(offsets.size()) - 1;
+  }
+  /// The same for `tokens` tokens in `sequences` sequences. Throws std::invalid_argument at segment level,
+  /// where each one's length counts.
+  Index gated_rows(Index tokens, Index sequences) const {
+    detail::require(options_.routing.level != Level::segment,
+                    "gated_rows: expected the offsets of the sequences at segment level");
+    return routes_tokens() ? tokens : sequences;
+  }
 
   /// The rows of a router over a batch with these offsets; `memory` holds what they look at.
   detail::GateRows gate_rows(std::span<const Index> offsets, detail::GateRowsMemory& memory) const {
-    return routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory)
-                           : detail::rows_of_sequences(offsets, memory);
+    if (routes_tokens()) return detail::rows_of_tokens(offsets.back(), memory);
+    if (options_.routing.level == Level::segment)
+      return detail::rows_of_segments(offsets, options_.routing.segment_tokens, memory);
+    return detail::rows_of_sequences(offsets, memory);
   }
 
   using detail::RejectForward<Scalar, Workspace<Scalar>>::forward;
@@ -236,15 +250,16 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   }
 
   /// The experts, and token attention where there is some, with a routing from elsewhere: any Assignment of
-  /// gated_rows rows, one for each sequence, or for each token of a MoeLayer at token level. Of `inputs` only
-  /// the sequences count. Throws as forward does, and std::invalid_argument for a routing that does not fit.
+  /// gated_rows rows: one for each sequence, for each token of a MoeLayer at token level, or for each segment
+  /// at segment level. Of `inputs` only the sequences count. Throws as forward does, and
+  /// std::invalid_argument for a routing that does not fit.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
     auto& memory = memory_of(workspace);
     const detail::Offsets offsets = begin(x, inputs, memory);
     check_output(x, y);
-    routing.check(gated_rows(x.rows(), offsets.num_sequences()), num_experts());
+    routing.check(gated_rows(offsets), num_experts());
     const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
     mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
     finish(offsets, inputs, false, memory);
@@ -283,7 +298,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
                        const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
                        std::span<Scalar> d_weights) const {
     const detail::Offsets offsets = check(x, inputs);
-    routing.check(gated_rows(x.rows(), offsets.num_sequences()), num_experts());
+    routing.check(gated_rows(offsets), num_experts());
     check_routed_context(offsets, context);
     check_gradients(x, dy, gradients, dx);
     check_weights_gradient(routing, d_weights);
@@ -312,7 +327,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// Throws std::invalid_argument unless `routing` is one that this layer's router may have made for a batch
   /// with these offsets. It is the caller's to read, and to change or move away.
   void check_decision(std::span<const Index> offsets, const Routing<Scalar>& routing) const {
-    routing.check(gated_rows(offsets.back(), static_cast<Index>(offsets.size()) - 1), num_experts());
+    routing.check(gated_rows(offsets), num_experts());
     detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
                     ", got ", routing.top_k);
     const auto experts = static_cast<std::size_t>(num_experts());

@@ -182,13 +182,15 @@ class Gate {
 
   /// Gradients of a decision that route made of z, of which `routing` and `decision` are left: through the
   /// weights, whose gradients are d_weights (R × K, in the routing's order), and through the balance loss,
-  /// whose gradient is d_loss; with noise also through τ and σ. Not through the selection itself. Adds those
-  /// of W_g and W_n to `gradients`, a gate of the same shape, and writes dz, R × gate_features at dz_stride,
-  /// or adds to it with `add`. Allocates only where buffers have to grow.
+  /// whose gradient is d_loss; with noise also through τ and σ. Not through the selection itself, nor through
+  /// rows of which is_constant (R, or none) is not 0. Adds those of W_g and W_n to `gradients`, a gate of the
+  /// same shape, and writes dz, R × gate_features at dz_stride, or adds to it with `add`. Allocates only
+  /// where buffers have to grow.
   void backward(const MatrixView<Scalar>& z, const Routing<Scalar>& routing,
                 const GateWorkspace<Scalar>& decision, std::span<const Scalar> d_weights,
-                const Scalar& d_loss, Gate& gradients, bool add, Scalar* dz, Index dz_stride,
-                GateGradientWorkspace<Scalar>& workspace, detail::AlignedVector<Scalar>& scratch) const {
+                const Scalar& d_loss, std::span<const unsigned char> is_constant, Gate& gradients, bool add,
+                Scalar* dz, Index dz_stride, GateGradientWorkspace<Scalar>& workspace,
+                detail::AlignedVector<Scalar>& scratch) const {
     const auto experts = static_cast<std::size_t>(num_experts());
     const Sum scale = static_cast<Sum>(d_loss) * static_cast<Sum>(loss_coefficient_);
     workspace.importance.assign(experts, Sum(0));
@@ -199,6 +201,11 @@ class Gate {
     Scalar* const logits = detail::reserve(workspace.logits, size);
     Scalar* const noise_logits = decision.is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
     for (Index row = 0; row < z.rows(); ++row) {
+      if (!is_constant.empty() && is_constant[static_cast<std::size_t>(row)] != 0) {
+        std::fill_n(logits + row * num_experts(), num_experts(), Scalar(0));
+        if (decision.is_noisy) std::fill_n(noise_logits + row * num_experts(), num_experts(), Scalar(0));
+        continue;
+      }
       weights_to_logits(routing, d_weights, row, workspace);
       if (decision.is_noisy) noisy_to_logits(decision, row, logits, noise_logits, workspace);
       else store(workspace.noisy_logits, logits + row * num_experts());

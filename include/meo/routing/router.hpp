@@ -125,15 +125,15 @@ class Router {
                 std::span<const Scalar> d_weights, const Scalar& d_loss, Router& gradients, Scalar* d_tokens,
                 Index stride, RouterGradientWorkspace<Scalar>& memory) const {
     if (sees_tokens(rows)) {
-      gate_.backward(tokens, routing, workspace.gate, d_weights, d_loss, gradients.gate_, true, d_tokens,
-                     stride, memory.gate, memory.scratch);
+      gate_.backward(tokens, routing, workspace.gate, d_weights, d_loss, rows.is_constant, gradients.gate_,
+                     true, d_tokens, stride, memory.gate, memory.scratch);
       return;
     }
     const Index features = gate_.gate_features();
     const MatrixView<Scalar> z(workspace.gate_input.data(), rows.size(), features, features);
     Scalar* const dz = detail::reserve(memory.gate_input, rows.size() * features);
-    gate_.backward(z, routing, workspace.gate, d_weights, d_loss, gradients.gate_, false, dz, features,
-                   memory.gate, memory.scratch);
+    gate_.backward(z, routing, workspace.gate, d_weights, d_loss, rows.is_constant, gradients.gate_, false,
+                   dz, features, memory.gate, memory.scratch);
     if (options_.level == Level::task) {
       backward_tasks({dz, rows.size(), features, features}, inputs, workspace, gradients, memory);
     } else {
