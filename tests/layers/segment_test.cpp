@@ -199,8 +199,17 @@ TEMPLATE_TEST_CASE("nothing reaches the gate from segments without one before th
   const Inputs<S> inputs{.sequences = &batch, .noise = Noise<S>(noise)};
   Matrix<S> y(x.rows(), out_features), dx(x.rows(), features), routed_dx(x.rows(), features);
   Context<S> context, routed_context;
-  const Routing<S> routing = layer.forward(x, inputs, y, context);
   TestType gradients(layer.options()), routed_gradients(layer.options());
+  // The context has been used before, for segments with others before them.
+  const Inputs<S> one_sequence{.noise = Noise<S>(noise)};
+  const Matrix<S> longer = random_normal<S>(rng, 9, features);
+  Matrix<S> longer_y(9, out_features), longer_dx(9, features);
+  layer.forward(longer, one_sequence, longer_y, context);
+  layer.backward(longer, one_sequence, context, random_normal<S>(rng, 9, out_features), gradients, longer_dx);
+  CHECK(gradients.gate().noise_weight() != Matrix<S>::Zero(features, 4));
+  set_zero(parameters(gradients));
+
+  const Routing<S> routing = layer.forward(x, inputs, y, context);
   layer.backward(x, inputs, context, dy, gradients, dx);
   CHECK(gradients.gate().weight() == Matrix<S>::Zero(features, 4));
   CHECK(gradients.gate().noise_weight() == Matrix<S>::Zero(features, 4));
