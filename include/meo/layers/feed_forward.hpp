@@ -230,9 +230,10 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), context), context);
   }
 
-  /// The whole block with one routing from elsewhere: any Assignment of up().gated_rows rows. Of `inputs`
-  /// only the sequences count. Throws as forward does, and std::invalid_argument unless options().shared_gate
-  /// says that one decision serves the block, or for a routing that does not fit.
+  /// The whole block with one routing from elsewhere, be there a router or not: any Assignment of
+  /// up().gated_rows rows. A row without pairs gives zeros. See MixtureLayer::forward_routed, also for what
+  /// it throws; and std::invalid_argument unless options().shared_gate says that one decision serves the
+  /// block.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       FeedForwardWorkspace<Scalar>& workspace) const {
@@ -267,9 +268,11 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     if (options_.routing.level == Level::task) collect_embeddings_gradient(inputs, context);
   }
 
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through a
-  /// gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
-  /// order.
+  /// Gradients of forward_routed(x, inputs, routing, y, context), which left `context`, by the same routing:
+  /// for dy, T × D, adds those of the projections to `gradients`, a block of the same options but not this
+  /// one, and those of the routing's weights, summed over the projections, to d_weights, one for each pair,
+  /// in the routing's order; overwrites dx, T × D. See MixtureLayer::backward_routed, also for what it
+  /// throws.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, FeedForwardContext<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
