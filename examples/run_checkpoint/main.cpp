@@ -49,6 +49,7 @@ Metadata of FILE, all strings:
   block           ffn for a block, which also reads
   activation      relu, gelu, gelu_tanh, silu or identity        (default gelu)
   gated           True or False                                  (default False)
+  shared_gate     True or False: one gate, that of up, for all   (default False)
 
 Tensors of FILE (B sequences of T tokens, R rows that are gated, N experts):
   x               (B, T, features), or (T, features) for one sequence
@@ -239,32 +240,6 @@ meo::LayerOptions layer_options(const meo::io::SafetensorsReader& reader, const 
                       .noise_epsilon = metadata.real("noise_epsilon", 0.01)}};
 }
 
-/// Throws unless the weights under a prefix are as large as the options say. Comes before a layer takes
-/// memory for them, so that metadata cannot ask for more than the file has.
-template <class Layer>
-void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& prefix,
-                 const meo::LayerOptions& options) {
-  const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
-    reader.check_shape(prefix + name, shape);
-  };
-  const auto reduced = [&](Index features) {
-    return (std::max<Index>)(features / options.routing.reduce_factor, 1);
-  };
-  const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
-  if constexpr (Layer::Kind::stacks_experts) {
-    check("weight", {experts, rows, cols});
-    if (options.routing.level == Level::token) check("tokenatt.down_proj.weight", {reduced(cols), cols});
-  } else {
-    for (Index expert = 0; expert < experts; ++expert) {
-      check("experts." + std::to_string(expert) + ".dense.weight", {rows, cols});
-    }
-  }
-  const bool has_tasks = options.routing.level == Level::task;
-  const Index task_rows = reduced(options.routing.task_features);
-  if (has_tasks) check("task_proj.weight", {task_rows, options.routing.task_features});
-  check("w_gate", {has_tasks ? task_rows : cols, experts});
-}
-
 void print_shape(std::string_view name, const std::vector<Index>& shape) {
   std::cout << name << ':';
   for (std::size_t i = 0; i < shape.size(); ++i) std::cout << (i > 0 ? " x " : " ") << shape[i];
@@ -353,7 +328,8 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
   const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
-  check_sizes<Layer>(reader, arguments.prefix, options);
+  // Before there is a layer: metadata may ask for any amount of memory.
+  meo::io::check_shapes<Layer>(options, reader, arguments.prefix);
   Layer layer(options);
   meo::io::load(layer, reader, arguments.prefix, {.require_finite = true});
 
@@ -387,11 +363,6 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const Run<Scalar> run(reader, arguments.input, metadata);
   const bool gated = metadata.flag("gated"), shared_gate = metadata.flag("shared_gate");
   const meo::LayerOptions up = layer_options<Layer>(reader, arguments.prefix + "up.", run.task_features());
-  meo::LayerOptions down = up;
-  std::swap(down.in_features, down.out_features);
-  check_sizes<Layer>(reader, arguments.prefix + "up.", up);
-  if (gated) check_sizes<Layer>(reader, arguments.prefix + "gate_up.", up);
-  check_sizes<Layer>(reader, arguments.prefix + "down.", down);
   const Index features = up.in_features;
   const meo::FeedForwardOptions options{.features = features,
                                         .hidden_features = up.out_features,
@@ -401,7 +372,9 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
                                         .gated = gated,
                                         .shared_gate = shared_gate,
                                         .routing = up.routing};
-  meo::FeedForward<Layer, meo::AnyActivation> block(options, activation);
+  using Block = meo::FeedForward<Layer, meo::AnyActivation>;
+  meo::io::check_shapes<Block>(options, reader, arguments.prefix);
+  Block block(options, activation);
   meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);

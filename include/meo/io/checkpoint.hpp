@@ -25,6 +25,7 @@
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
+#include <meo/io/size_only.hpp>
 #include <meo/io/tensor_parts.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
@@ -90,6 +91,20 @@ void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter&
 
 }  // namespace detail
 
+/// Throws Error unless the file has every parameter of a MoeLayer, a MeoLayer or a block of these options,
+/// each in its shape; std::invalid_argument for options that make none. Takes no memory for the layer: for
+/// options that come from a file, before one is made of them, which then has no more parameters than the
+/// file.
+template <class Layer>
+void check_shapes(const typename Layer::Options& options, const SafetensorsReader& file,
+                  std::string_view prefix = "param.") {
+  const typename detail::SizesOf<Layer>::Type layer(options);
+  detail::name_tensors(layer, prefix,
+                       [&](const std::string& name, const std::vector<Index>& shape, const auto&...) {
+                         file.check_shape(name, shape);
+                       });
+}
+
 /// Fills a MoeLayer or a MeoLayer. Needs all of its parameters, each in its shape and in any type that can be
 /// read, and no other parameters of the authors' names under the prefix. Throws Error, and then leaves the
 /// layer as it was: the file is read twice, first to see that all of it can be taken. No second layer is in
@@ -97,7 +112,7 @@ void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter&
 template <class Layer>
 void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.",
           const LoadOptions& options = {}) {
-  const auto parts = detail::tensor_parts(layer, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(layer, prefix);
   detail::load_parts(parts, file, prefix, options);
 }
 
@@ -113,7 +128,7 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
         ignored.insert(std::string(prefix).append(projection).append(name));
     }
   }
-  const auto parts = detail::tensor_parts(block, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(block, prefix);
   detail::load_parts(parts, file, prefix, options, std::move(ignored));
 }
 
@@ -122,7 +137,7 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
 /// written. Throws Error for a name that the writer has already.
 template <class Layer>
 void save(const Layer& layer, SafetensorsWriter& writer, const std::string& prefix = "param.") {
-  const auto parts = detail::tensor_parts(layer, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(layer, prefix);
   detail::save_parts(parts, writer);
 }
 

@@ -136,6 +136,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   using Layer = LayerType;
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
+  using Options = FeedForwardOptions;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
                 "meo: Activation must be callable as Scalar(Scalar) const");
 

@@ -52,6 +52,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
  public:
   using Scalar = ScalarType;
   using Kind = KindType;
+  using Options = LayerOptions;
   static constexpr int num_experts_at_compile_time = NumExperts;
 
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
