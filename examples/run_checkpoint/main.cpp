@@ -385,11 +385,9 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   print_input(arguments.input, x_shape, run);
   print_shape("y", output_shape(x_shape, features));
-  print_selection("gate of up", workspace.up.routing);
-  if (!shared_gate) {
-    if (gated) print_selection("gate of gate_up", workspace.gate_up.routing);
-    print_selection("gate of down", workspace.down.routing);
-  }
+  block.visit_routings(workspace, [](const std::string& projection, const meo::Routing<Scalar>& routing) {
+    print_selection("gate of " + projection, routing);
+  });
   std::cout << "loss: " << loss << '\n';
   if (arguments.output) {
     Results<Scalar> results(reader, arguments.input);

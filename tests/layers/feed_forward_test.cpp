@@ -168,6 +168,28 @@ TEMPLATE_TEST_CASE("a block's gates draw their noise one after another: up, gate
   }
 }
 
+TEST_CASE("a block names the routing of each of its routers", "[feed_forward]") {
+  using Block = FeedForward<MeoLayer<double>, Relu>;
+  for (const bool gated : {false, true}) {
+    for (const bool shared_gate : {false, true}) {
+      for (const bool has_router : {false, true}) {
+        if (!has_router && !shared_gate) continue;
+        FeedForwardOptions options = options_at(Level::sequence, gated, shared_gate);
+        options.has_router = has_router;
+        const FeedForwardWorkspace<double> workspace;
+        std::vector<std::pair<std::string, const void*>> named, expected;
+        Block(options).visit_routings(workspace, [&](const std::string& name, const auto& routing) {
+          named.emplace_back(name, &routing);
+        });
+        if (has_router) expected.emplace_back("up", &workspace.up.routing);
+        if (gated && !shared_gate) expected.emplace_back("gate_up", &workspace.gate_up.routing);
+        if (!shared_gate) expected.emplace_back("down", &workspace.down.routing);
+        CHECK(named == expected);
+      }
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a block merges in the order that its options say", "[feed_forward]", (MeoLayer<float, 4>),
                    (MeoLayer<double>)) {
   using S = typename TestType::Scalar;

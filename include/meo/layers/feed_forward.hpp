@@ -192,6 +192,16 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     visit_parts(*this, visit);
   }
 
+  /// Calls visit(name, routing) for what each router of the block decided in the last forward with a
+  /// workspace or context: up, and, unless one router serves the block, gate_up and down.
+  template <class Memory, class Visitor>
+  void visit_routings(const Memory& memory, const Visitor& visit) const {
+    if (options_.has_router) visit("up", memory.up.routing);
+    if (options_.shared_gate) return;
+    if (options_.gated) visit("gate_up", memory.gate_up.routing);
+    visit("down", memory.down.routing);
+  }
+
   using detail::RejectForward<Scalar, FeedForwardWorkspace<Scalar>, FeedForwardContext<Scalar>>::forward;
 
   /// x: T × D, one sequence. Throws as the layers' forwards do.
