@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -510,6 +511,46 @@ TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block
     std::filesystem::resize_file(path, whole.size() - data_size + file.info(name).end - 1);
     CHECK(error_of([&] { meo::io::load(block, file); }).ends_with("its data cannot be read any more"));
     CHECK(parameters_of_block(block) == block_before);
+  }
+}
+
+TEST_CASE("a file that fails when it is read a second time says up to where it is loaded",
+          "[io][checkpoint]") {
+  using Part = meo::io::detail::TensorPart<double>;
+  constexpr Index piece = meo::io::detail::load_elements, size = 2 * piece + 5;
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  SafetensorsWriter writer;
+  writer.add("a", {3}, std::vector<double>(3, 1));
+  writer.add("b", {size}, std::vector<double>(size, 2));
+  const Bytes bytes = writer.bytes();
+  // Cut off: all data, b alone, b's second piece, its last element; when one element before is written.
+  for (const auto& [kept, cut_at] : {std::pair{Index{0}, Index{2}}, {3, 2}, {3 + piece, 3}, {size + 2, 3}}) {
+    CAPTURE(kept);
+    meo::test::save(path, bytes);
+    std::vector<double> values(size + 3);
+    const auto part = [&, cut_at = cut_at, kept = kept](const std::string& name, Index count, Index begin) {
+      return Part(name, {count}, count, nullptr,
+                  [&, begin, cut_at, kept](Index, Index first, std::span<const double> out) {
+                    std::copy(out.begin(), out.end(), values.begin() + begin + first);
+                    const auto end = begin + first + static_cast<Index>(out.size());
+                    if (begin + first > cut_at || end <= cut_at) return;
+                    const Index lost = size + 3 - kept;
+                    std::filesystem::resize_file(path, bytes.size() - 8 * static_cast<std::size_t>(lost));
+                  });
+    };
+    const std::string error = error_of([&] {
+      meo::io::detail::load_parts<double>({part("a", 3, 0), part("b", size, 3)}, SafetensorsReader(path), "",
+                                          {});
+    });
+    // What was in the same piece as the last element that can be read is lost with the piece.
+    const Index of_b = kept <= 3 ? 0 : (kept - 3) / piece * piece;
+    CHECK(error == "meo: " + path.string() + ": tensor \"b\": cannot be read a second time, from element " +
+                       std::to_string(of_b) + " on: all before it is loaded, nothing after it");
+    std::vector<double> expected(size + 3, 0);
+    std::fill_n(expected.begin(), 3, 1);
+    std::fill_n(expected.begin() + 3, of_b, 2);
+    CHECK(values == expected);
   }
 }
 
