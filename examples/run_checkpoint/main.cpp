@@ -221,23 +221,22 @@ std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, c
   return {shape[dimensions - 2], shape[dimensions - 1]};
 }
 
-/// What the metadata and the tensors under a prefix say of a layer.
-template <class Layer>
-meo::LayerOptions layer_options(const meo::io::SafetensorsReader& reader, const std::string& prefix,
-                                Index task_features) {
+/// Options of a layer or a block, with its sizes, completed by what the metadata and the tensors under the
+/// prefix of the layer, or of one of the block's, say of both.
+template <class Layer, class Options>
+Options completed(Options options, const meo::io::SafetensorsReader& reader, const std::string& prefix,
+                  Index task_features) {
   const Metadata metadata(reader);
-  const auto [out_features, in_features] = weight_shape<Layer>(reader, prefix);
-  return {.in_features = in_features,
-          .out_features = out_features,
-          .num_experts = metadata.count("num_experts"),
-          .top_k = metadata.count("top_k"),
-          .bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias")),
-          .routing = {.level = metadata.level(),
-                      .task_features = task_features,
-                      .reduce_factor = metadata.count("reduce_factor", 64),
-                      .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-                      .loss_coefficient = metadata.real("loss_coef", 0.01),
-                      .noise_epsilon = metadata.real("noise_epsilon", 0.01)}};
+  options.num_experts = metadata.count("num_experts");
+  options.top_k = metadata.count("top_k");
+  options.bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias"));
+  options.routing = {.level = metadata.level(),
+                     .task_features = task_features,
+                     .reduce_factor = metadata.count("reduce_factor", 64),
+                     .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
+                     .loss_coefficient = metadata.real("loss_coef", 0.01),
+                     .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+  return options;
 }
 
 void print_shape(std::string_view name, const std::vector<Index>& shape) {
@@ -327,7 +326,10 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
+  const auto [out_features, in_features] = weight_shape<Layer>(reader, arguments.prefix);
+  const auto options =
+      completed<Layer>(meo::LayerOptions{.in_features = in_features, .out_features = out_features}, reader,
+                       arguments.prefix, run.task_features());
   // Before there is a layer: metadata may ask for any amount of memory.
   meo::io::check_shapes<Layer>(options, reader, arguments.prefix);
   Layer layer(options);
@@ -361,17 +363,13 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const bool gated = metadata.flag("gated"), shared_gate = metadata.flag("shared_gate");
-  const meo::LayerOptions up = layer_options<Layer>(reader, arguments.prefix + "up.", run.task_features());
-  const Index features = up.in_features;
-  const meo::FeedForwardOptions options{.features = features,
-                                        .hidden_features = up.out_features,
-                                        .num_experts = up.num_experts,
-                                        .top_k = up.top_k,
-                                        .bias = up.bias,
-                                        .gated = gated,
-                                        .shared_gate = shared_gate,
-                                        .routing = up.routing};
+  const std::string up = arguments.prefix + "up.";
+  const auto [hidden_features, features] = weight_shape<Layer>(reader, up);
+  const auto options = completed<Layer>(meo::FeedForwardOptions{.features = features,
+                                                                .hidden_features = hidden_features,
+                                                                .gated = metadata.flag("gated"),
+                                                                .shared_gate = metadata.flag("shared_gate")},
+                                        reader, up, run.task_features());
   using Block = meo::FeedForward<Layer, meo::AnyActivation>;
   meo::io::check_shapes<Block>(options, reader, arguments.prefix);
   Block block(options, activation);

@@ -373,6 +373,48 @@ TEST_CASE("a block's options are checked, and its gate_up is there only when gat
   CHECK(gated.down().out_features() == 5);
 }
 
+TEST_CASE("a block's projections have its options", "[feed_forward]") {
+  const FeedForwardOptions set{.features = 5,
+                               .hidden_features = 7,
+                               .num_experts = 4,
+                               .top_k = 3,
+                               .bias = false,
+                               .gated = true,
+                               .shared_gate = true,
+                               .routing = {.level = Level::token, .reduce_factor = 2},
+                               .merge_order = MergeOrder::combine_outputs,
+                               .has_router = false};
+  for (const bool shared_gate : {false, true}) {
+    for (const bool has_router : {false, true}) {
+      if (!shared_gate && !has_router) continue;
+      FeedForwardOptions options = set;
+      options.shared_gate = shared_gate;
+      options.has_router = has_router;
+      const FeedForward<MeoLayer<double>> block(options);
+      // An option more, of blocks or of layers, and these two no longer compile: see that it reaches
+      // projections.
+      const auto& [features, hidden_features, num_experts, top_k, bias, gated, shared, routing, merge_order,
+                   any] = options;
+      const auto check = [&](const LayerOptions& layer, Index in, Index out, bool router) {
+        const auto& [in_features, out_features, experts, k, has_bias, layer_routing, order, layer_router] =
+            layer;
+        CHECK(in_features == in);
+        CHECK(out_features == out);
+        CHECK(experts == set.num_experts);
+        CHECK(k == set.top_k);
+        CHECK(has_bias == set.bias);
+        CHECK(layer_routing == set.routing);
+        CHECK(order == set.merge_order);
+        CHECK(layer_router == router);
+      };
+      CHECK(gated);
+      check(block.up().options(), features, hidden_features, has_router);
+      check(block.gate_up().options(), features, hidden_features, !shared_gate);
+      check(block.down().options(), hidden_features, features, !shared_gate);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a block that throws leaves y as it was", "[feed_forward]",
                    (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -55,6 +56,13 @@ struct FeedForwardOptions {
 };
 
 namespace detail {
+
+/// Those options of a layer or a block, by reference, that a block and its projections have in common: all of
+/// a projection's but its sizes and whether it has a router.
+template <class Options>
+auto common_options(Options& options) {
+  return std::tie(options.num_experts, options.top_k, options.bias, options.routing, options.merge_order);
+}
 
 /// What a block and its backward keep beside their projections' memory.
 template <class Scalar>
@@ -316,14 +324,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
 
   static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features,
                                  bool has_shared_router) {
-    return {.in_features = in_features,
-            .out_features = out_features,
-            .num_experts = options.num_experts,
-            .top_k = options.top_k,
-            .bias = options.bias,
-            .routing = options.routing,
-            .merge_order = options.merge_order,
-            .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    LayerOptions projection{
+        .in_features = in_features,
+        .out_features = out_features,
+        .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    detail::common_options(projection) = detail::common_options(options);
+    return projection;
   }
 
   template <class Self, class Visitor>
