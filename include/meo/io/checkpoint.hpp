@@ -89,6 +89,17 @@ void load_parts(const std::vector<TensorPart<Scalar>>& parts, const SafetensorsR
   }
 }
 
+/// For name_tensors.
+struct CheckShape {
+  const SafetensorsReader& file;
+
+  template <class Bank, class Access>
+  void operator()(const std::string& name, const std::vector<Index>& shape, Index, Bank&,
+                  const Access&) const {
+    file.check_shape(name, shape);
+  }
+};
+
 template <class Scalar>
 void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter& writer) {
   for (const TensorPart<Scalar>& part : parts) {
@@ -107,10 +118,7 @@ template <class Layer>
 void check_shapes(const typename Layer::Options& options, const SafetensorsReader& file,
                   std::string_view prefix = "param.") {
   const typename detail::SizesOf<Layer>::Type layer(options);
-  detail::name_tensors(layer, prefix,
-                       [&](const std::string& name, const std::vector<Index>& shape, const auto&...) {
-                         file.check_shape(name, shape);
-                       });
+  detail::name_tensors(layer, prefix, detail::CheckShape{file});
 }
 
 /// Fills a MoeLayer or a MeoLayer. Needs all of its parameters, each in its shape and in any type that can be

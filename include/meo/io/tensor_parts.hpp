@@ -163,26 +163,38 @@ struct Writing {
   }
 };
 
+/// Makes a part of each tensor. For name_tensors: a class, so that layers of one scalar share its instances.
+template <class Scalar>
+class CollectParts {
+ public:
+  explicit CollectParts(std::vector<TensorPart<Scalar>>& parts) : parts_(parts) {}
+
+  template <class Bank, class Access>
+  void operator()(std::string name, std::vector<Index> shape, Index cols, Bank& bank,
+                  const Access& access) const {
+    typename TensorPart<Scalar>::Write write;
+    if constexpr (!std::is_const_v<Bank>) {
+      write = [&bank, access](Index row, Index col, std::span<const Scalar> values) {
+        access(bank, row, col, values, Writing<Scalar>());
+      };
+    }
+    parts_.emplace_back(
+        std::move(name), std::move(shape), cols,
+        [&bank, access](Index row, Index col, std::span<Scalar> values) {
+          access(bank, row, col, values, Reading<Scalar>());
+        },
+        std::move(write));
+  }
+
+ private:
+  std::vector<TensorPart<Scalar>>& parts_;
+};
+
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`.
 template <class Layer>
 auto tensor_parts(Layer& layer, std::string_view prefix) {
-  using Scalar = typename Layer::Scalar;
-  std::vector<TensorPart<Scalar>> parts;
-  name_tensors(layer, prefix,
-               [&](std::string name, std::vector<Index> shape, Index cols, auto& bank, const auto& access) {
-                 typename TensorPart<Scalar>::Write write;
-                 if constexpr (!std::is_const_v<std::remove_reference_t<decltype(bank)>>) {
-                   write = [&bank, access](Index row, Index col, std::span<const Scalar> values) {
-                     access(bank, row, col, values, Writing<Scalar>());
-                   };
-                 }
-                 parts.emplace_back(
-                     std::move(name), std::move(shape), cols,
-                     [&bank, access](Index row, Index col, std::span<Scalar> values) {
-                       access(bank, row, col, values, Reading<Scalar>());
-                     },
-                     std::move(write));
-               });
+  std::vector<TensorPart<typename Layer::Scalar>> parts;
+  name_tensors(layer, prefix, CollectParts<typename Layer::Scalar>(parts));
   return parts;
 }
 
