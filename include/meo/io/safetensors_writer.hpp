@@ -65,7 +65,7 @@ inline std::vector<std::byte> file_head(std::string_view file, std::string heade
 class SafetensorsWriter {
  public:
   /// The most elements that are read at a time of what is deferred.
-  static constexpr Index deferred_elements = 16384;
+  static constexpr Index deferred_elements = 4096;
 
   /// Replaces the value that the key has had.
   void set_metadata(const std::string& key, const std::string& value) {

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -55,6 +56,13 @@ struct FeedForwardOptions {
 };
 
 namespace detail {
+
+/// Those options of a layer or a block, by reference, that a block and its projections have in common: all of
+/// a projection's but its sizes and whether it has a router.
+template <class Options>
+auto common_options(Options& options) {
+  return std::tie(options.num_experts, options.top_k, options.bias, options.routing, options.merge_order);
+}
 
 /// What a block and its backward keep beside their projections' memory.
 template <class Scalar>
@@ -136,6 +144,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   using Layer = LayerType;
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
+  using Options = FeedForwardOptions;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
                 "meo: Activation must be callable as Scalar(Scalar) const");
 
@@ -191,6 +200,16 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     visit_parts(*this, visit);
   }
 
+  /// Calls visit(name, routing) for what each router of the block decided in the last forward with a
+  /// workspace or context: up, and, unless one router serves the block, gate_up and down.
+  template <class Memory, class Visitor>
+  void visit_routings(const Memory& memory, const Visitor& visit) const {
+    if (options_.has_router) visit("up", memory.up.routing);
+    if (options_.shared_gate) return;
+    if (options_.gated) visit("gate_up", memory.gate_up.routing);
+    visit("down", memory.down.routing);
+  }
+
   using detail::RejectForward<Scalar, FeedForwardWorkspace<Scalar>, FeedForwardContext<Scalar>>::forward;
 
   /// x: T × D, one sequence. Throws as the layers' forwards do.
@@ -230,9 +249,10 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), context), context);
   }
 
-  /// The whole block with one routing from elsewhere: any Assignment of up().gated_rows rows. Of `inputs`
-  /// only the sequences count. Throws as forward does, and std::invalid_argument unless options().shared_gate
-  /// says that one decision serves the block, or for a routing that does not fit.
+  /// The whole block with one routing from elsewhere, be there a router or not: any Assignment of
+  /// up().gated_rows rows. A row without pairs gives zeros. See MixtureLayer::forward_routed, also for what
+  /// it throws; and std::invalid_argument unless options().shared_gate says that one decision serves the
+  /// block.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       FeedForwardWorkspace<Scalar>& workspace) const {
@@ -267,9 +287,11 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     if (options_.routing.level == Level::task) collect_embeddings_gradient(inputs, context);
   }
 
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through a
-  /// gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
-  /// order.
+  /// Gradients of forward_routed(x, inputs, routing, y, context), which left `context`, by the same routing:
+  /// for dy, T × D, adds those of the projections to `gradients`, a block of the same options but not this
+  /// one, and those of the routing's weights, summed over the projections, to d_weights, one for each pair,
+  /// in the routing's order; overwrites dx, T × D. See MixtureLayer::backward_routed, also for what it
+  /// throws.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, FeedForwardContext<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
@@ -302,14 +324,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
 
   static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features,
                                  bool has_shared_router) {
-    return {.in_features = in_features,
-            .out_features = out_features,
-            .num_experts = options.num_experts,
-            .top_k = options.top_k,
-            .bias = options.bias,
-            .routing = options.routing,
-            .merge_order = options.merge_order,
-            .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    LayerOptions projection{
+        .in_features = in_features,
+        .out_features = out_features,
+        .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    detail::common_options(projection) = detail::common_options(options);
+    return projection;
   }
 
   template <class Self, class Visitor>

@@ -52,6 +52,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
  public:
   using Scalar = ScalarType;
   using Kind = KindType;
+  using Options = LayerOptions;
   static constexpr int num_experts_at_compile_time = NumExperts;
 
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
@@ -249,10 +250,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     return workspace.routing;
   }
 
-  /// The experts, and token attention where there is some, with a routing from elsewhere: any Assignment of
-  /// gated_rows rows: one for each sequence, for each token of a MoeLayer at token level, or for each segment
-  /// at segment level. Of `inputs` only the sequences count. Throws as forward does, and
-  /// std::invalid_argument for a routing that does not fit.
+  /// The experts, and token attention where there is some, with a routing from elsewhere, be there a router
+  /// or not: any Assignment of gated_rows rows, one for each sequence, for each token of a MoeLayer at token
+  /// level, or for each segment at segment level. Its weights count as they are, whatever their sum. x: T ×
+  /// D; y: T × F; what it holds is overwritten, with zeros for tokens of a row without pairs. Of `inputs`
+  /// only the sequences count. Where backward_routed is to follow, the workspace is a Context; its `routing`
+  /// stays as it is. Throws std::invalid_argument for shapes or a routing that do not fit, or a y that
+  /// overlaps x, and then y is untouched. Allocates only where the workspace has to grow.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const {
@@ -290,9 +294,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
   }
 
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through
-  /// the gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
-  /// order.
+  /// Gradients of forward_routed(x, inputs, routing, y, context), of which `context` is left; that the
+  /// routing is the same is up to the caller, as it is of x. For dy, the gradient of y (T × F), adds those of
+  /// the experts and of token attention to `gradients`, a layer of the same options but not this one, and
+  /// those of the routing's weights to d_weights, one for each pair, in the routing's order; overwrites dx, T
+  /// × D. What reaches parameters and x through the weights is for the routing's maker to add. Throws
+  /// std::invalid_argument for shapes, a routing or a context that do not fit, or a dx that overlaps x or dy,
+  /// and then changes nothing. Allocates only where the context has to grow.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, Context<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
