@@ -616,9 +616,9 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                    memory.hidden.data(), memory.gate_hidden.data()},
                   hidden_of(context), memory_of(context.up).mixing, gradient_memory_of(context.up).mixing);
     if (!has_gate) return;
-    up_.router().backward(x, up_.gate_rows(offsets, memory_of(context).gate_rows), inputs, context.up.routing,
-                          memory_of(context.up).router, d_weights, d_loss, gradients.up_.router(), dx.data(),
-                          dx.outerStride(), gradient_memory_of(context.up).router);
+    const detail::GateRows rows = up_.gate_rows(offsets, memory_of(context).gate_rows);
+    up_.router().backward({x, rows, inputs, context.up.routing, memory_of(context.up).router}, d_weights,
+                          d_loss, gradients.up_.router(), dx, gradient_memory_of(context.up).router);
   }
 
   /// The sum over the block's gates.

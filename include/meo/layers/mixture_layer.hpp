@@ -515,8 +515,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     auto& memory = gradient_memory_of(context);
     const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
     const auto backward_router = [&](const MatrixView<Scalar>& seen, MatrixRef<Scalar> d_seen) {
-      router_->backward(seen, rows, inputs, context.routing, memory_of(context).router, memory.weights,
-                        d_loss, *gradients.router_, d_seen.data(), d_seen.outerStride(), memory.router);
+      router_->backward({seen, rows, inputs, context.routing, memory_of(context).router}, memory.weights,
+                        d_loss, *gradients.router_, d_seen, memory.router);
     };
     if (!token_attention_) {
       backward_mixture(x, rows, context.routing, context, dy, gradients, dx, memory.weights);

@@ -28,7 +28,7 @@ struct GateRows {
   /// Row r sees the mean of the tokens seen[r]. None: every row sees the one token that it decides for.
   std::span<const TokenRange> seen;
   /// Not 0 for a row through whose decision no gradient goes. None: it goes through all.
-  std::span<const unsigned char> is_constant = {};
+  std::span<const unsigned char> constant = {};
 
   Index size() const { return static_cast<Index>(governed.size()) - 1; }
 };
@@ -37,7 +37,7 @@ struct GateRows {
 struct GateRowsMemory {
   std::vector<Index> governed;
   std::vector<TokenRange> seen;
-  std::vector<unsigned char> is_constant;
+  std::vector<unsigned char> constant;
 };
 
 /// Every token is a row of its own.
@@ -69,7 +69,7 @@ inline GateRows rows_of_segments(std::span<const Index> offsets, Index segment_t
                                  GateRowsMemory& memory) {
   memory.governed.assign(1, 0);
   memory.seen.clear();
-  memory.is_constant.clear();
+  memory.constant.clear();
   for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
     TokenRange segment{offsets[b], offsets[b]};
     while (segment.end < offsets[b + 1]) {
@@ -78,10 +78,10 @@ inline GateRows rows_of_segments(std::span<const Index> offsets, Index segment_t
       const bool is_first = before.size() == 0;
       memory.governed.push_back(segment.end);
       memory.seen.push_back(is_first ? segment : before);
-      memory.is_constant.push_back(is_first ? 1 : 0);
+      memory.constant.push_back(is_first ? 1 : 0);
     }
   }
-  return {memory.governed, memory.seen, memory.is_constant};
+  return {memory.governed, memory.seen, memory.constant};
 }
 
 /// Memory for a sum of at most so many rows: `cols` values, and as many as sum_rows needs beside.
