@@ -54,6 +54,8 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
   orders_            few tokens: MEO as it chooses itself (meo), with experts
                      merged first (merge_first) or their outputs combined
                      (combine_outputs)
+  fixed_             small layers and their gates by token; *_fixed: the number
+                     of experts is in the type, else in the options
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else
   b1_t1/read         the bytes of the experts are read, and nothing else
 
