@@ -165,9 +165,23 @@ nlohmann::ordered_json encode_all(const std::string& file, bool with_types, cons
   return results;
 }
 
+/// make: gives a tokenizer; std::invalid_argument is a fault of its vocabulary.
+template <class Make>
+auto make_tokenizer(const std::string& vocabulary_file, const Make& make) {
+  try {
+    return make();
+  } catch (const std::invalid_argument& error) {
+    throw meo::io::Error(vocabulary_file, error.what());
+  }
+}
+
 nlohmann::ordered_json encode_by_word_piece(const Arguments& arguments) {
-  const auto vocabulary = transformer::Vocabulary::from_lines(transformer::load_file(*arguments.vocabulary));
-  const transformer::WordPieceTokenizer uncased(vocabulary, true), cased(vocabulary, false);
+  const std::string& file = *arguments.vocabulary;
+  const auto vocabulary = transformer::Vocabulary::from_lines(transformer::load_file(file));
+  const auto make = [&](bool uncased) {
+    return make_tokenizer(file, [&] { return transformer::WordPieceTokenizer(vocabulary, uncased); });
+  };
+  const transformer::WordPieceTokenizer uncased = make(true), cased = make(false);
   return encode_all(arguments.in(), true, [&](const Item& item) {
     const std::string text = item.text("text");
     const std::optional<std::string> pair = item.text_or_null("pair");
@@ -176,14 +190,15 @@ nlohmann::ordered_json encode_by_word_piece(const Arguments& arguments) {
 }
 
 nlohmann::ordered_json encode_by_byte_pairs(const Arguments& arguments) {
-  const transformer::BytePairTokenizer tokenizer(
-      transformer::Vocabulary::from_json(transformer::load_file(*arguments.vocabulary),
-                                         *arguments.vocabulary),
-      transformer::load_file(*arguments.merges), *arguments.merges);
+  const std::string& file = *arguments.vocabulary;
+  const auto vocabulary = transformer::Vocabulary::from_json(transformer::load_file(file), file);
+  const std::string merges = transformer::load_file(*arguments.merges);
+  const auto tokenizer = make_tokenizer(
+      file, [&] { return transformer::BytePairTokenizer(vocabulary, merges, *arguments.merges); });
   return encode_all(arguments.in(), false, [&](const Item& item) {
     const std::optional<std::string> pair = item.has("pair") ? item.text_or_null("pair") : std::nullopt;
     const std::size_t max_length =
-        item.has("max_length") ? item.count("max_length") : std::numeric_limits<std::size_t>::max();
+        item.has("max_length") ? item.count("max_length") : (std::numeric_limits<std::size_t>::max)();
     return tokenizer.encode(item.text("text"), pair, max_length);
   });
 }

@@ -61,11 +61,13 @@ inline std::vector<std::u32string> bert_words(std::string_view text, bool uncase
     const char32_t point = next_code_point(text, at);
     if (point == '\t' || point == '\n' || point == '\r' || is_separator(point)) {
       finish_run();
+    } else if (point == replacement_character || is_other(point)) {
+      continue;  // also between ideographs, not all of which are assigned
     } else if (is_bert_ideograph(point)) {
       finish_run();
       run = point;
       finish_run();
-    } else if (point != replacement_character && !is_other(point)) {
+    } else {
       run += point;
     }
   }

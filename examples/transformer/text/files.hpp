@@ -20,13 +20,14 @@ namespace transformer {
 
 /// The bytes of a file. Throws meo::io::Error, which names it, if it cannot be read.
 inline std::string load_file(const std::filesystem::path& path) {
+  const auto fail = [&](std::errc error) {
+    throw meo::io::Error(path.string(), "cannot be read: " + std::make_error_code(error).message());
+  };
+  std::error_code not_there;
+  if (std::filesystem::is_directory(path, not_there)) fail(std::errc::is_a_directory);
   std::ifstream file(path, std::ios::binary);
-  const std::error_code error(errno, std::generic_category());
-  if (!file) throw meo::io::Error(path.string(), "cannot be read: " + error.message());
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  if (std::filesystem::is_directory(path))
-    throw meo::io::Error(path.string(), "cannot be read: it is a folder");
-  return bytes;
+  if (!file) fail(static_cast<std::errc>(errno));
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 /// Throws meo::io::Error, which names the file, for what is not JSON.

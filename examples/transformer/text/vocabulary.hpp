@@ -3,6 +3,7 @@
 /// Tokens and their ids.
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <optional>
@@ -40,7 +41,8 @@ class Vocabulary {
       throw meo::io::Error(file, std::string("expected an object, got ") + json.type_name());
     Vocabulary vocabulary;
     for (const auto& [token, id] : json.items()) {
-      if (!id.is_number_unsigned() || id > std::numeric_limits<Id>::max()) {
+      constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<Id>::max)());
+      if (!id.is_number_unsigned() || id.get<std::uint64_t>() > most) {
         throw meo::io::Error(
             file, "token '" + token + "': expected a whole number of at least 0, got " + id.dump());
       }
@@ -59,7 +61,7 @@ class Vocabulary {
   /// Throws std::invalid_argument for a token that is not there.
   Id at(std::string_view token) const {
     if (const std::optional<Id> id = find(token)) return *id;
-    throw std::invalid_argument("vocabulary: expected it to have '" + std::string(token) + "'");
+    throw std::invalid_argument("expected the vocabulary to have '" + std::string(token) + "'");
   }
 
   /// Throws std::invalid_argument for an id that is not there.
