@@ -22,6 +22,7 @@
 #include "text/byte_pair.hpp"
 #include "text/encoding.hpp"
 #include "text/files.hpp"
+#include "text/merges.hpp"
 #include "text/unicode.hpp"
 #include "text/vocabulary.hpp"
 #include "text/word_piece.hpp"
@@ -192,9 +193,9 @@ nlohmann::ordered_json encode_by_word_piece(const Arguments& arguments) {
 nlohmann::ordered_json encode_by_byte_pairs(const Arguments& arguments) {
   const std::string& file = *arguments.vocabulary;
   const auto vocabulary = transformer::Vocabulary::from_json(transformer::load_file(file), file);
-  const std::string merges = transformer::load_file(*arguments.merges);
-  const auto tokenizer = make_tokenizer(
-      file, [&] { return transformer::BytePairTokenizer(vocabulary, merges, *arguments.merges); });
+  const transformer::Merges merges(transformer::load_file(*arguments.merges), *arguments.merges);
+  const auto tokenizer =
+      make_tokenizer(file, [&] { return transformer::BytePairTokenizer(vocabulary, merges); });
   return encode_all(arguments.in(), false, [&](const Item& item) {
     const std::optional<std::string> pair = item.has("pair") ? item.text_or_null("pair") : std::nullopt;
     const std::size_t max_length =

@@ -21,10 +21,12 @@
 #include "io/files.hpp"
 #include "support/catch.hpp"
 #include "text/bert_words.hpp"
+#include "text/byte_alphabet.hpp"
 #include "text/byte_pair.hpp"
 #include "text/encoding.hpp"
 #include "text/files.hpp"
 #include "text/gpt2_words.hpp"
+#include "text/merges.hpp"
 #include "text/truncate.hpp"
 #include "text/unicode.hpp"
 #include "text/vocabulary.hpp"
@@ -36,6 +38,7 @@ using transformer::BytePairTokenizer;
 using transformer::code_points;
 using transformer::Encoding;
 using transformer::Id;
+using transformer::Merges;
 using transformer::utf8;
 using transformer::Vocabulary;
 using transformer::WordPieceTokenizer;
@@ -362,7 +365,7 @@ Vocabulary byte_vocabulary(const std::vector<std::string>& tokens) {
 }
 
 BytePairTokenizer byte_pairs(const std::vector<std::string>& tokens, std::string_view merges) {
-  return {byte_vocabulary(tokens), merges, "merges.txt"};
+  return {byte_vocabulary(tokens), Merges(merges, "merges.txt")};
 }
 
 }  // namespace
@@ -401,7 +404,7 @@ TEST_CASE("<|endoftext|> stands for itself where the vocabulary has it", "[token
 
   // It also is what the vocabulary lacks; without it there is nothing that could be.
   const auto lacking = [](const std::string& vocabulary) {
-    return BytePairTokenizer(Vocabulary::from_json(vocabulary, "v"), "a b", "m").ids("aba");
+    return BytePairTokenizer(Vocabulary::from_json(vocabulary, "v"), Merges("a b", "m")).ids("aba");
   };
   CHECK(lacking(R"({"<|endoftext|>": 7, "a": 3})") == Ids{7, 3});
   CHECK(fault_of([&] { lacking(R"({"a": 3})"); }) == "expected the vocabulary to have '\u0100'");
@@ -473,7 +476,7 @@ TEST_CASE("a vocabulary or merges that do not fit are refused", "[tokenizer]") {
   CHECK(vocabulary_fault("{\"a\": 9223372036854775807}") == "no error");
 
   const auto merges_fault = [](std::string_view merges) {
-    return meo::test::error_of([&] { byte_pairs({"ab"}, merges); });
+    return meo::test::error_of([&] { Merges(merges, "merges.txt"); });
   };
   for (const std::string line : {"ab", "a ", " b", "a b c", "#version: 0.2 x"}) {
     CHECK(merges_fault("#version: 0.2\na b\n" + line + "\n") ==

@@ -20,9 +20,11 @@
 #include <meo/io/error.hpp>
 
 #include "text/bert_words.hpp"
+#include "text/byte_alphabet.hpp"
 #include "text/byte_pair.hpp"
 #include "text/encoding.hpp"
 #include "text/gpt2_words.hpp"
+#include "text/merges.hpp"
 #include "text/unicode.hpp"
 #include "text/vocabulary.hpp"
 #include "text/word_piece.hpp"
@@ -32,6 +34,7 @@ namespace {
 using transformer::BytePairTokenizer;
 using transformer::Encoding;
 using transformer::Id;
+using transformer::Merges;
 using transformer::Vocabulary;
 using transformer::WordPieceTokenizer;
 
@@ -63,7 +66,7 @@ BytePairTokenizer byte_pairs() {
     lines += left + ' ' + right + '\n';
     vocabulary[left + right] = vocabulary.size();
   }
-  return {Vocabulary::from_json(vocabulary.dump(), "vocabulary"), lines, "merges"};
+  return {Vocabulary::from_json(vocabulary.dump(), "vocabulary"), Merges(lines, "merges")};
 }
 
 // The tokens of a word.
@@ -140,7 +143,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   refuse_at_most([&] { Vocabulary::from_json(view, "vocabulary"); });
   refuse_at_most([&] {
     static const Vocabulary everything = Vocabulary::from_json(R"({"<|endoftext|>": 0})", "vocabulary");
-    const BytePairTokenizer tokenizer(everything, view, "merges");
+    const BytePairTokenizer tokenizer(everything, Merges(view, "merges"));
     static_cast<void>(tokenizer.ids(view));
   });
   return 0;
