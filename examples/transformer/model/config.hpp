@@ -48,7 +48,7 @@ struct Config {
   double hidden_dropout = 0.1;  ///< of what attention and the feed-forward block add
   double attention_dropout = 0.1;
   double classifier_dropout = 0.1;
-  MixtureConfig mixture;
+  MixtureConfig mixture = {};
   Index description_size = 128;  ///< task level: width of the tasks' embedded descriptions
 
   bool has_tasks() const { return mixture.kind != Mixture::none && mixture.level == meo::Level::task; }

@@ -32,6 +32,11 @@ class Projection {
       : kind_(made(config, in_features, out_features)), turned_(config.family == Family::gpt2) {}
 
   bool is_dense() const { return std::holds_alternative<Dense>(kind_); }
+  /// Of a mixture.
+  const meo::LayerOptions& mixture_options() const {
+    if (const auto* moe = std::get_if<Moe>(&kind_)) return moe->options();
+    return std::get<Meo>(kind_).options();
+  }
   /// Whether files have a dense weight in × out, as GPT-2's have.
   bool is_turned() const { return turned_; }
 
