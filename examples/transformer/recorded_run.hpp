@@ -169,7 +169,8 @@ void run_recorded(Model& model, const meo::io::SafetensorsReader& file, bool wit
   if (of_words && !texts.has_padding()) shape = {texts.shape()[0], texts.shape()[1], logits.cols()};
   results.writer().add("logits", shape, logits, results.dtype("logits"));
   Scalar loss = context.balance_loss;
-  std::cout << "tokens: " << batch.tokens() << "\nlogits: " << logits.rows() << " x " << logits.cols() << '\n';
+  std::cout << "tokens: " << batch.tokens() << "\nlogits: " << logits.rows() << " x " << logits.cols()
+            << '\n';
   if (model.config().mixture.kind != Mixture::none) {
     results.writer().add("moe_loss", {1}, std::vector<Scalar>{loss}, results.dtype("moe_loss"));
     std::cout << "moe_loss: " << loss << '\n';
@@ -205,7 +206,8 @@ inline void run_recorded(const std::filesystem::path& path, bool with_gradients,
   const auto run = [&](auto model) {
     std::visit([&](auto& of_kind) { run_recorded(of_kind, file, with_gradients, output); }, model);
   };
-  if (file.contains("logits") && file.info("logits").dtype == meo::io::DType::F64) run(make_model<double>(config));
+  if (file.contains("logits") && file.info("logits").dtype == meo::io::DType::F64)
+    run(make_model<double>(config));
   else run(make_model<float>(config));
 }
 

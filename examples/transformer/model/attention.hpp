@@ -106,8 +106,7 @@ class Attention {
           drop(dropout, first + row * stride, d_p, d_p);
         }
         d_v.topRows(keys).noalias() += weights.transpose() * d_out.middleRows(row, rows);
-        for (Index r = 0; r < rows; ++r)
-          softmax_backward<Scalar>(p.row(r).data(), d_p.row(r).data(), keys);
+        for (Index r = 0; r < rows; ++r) softmax_backward<Scalar>(p.row(r).data(), d_p.row(r).data(), keys);
         d_p *= scale;
         part(d_qkv, begin + row, rows, 0, head).noalias() = d_p * k.topRows(keys);
         d_k.topRows(keys).noalias() += d_p.transpose() * q.middleRows(row, rows);
@@ -174,17 +173,19 @@ class Attention {
                  const Body& body) const {
     const Index threads = meo::detail::max_threads();
     Scalar* const scratch = meo::detail::reserve(memory.scratch, threads * scratch_size);
-    meo::detail::parallel_ranges(sequences.size() * heads_, threads, [&](Index begin, Index end, Index thread) {
-      for (Index i = begin; i < end; ++i) body(i / heads_, i % heads_, scratch + thread * scratch_size);
-    });
+    meo::detail::parallel_ranges(sequences.size() * heads_, threads,
+                                 [&](Index begin, Index end, Index thread) {
+                                   for (Index i = begin; i < end; ++i)
+                                     body(i / heads_, i % heads_, scratch + thread * scratch_size);
+                                 });
   }
 
   /// Calls product(first key, keys) for parts of the keys that Eigen packs on the stack: it would allocate
   /// for more.
   template <class Product>
   void multiply_in_parts(Index keys, const Product& product) const {
-    const Index most = (std::max<Index>)(
-        1, EIGEN_STACK_ALLOCATION_LIMIT / static_cast<Index>(sizeof(Scalar)) / padded(size_) / 16 * 16);
+    const Index most = (std::max<Index>)(1, EIGEN_STACK_ALLOCATION_LIMIT /
+                                                static_cast<Index>(sizeof(Scalar)) / padded(size_) / 16 * 16);
     for (Index key = 0; key < keys; key += most) product(key, (std::min)(most, keys - key));
   }
 

@@ -55,8 +55,8 @@ inline void require_ids(std::span<const Index> ids, Index count, std::string_vie
   }
 }
 
-/// Throws std::invalid_argument unless a model of these sizes can read the batch. types: 0 where the model has
-/// none.
+/// Throws std::invalid_argument unless a model of these sizes can read the batch. types: 0 where the model
+/// has none.
 inline void require_batch(const Batch& batch, Index vocabulary, Index positions, Index types) {
   const Index tokens = batch.tokens();
   meo::detail::require(batch.sequences.tokens() == tokens, "sequences: expected ", tokens,

@@ -69,8 +69,8 @@ class Bert {
   Pass<Scalar> pass(const Batch& batch, const Training<Scalar>* training, Context& context) const {
     Pass<Scalar> pass{batch.sequences, {}, nullptr, training};
     if (!config_.has_tasks()) return pass;
-    Rows<Scalar> embeddings = context.task_embeddings.resize(static_cast<Index>(batch.task_words.size()),
-                                                             config_.description_size);
+    Rows<Scalar> embeddings =
+        context.task_embeddings.resize(static_cast<Index>(batch.task_words.size()), config_.description_size);
     for (Index i = 0; i < embeddings.rows(); ++i)
       embeddings.row(i) = tasks_.matrix.row(batch.task_words[static_cast<std::size_t>(i)]);
     pass.task_embeddings = embeddings;
@@ -164,7 +164,7 @@ class Bert {
                       Bert& gradients) const {
     pass.dropout(config_.embedding_dropout, dropout_place()).apply(d.data(), d.size());
     norm_.backward(context.norm, read<Scalar>(d), gradients.norm_, d);
-    words_.look_up_backward(batch.words, read<Scalar>(d), gradients.words_);
+    words_.look_up_backward(batch.words, config_.padding_word, read<Scalar>(d), gradients.words_);
     for (Index t = 0; t < d.rows(); ++t) {
       const auto token = static_cast<std::size_t>(t);
       gradients.positions_.matrix.row(context.places[token]) += d.row(t);

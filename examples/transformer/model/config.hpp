@@ -40,8 +40,9 @@ struct Config {
   Index heads = 0;
   Index hidden = 0;  ///< width of the feed-forward blocks within
   Index positions = 0;
-  Index types = 2;   ///< BERT: kinds of tokens
-  Index labels = 2;  ///< classification: classes; regression: values
+  Index types = 2;         ///< BERT: kinds of tokens
+  Index padding_word = 0;  ///< BERT: its embedding has no gradient as an input's; −1 for none
+  Index labels = 2;        ///< classification: classes; regression: values
   meo::AnyActivation activation = meo::AnyActivation::Kind::gelu;
   double norm_epsilon = 1e-12;
   double embedding_dropout = 0.1;
@@ -67,8 +68,8 @@ inline void check_config(const Config& config) {
   require_positive(config.positions, "positions");
   require_positive(config.labels, "labels");
   if (config.family == Family::bert) require_positive(config.types, "types");
-  meo::detail::require(config.width % config.heads == 0, "width: expected a multiple of heads = ", config.heads,
-                       ", got ", config.width);
+  meo::detail::require(config.width % config.heads == 0,
+                       "width: expected a multiple of heads = ", config.heads, ", got ", config.width);
   for (const double dropout : {config.embedding_dropout, config.hidden_dropout, config.attention_dropout,
                                config.classifier_dropout}) {
     meo::detail::require(dropout >= 0 && dropout < 1, "dropout: expected 0 to below 1, got ", dropout);

@@ -10,6 +10,7 @@
 ///     expert_bias     whether experts have biases          (default as the authors': GPT-2's have some)
 
 #include <array>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -128,7 +129,8 @@ inline MixtureConfig mixture_of(const ConfigFields& fields, Family family) {
   MixtureConfig mixture;
   std::string kind = fields.text("use_moe", "none");
   if (kind == "none") return mixture;
-  if (family == Family::gpt2 && kind.starts_with("Conv1D_")) kind.erase(0, std::string_view("Conv1D_").size());
+  if (family == Family::gpt2 && kind.starts_with("Conv1D_"))
+    kind.erase(0, std::string_view("Conv1D_").size());
   if (kind == "MoE") mixture.kind = Mixture::moe;
   else if (kind == "MEO") mixture.kind = Mixture::meo;
   else fields.fail("use_moe", family == Family::gpt2 ? "none, Conv1D_MoE or Conv1D_MEO" : "none, MoE or MEO");
@@ -172,6 +174,13 @@ inline Index labels_of(const ConfigFields& fields) {
   return fields.count("num_labels", 2);
 }
 
+inline Index padding_of(const ConfigFields& fields) {
+  const nlohmann::json& value = fields.at("pad_token_id");
+  if (!value.is_number_integer() || value < -1 || value >= fields.count("vocab_size"))
+    fields.fail("pad_token_id", "-1 to below vocab_size");
+  return value.get<Index>();
+}
+
 inline Config bert_config(const ConfigFields& fields) {
   fields.require("position_embedding_type", "absolute");
   fields.require("is_decoder", false);
@@ -184,6 +193,7 @@ inline Config bert_config(const ConfigFields& fields) {
                 .hidden = fields.count("intermediate_size"),
                 .positions = fields.count("max_position_embeddings"),
                 .types = fields.count("type_vocab_size", 2),
+                .padding_word = fields.has("pad_token_id") ? padding_of(fields) : 0,
                 .labels = labels_of(fields),
                 .activation = activation_of(fields, "hidden_act", "gelu"),
                 .norm_epsilon = fields.epsilon("layer_norm_eps", 1e-12)};
@@ -221,8 +231,8 @@ inline Config gpt2_config(const ConfigFields& fields) {
 
 }  // namespace detail
 
-/// file: what messages call it. Throws meo::io::Error for fields that are missing or wrong, or ask for a model
-/// that is not here.
+/// file: what messages call it. Throws meo::io::Error for fields that are missing or wrong, or ask for a
+/// model that is not here.
 inline Config config_from_json(const nlohmann::json& json, const std::string& file) {
   const ConfigFields fields(json, file);
   const std::string type = fields.text("model_type");
@@ -248,6 +258,7 @@ inline nlohmann::json to_json(const Config& config) {
     json["intermediate_size"] = config.hidden;
     json["max_position_embeddings"] = config.positions;
     json["type_vocab_size"] = config.types;
+    json["pad_token_id"] = config.padding_word;
     json["hidden_act"] = detail::name_of(config.activation);
     json["layer_norm_eps"] = config.norm_epsilon;
     json["hidden_dropout_prob"] = config.hidden_dropout;
@@ -258,8 +269,7 @@ inline nlohmann::json to_json(const Config& config) {
       // The package knows the number by these alone.
       for (Index i = 0; i < config.labels; ++i)
         json["id2label"][std::to_string(i)] = "LABEL_" + std::to_string(i);
-      json["problem_type"] =
-          config.task == Task::regression ? "regression" : "single_label_classification";
+      json["problem_type"] = config.task == Task::regression ? "regression" : "single_label_classification";
     }
   } else {
     json["architectures"] = {"GPT2LMHeadModel"};

@@ -1,7 +1,7 @@
 #pragma once
 
-/// A layer of GPT-2, with the norms before: h = x + attention(norm(x)), y = h + ffn(norm(h)), where a token sees
-/// none that follow it (Radford et al. 2019).
+/// A layer of GPT-2, with the norms before: h = x + attention(norm(x)), y = h + ffn(norm(h)), where a token
+/// sees none that follow it (Radford et al. 2019).
 ///
 /// Letters: T tokens, d width.
 

@@ -55,8 +55,7 @@ class EncoderLayer {
     pass.dropout(dropout_, place + 1).apply(sum.data(), sum.size());
     sum += x;
     attention_norm_.forward(context.sum.get(), middle, context.attention_norm);
-    const Scalar loss =
-        feed_forward_.forward(context.middle.get(), pass, layer, sum, context.feed_forward);
+    const Scalar loss = feed_forward_.forward(context.middle.get(), pass, layer, sum, context.feed_forward);
     pass.dropout(dropout_, place + 2).apply(sum.data(), sum.size());
     sum += middle;
     norm_.forward(context.sum.get(), context.output.resize(x.rows(), x.cols()), context.norm);

@@ -85,7 +85,7 @@ class Gpt2 {
                           context.gradients);
     }
     pass.dropout(config_.embedding_dropout, dropout_place()).apply(d.data(), d.size());
-    words_.look_up_backward(batch.words, read<Scalar>(d), gradients.words_);
+    words_.look_up_backward(batch.words, -1, read<Scalar>(d), gradients.words_);
     for (Index t = 0; t < d.rows(); ++t)
       gradients.positions_.matrix.row(context.places[static_cast<std::size_t>(t)]) += d.row(t);
   }

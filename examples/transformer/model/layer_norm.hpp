@@ -62,12 +62,16 @@ class LayerNorm {
     const ConstRows<Scalar> normed = context.normed.get();
     const ConstRows<Scalar> inverse_deviation = context.inverse_deviation.get();
     const Index width = dy.cols();
-    add_column_sums(dy.rows(), width, [&](Index row, Index first, Index count) {
-      return dy.row(row).segment(first, count).array() * normed.row(row).segment(first, count).array();
-    }, gradients.weight_.matrix.data());
-    add_column_sums(dy.rows(), width, [&](Index row, Index first, Index count) {
-      return dy.row(row).segment(first, count).array();
-    }, gradients.bias_.matrix.data());
+    add_column_sums(
+        dy.rows(), width,
+        [&](Index row, Index first, Index count) {
+          return dy.row(row).segment(first, count).array() * normed.row(row).segment(first, count).array();
+        },
+        gradients.weight_.matrix.data());
+    add_column_sums(
+        dy.rows(), width,
+        [&](Index row, Index first, Index count) { return dy.row(row).segment(first, count).array(); },
+        gradients.bias_.matrix.data());
     const auto one_over_width = Scalar(1) / static_cast<Scalar>(width);
     for_rows(dy.rows(), [&](Index t) {
       dx.row(t).array() = dy.row(t).array() * weight_.matrix.array();

@@ -49,17 +49,16 @@ Scalar cross_entropy(Rows<Scalar> logits, std::span<const Index> labels) {
       logits.row(row) *= share;
     }
   });
-  return share * meo::detail::pairwise_sum<Scalar>(0, logits.rows(), [&](Index row) {
-           return losses[static_cast<std::size_t>(row)];
-         });
+  return share * meo::detail::pairwise_sum<Scalar>(
+                     0, logits.rows(), [&](Index row) { return losses[static_cast<std::size_t>(row)]; });
 }
 
 /// Mean of (value − target)². values: rows × 1, replaced by their gradient. Throws std::invalid_argument for
 /// another number of targets.
 template <class Scalar>
 Scalar squared_error(Rows<Scalar> values, std::span<const Scalar> targets) {
-  meo::detail::require(static_cast<Index>(targets.size()) == values.size(), "labels: expected ", values.size(),
-                       ", got ", targets.size());
+  meo::detail::require(static_cast<Index>(targets.size()) == values.size(), "labels: expected ",
+                       values.size(), ", got ", targets.size());
   const auto share = Scalar(1) / static_cast<Scalar>(values.size());
   const Scalar loss = share * meo::detail::pairwise_sum<Scalar>(0, values.size(), [&](Index i) {
                         const Scalar error = values.data()[i] - targets[static_cast<std::size_t>(i)];
@@ -70,8 +69,8 @@ Scalar squared_error(Rows<Scalar> values, std::span<const Scalar> targets) {
   return loss;
 }
 
-/// Labels for the prediction of the next word: each token's is the one that follows it; the last of a text has
-/// none.
+/// Labels for the prediction of the next word: each token's is the one that follows it; the last of a text
+/// has none.
 inline std::vector<Index> next_words(const Batch& batch, std::span<const Index> labels) {
   std::vector<Index> next(labels.size(), no_label);
   for (Index b = 0; b < batch.sequences.size(); ++b) {

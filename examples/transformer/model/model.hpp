@@ -68,8 +68,8 @@ class Model {
     return logits;
   }
 
-  /// Of a forward with the same arguments, after which context.logits() was replaced by its gradient: adds the
-  /// parameters' to `gradients`, those of the balance loss included.
+  /// Of a forward with the same arguments, after which context.logits() was replaced by its gradient: adds
+  /// the parameters' to `gradients`, those of the balance loss included.
   void backward(const Batch& batch, const Training<Scalar>* training, Context& context,
                 Model& gradients) const {
     meo::detail::require(training != nullptr, "training: expected that of the forward, got none");

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Folders of models as they are published: config.json, and model.safetensors or several files with an index.
+/// Folders of models as they are published: config.json, and model.safetensors or several files with an
+/// index.
 
 #include <filesystem>
 #include <span>

@@ -41,10 +41,8 @@ class TensorMaker {
   explicit TensorMaker(bool stacks_experts) : parts_("", stacks_experts) {}
 
   template <class Part>
-  requires std::invocable<meo::io::detail::TensorPartMaker<Scalar>&, std::string_view, Part&>
-  void operator()(std::string_view name, Part& part) {
-    parts_(name, part);
-  }
+  requires std::invocable < meo::io::detail::TensorPartMaker<Scalar>
+  &, std::string_view, Part& > void operator()(std::string_view name, Part& part) { parts_(name, part); }
 
   void operator()(std::string_view name, Parameter<Scalar>& parameter) { add(name, parameter); }
   void operator()(std::string_view name, const Parameter<Scalar>& parameter) { add(name, parameter); }
@@ -81,7 +79,8 @@ class TensorMaker {
     typename Tensor<Scalar>::Write write, write_bias;
     // Of a turned weight a row is a column of the bank's, one value of each of its rows.
     if constexpr (!std::is_const_v<Bank>) {
-      write = [&bank, first, turned = tensor.turned](Index row, Index column, std::span<const Scalar> values) {
+      write = [&bank, first, turned = tensor.turned](Index row, Index column,
+                                                     std::span<const Scalar> values) {
         if (!turned) return bank.write_row(0, first + row, column, values);
         for (std::size_t i = 0; i < values.size(); ++i)
           bank.write_row(0, column + static_cast<Index>(i), row, values.subspan(i, 1));
@@ -209,11 +208,11 @@ void upcycle(const TensorFiles& files, const DenseTensors<Scalar>& dense, std::m
   const meo::LayerOptions& options = dense.projection->mixture_options();
   const Index out = options.out_features, in = options.in_features;
   const bool turned = dense.projection->is_turned();
-  meo::Matrix<Scalar> weight = files.file_of(dense.weight).template read_matrix<Scalar>(
-      files.prefix() + dense.weight, turned ? in : out, turned ? out : in);
+  meo::Matrix<Scalar> weight =
+      files.file_of(dense.weight)
+          .template read_matrix<Scalar>(files.prefix() + dense.weight, turned ? in : out, turned ? out : in);
   if (turned) weight = meo::Matrix<Scalar>(weight.transpose());
-  const auto bias =
-      files.file_of(dense.bias).template read_vector<Scalar>(files.prefix() + dense.bias, out);
+  const auto bias = files.file_of(dense.bias).template read_vector<Scalar>(files.prefix() + dense.bias, out);
   dense.projection->initialize_from_dense(weight, bias, rng);
 }
 

@@ -1,10 +1,10 @@
 #pragma once
 
-/// Word embeddings, and the decoder that shares them: the rows of one V × d table are looked up by the model's
-/// first layer and multiplied with by its last, logits = h Eᵀ + b.
+/// Word embeddings, and the decoder that shares them: the rows of one V × d table are looked up by the
+/// model's first layer and multiplied with by its last, logits = h Eᵀ + b.
 ///
-/// The table is packed as the products want it, which are most of a word model's time; looking up T rows of it
-/// is little against any layer.
+/// The table is packed as the products want it, which are most of a word model's time; looking up T rows of
+/// it is little against any layer.
 ///
 /// Letters: V vocabulary, d width, T tokens.
 
@@ -39,12 +39,15 @@ class Words {
     });
   }
 
-  /// Of a look_up: adds dx to the gradients.
-  void look_up_backward(std::span<const Index> words, const ConstRows<Scalar>& dx, Words& gradients) const {
+  /// Of a look_up: adds dx to the gradients, but for the row of the padding word, as nn.Embedding does with a
+  /// padding_idx. padding: −1 for none.
+  void look_up_backward(std::span<const Index> words, Index padding, const ConstRows<Scalar>& dx,
+                        Words& gradients) const {
     const auto panels = gradients.table_.bank().mutable_panels();
     for (Index t = 0; t < dx.rows(); ++t) {
-      for (Index c = 0; c < dx.cols(); ++c)
-        panels.weight(0, words[static_cast<std::size_t>(t)], c) += dx(t, c);
+      const Index word = words[static_cast<std::size_t>(t)];
+      if (word == padding) continue;
+      for (Index c = 0; c < dx.cols(); ++c) panels.weight(0, word, c) += dx(t, c);
     }
   }
 
