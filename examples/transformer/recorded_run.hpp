@@ -34,16 +34,17 @@ inline nlohmann::json json_of_metadata(const meo::io::SafetensorsReader& file) {
   }
   json["model_type"] = file.metadata("model");
   if (json.contains("activation")) json["activation_function"] = json["activation"];
-  const std::string& head = file.metadata("head");
-  if (head == "classification" || head == "regression") {
-    json["architectures"] = {"BertForSequenceClassification"};
-    if (head == "regression") json["problem_type"] = "regression";
-  } else if (head == "mlm") {
-    json["architectures"] = {"BertForMaskedLM"};
-  } else if (head != "lm") {
-    throw meo::io::Error(file.file(),
-                         "metadata head: expected classification, regression, mlm or lm, got '" + head + "'");
+  const std::string &model = file.metadata("model"), &head = file.metadata("head");
+  if (model != "bert" && model != "gpt2") return json;  // which has an error of its own
+  const bool classifies = head == "classification" || head == "regression";
+  if (model == "gpt2" ? head != "lm" : !classifies && head != "mlm") {
+    throw meo::io::Error(file.file(), std::string("metadata head: expected ") +
+                                          (model == "gpt2" ? "lm" : "classification, regression or mlm") +
+                                          " of a " + model + ", got '" + head + "'");
   }
+  if (head == "regression") json["problem_type"] = "regression";
+  if (model != "gpt2")
+    json["architectures"] = {classifies ? "BertForSequenceClassification" : "BertForMaskedLM"};
   return json;
 }
 
@@ -154,6 +155,8 @@ template <class Model>
 void run_recorded(Model& model, const meo::io::SafetensorsReader& file, bool with_gradients,
                   const std::optional<std::filesystem::path>& output) {
   using Scalar = typename Model::Scalar;
+  if (with_gradients && !file.contains("labels"))
+    throw meo::io::Error(file.file(), "labels", "is not in the file, and --gradients needs them");
   load(model, TensorFiles(file, "param."));
   const RecordedTexts texts(file);
   const Batch batch = texts.batch();
@@ -192,8 +195,6 @@ void run_recorded(Model& model, const meo::io::SafetensorsReader& file, bool wit
             results.dtype(name));
       }
     }
-  } else if (with_gradients) {
-    throw meo::io::Error(file.file(), "labels", "is not in the file, and --gradients needs them");
   }
   if (output) results.writer().write(*output);
 }

@@ -24,8 +24,8 @@ inline Config small_config(Task task, Index positions = 80) {
           .hidden = 20,
           .positions = positions,
           .labels = task == Task::regression ? 1 : 3,
-          .activation = task == Task::next_word ? meo::AnyActivation::Kind::gelu_tanh
-                                                : meo::AnyActivation::Kind::gelu,
+          .activation =
+              task == Task::next_word ? meo::AnyActivation::Kind::gelu_tanh : meo::AnyActivation::Kind::gelu,
           .norm_epsilon = task == Task::next_word ? 1e-5 : 1e-12,
           .description_size = 6};
 }
@@ -70,8 +70,7 @@ inline Batch random_batch(const Config& config, const std::vector<Index>& length
     if (!config.has_tasks()) continue;
     for (int i = 0; i < 4; ++i) batch.task_words.push_back(word(rng));
   }
-  if (config.has_tasks())
-    batch.descriptions = meo::Sequences::uniform(static_cast<Index>(lengths.size()), 4);
+  if (config.has_tasks()) batch.descriptions = meo::Sequences::uniform(static_cast<Index>(lengths.size()), 4);
   return batch;
 }
 
