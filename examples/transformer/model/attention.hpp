@@ -99,17 +99,29 @@ class Attention {
         Block p(memory.probabilities.data() + first + row * stride, rows, keys, Eigen::OuterStride<>(stride));
         Block d_p(layout.rows(scratch), rows, keys, Eigen::OuterStride<>(stride));
         Block weights = p;
-        d_p.noalias() = d_out.middleRows(row, rows) * v.topRows(keys).transpose();
+        multiply_in_parts(keys, [&](Index key, Index count) {
+          d_p.middleCols(key, count).noalias() =
+              d_out.middleRows(row, rows) * v.middleRows(key, count).transpose();
+        });
         if (dropout) {
           new (&weights) Block(layout.more_rows(scratch), rows, keys, Eigen::OuterStride<>(stride));
           drop(dropout, first + row * stride, p, weights);
           drop(dropout, first + row * stride, d_p, d_p);
         }
-        d_v.topRows(keys).noalias() += weights.transpose() * d_out.middleRows(row, rows);
-        for (Index r = 0; r < rows; ++r) softmax_backward<Scalar>(p.row(r).data(), d_p.row(r).data(), keys);
+        for (Index r = 0; r < rows; ++r) {
+          // Beyond the tokens that the query sees, p is 0, and so becomes d_p.
+          softmax_backward<Scalar>(p.row(r).data(), d_p.row(r).data(), keys);
+        }
         d_p *= scale;
-        part(d_qkv, begin + row, rows, 0, head).noalias() = d_p * k.topRows(keys);
-        d_k.topRows(keys).noalias() += d_p.transpose() * q.middleRows(row, rows);
+        auto d_q = part(d_qkv, begin + row, rows, 0, head);
+        d_q.setZero();
+        multiply_in_parts(keys, [&](Index key, Index count) {
+          d_v.middleRows(key, count).noalias() +=
+              weights.middleCols(key, count).transpose() * d_out.middleRows(row, rows);
+          d_q.noalias() += d_p.middleCols(key, count) * k.middleRows(key, count);
+          d_k.middleRows(key, count).noalias() +=
+              d_p.middleCols(key, count).transpose() * q.middleRows(row, rows);
+        });
       }
       part(d_qkv, begin, length, 1, head) = d_k;
       part(d_qkv, begin, length, 2, head) = d_v;
