@@ -36,6 +36,7 @@
 #include <meo/types.hpp>
 
 #include "instruction_sets.hpp"
+#include "support/bounds.hpp"
 
 namespace {
 
@@ -433,20 +434,11 @@ using Matrix = meo::Matrix<Scalar>;
 using MoeLayer = meo::MoeLayer<Scalar>;
 using MeoLayer = meo::MeoLayer<Scalar>;
 
-/// The largest error of `y` as a share of what rounding allows, element by element: a sum of n terms is
-/// within γ_n Σ |terms| of the exact one (Higham, "Accuracy and Stability of Numerical Algorithms",
-/// section 3.1), and two of them differ by at most twice that. NaN counts as beyond every bound.
+/// The largest error of `y` as a share of what rounding allows, element by element: two sums of the same
+/// terms are each within γ_terms Σ |terms| of the exact one, see support/bounds.hpp.
 double error_of_bound(const Matrix& y, const Matrix& expected, const Matrix& magnitude, Index terms) {
-  const double unit_roundoff = std::numeric_limits<Scalar>::epsilon() / 2.0;
-  const double n_u = static_cast<double>(terms) * unit_roundoff;
-  const double bound = 2 * n_u / (1 - n_u);
-  double worst = 0;
-  for (Index i = 0; i < y.size(); ++i) {
-    const double error = std::abs(double{y.data()[i]} - double{expected.data()[i]});
-    const double share = error / (bound * double{magnitude.data()[i]});
-    if (!(share <= worst)) worst = std::isnan(share) ? std::numeric_limits<double>::infinity() : share;
-  }
-  return worst;
+  const double factor = 2 * meo::test::gamma<Scalar>(terms);
+  return meo::test::compare(y, expected.cast<double>(), factor * magnitude.cast<double>()).worst;
 }
 
 /// Both layers with the same parameters, their input and their output.
