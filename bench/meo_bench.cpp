@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -23,10 +22,11 @@
 #include "cases.hpp"
 #include "instruction_sets.hpp"
 #include "problem.hpp"
+#include "program.hpp"
 
 namespace {
 
-constexpr int cannot_run = 2;
+using bench::UsageError;
 
 #if defined(__clang__)
 constexpr const char* compiler = "Clang " __clang_version__;
@@ -82,10 +82,6 @@ void print_help() {
   std::cout << help_text << std::flush;
   benchmark::PrintDefaultHelp();
 }
-
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 // ---------------------------------------------------------------------------------------------------------------
 // The command line
@@ -274,12 +270,5 @@ int run(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return run({argv, argv + argc});
-  } catch (const UsageError& error) {
-    std::cerr << "meo_bench: " << error.what() << "; --help lists the options\n";
-  } catch (const std::exception& error) {
-    std::cerr << "meo_bench: " << error.what() << '\n';
-  }
-  return cannot_run;
+  return bench::run_program("meo_bench", [&] { return run({argv, argv + argc}); });
 }
