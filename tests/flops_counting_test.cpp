@@ -84,7 +84,7 @@ meo::LayerFlops cost_of(Method method, const Layer& layer, const meo::Sequences&
 
 std::vector<Case> cases() {
   std::vector<Case> cases;
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : {Level::token, Level::sequence, Level::task, Level::segment}) {
     for (const Index top_k : {1, 2, 5, 12}) {
       for (const bool bias : {false, true}) {
         for (const bool noise : {false, true}) {
@@ -95,6 +95,7 @@ std::vector<Case> cases() {
                             .bias = bias,
                             .routing = {.level = level,
                                         .task_features = level == Level::task ? 18 * columns : 0,
+                                        .segment_tokens = level == Level::segment ? 2 : 0,
                                         .reduce_factor = 9}},
                            noise});
         }
@@ -160,7 +161,7 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
   for (const auto& [options, noise] : cases()) {
     CAPTURE(to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MoeLayer<Counting>>(options);
-    const Batch batch(options, layer.gated_rows(13, 3), noise);
+    const Batch batch(options, layer.gated_rows(std::array<Index, 4>{0, 5, 6, 13}), noise);
     const meo::LayerFlops cost =
         meo::flops(Method::moe, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;
@@ -200,7 +201,7 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
     options.merge_order = order;
     CAPTURE(static_cast<int>(order), to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
-    const Batch batch(options, layer.gated_rows(13, 3), noise);
+    const Batch batch(options, layer.gated_rows(std::array<Index, 4>{0, 5, 6, 13}), noise);
     const meo::LayerFlops cost =
         meo::flops(Method::meo, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;

@@ -36,8 +36,8 @@ struct LayerShape {
   Index num_experts = 1;
   Index top_k = 1;
   Level level = Level::sequence;
-  Index tokens = 1;  ///< of all sequences together
-  Index sequences = 1;
+  Index tokens = 1;           ///< of all sequences together
+  Index sequences = 1;        ///< at segment level the segments of all sequences together
   Index merges = -1;          ///< MEO: merged experts that are formed; -1: see flops
   Index combined_tokens = 0;  ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
   bool bias = true;
@@ -97,7 +97,7 @@ constexpr AssignmentShape uniform_assignment(Method method, const LayerShape& sh
 
 /// FLOPs of one forward pass of a layer of the given shape with the given assignment, which says it all of
 /// the experts: of the shape, top_k, merges and combined_tokens do not count. The gate's rows R are the
-/// tokens for MoE at token level, else the sequences.
+/// tokens for MoE at token level, else the sequences, or segments.
 constexpr LayerFlops flops(Method method, const LayerShape& shape, const AssignmentShape& assignment,
                            Convention convention = Convention::exact) {
   LayerFlops count;

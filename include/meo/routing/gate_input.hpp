@@ -31,6 +31,11 @@ struct GateRows {
   std::span<const unsigned char> constant = {};
 
   Index size() const { return static_cast<Index>(governed.size()) - 1; }
+  /// How many tokens the row decides for.
+  Index tokens(Index row) const {
+    const auto r = static_cast<std::size_t>(row);
+    return governed[r + 1] - governed[r];
+  }
 };
 
 /// Memory that GateRows look at.
