@@ -33,7 +33,8 @@ inline GateRows decided_rows(const LayerOptions& options, const Sequences& batch
 /// The shape of a MoeLayer or MeoLayer with the options that its options() returns, over a batch. Sequences
 /// that MeoLayer<Scalar> combines are told from those that it merges. What the layer saves where sequences
 /// have the same selection and weights, only their routing says, see assignment_shape: here each counts as a
-/// merge of its own.
+/// merge of its own, but for the second segment of a sequence, which without noise has the decision of the
+/// first.
 ///
 ///     const auto cost = meo::flops(meo::Method::meo, meo::layer_shape<float>(layer.options(), batch));
 template <class Scalar>
@@ -56,8 +57,12 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
   const Index fewest =
       fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level, options.top_k);
   for (Index row = 0; row < rows.size(); ++row) {
-    if (rows.tokens(row) < fewest) shape.combined_tokens += rows.tokens(row);
-    else if (options.top_k > 1) ++shape.merges;
+    if (rows.tokens(row) < fewest) {
+      shape.combined_tokens += rows.tokens(row);
+    } else if (options.top_k > 1) {
+      const bool shares_merge = !noise && rows.sees_as_before(row) && rows.tokens(row - 1) >= fewest;
+      if (!shares_merge) ++shape.merges;
+    }
   }
   return shape;
 }

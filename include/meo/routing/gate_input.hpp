@@ -31,6 +31,11 @@ struct GateRows {
   std::span<const unsigned char> constant = {};
 
   Index size() const { return static_cast<Index>(governed.size()) - 1; }
+  /// Whether the row sees what the one before it does.
+  bool sees_as_before(Index row) const {
+    const auto r = static_cast<std::size_t>(row);
+    return r > 0 && !seen.empty() && seen[r].begin == seen[r - 1].begin && seen[r].end == seen[r - 1].end;
+  }
   /// How many tokens the row decides for.
   Index tokens(Index row) const {
     const auto r = static_cast<std::size_t>(row);
