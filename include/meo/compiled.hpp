@@ -41,14 +41,16 @@
 #define MEO_LAYER_INSTANCES(instances) instances(MEO_FLOAT_LAYERS, float) instances(MEO_DOUBLE_LAYERS, double)
 #define MEO_IO_INSTANCES(instances) instances(MEO_IO, float) instances(MEO_IO, double)
 
-/// Of functions that are no templates: inline, or declared here and defined in the library.
-#define MEO_HEADER_INLINE
+/// Before a function of io/ that is no template: it is inline, and defined where MEO_DEFINES_IO is, or
+/// declared here and defined in the library.
+#define MEO_IO_INLINE
 
 #else
 
 #define MEO_KERNEL_INSTANCES(instances)
 #define MEO_LAYER_INSTANCES(instances)
 #define MEO_IO_INSTANCES(instances)
-#define MEO_HEADER_INLINE inline
+#define MEO_IO_INLINE inline
+#define MEO_DEFINES_IO
 
 #endif
