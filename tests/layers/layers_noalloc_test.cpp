@@ -22,7 +22,6 @@
 #include <meo/layers/moe_layer.hpp>
 
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 #include "support/options.hpp"
 #include "support/random.hpp"
 
