@@ -1,8 +1,6 @@
 // With -ffast-math a compiler takes it that there are no NaN and no infinities; that input is finite is
 // checked all the same. A program of its own, all of which is compiled with that flag.
 
-#undef MEO_TEST_INSTANCES  // the kernels too
-
 #include <cstdint>
 #include <limits>
 #include <random>

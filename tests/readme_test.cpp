@@ -15,7 +15,6 @@
 #include <meo/meo.hpp>
 
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 
 namespace {
 

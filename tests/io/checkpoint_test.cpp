@@ -21,7 +21,6 @@
 #include "reference/library_block.hpp"
 #include "support/catch.hpp"
 #include "support/golden.hpp"
-#include "support/kernels.hpp"
 
 namespace {
 

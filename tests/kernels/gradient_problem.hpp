@@ -22,7 +22,6 @@
 #include "reference/reference.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 #include "support/product.hpp"
 #include "support/random.hpp"
 

@@ -16,7 +16,6 @@
 
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 #include "support/random.hpp"
 
 namespace {

@@ -19,7 +19,6 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
-#include "support/kernels.hpp"
 #include "support/options.hpp"
 #include "support/random.hpp"
 

@@ -14,7 +14,6 @@
 
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 #include "support/options.hpp"
 #include "support/random.hpp"
 

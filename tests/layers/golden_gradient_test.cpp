@@ -14,7 +14,6 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/golden.hpp"
-#include "support/kernels.hpp"
 
 namespace {
 

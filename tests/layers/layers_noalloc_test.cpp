@@ -22,7 +22,6 @@
 
 #include "support/catch.hpp"
 #include "support/heap.hpp"
-#include "support/kernels.hpp"
 #include "support/options.hpp"
 #include "support/random.hpp"
 

@@ -2,8 +2,6 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-MEO_KERNEL_INSTANCES(, float);
-MEO_KERNEL_INSTANCES(, double);
-MEO_KERNEL_INSTANCES(, long double);
+MEO_KERNELS_OF_TESTS(template, long double)
 
 }  // namespace meo::detail

@@ -17,7 +17,6 @@
 #include "../../examples/train_text/trainer.hpp"
 #include "io/files.hpp"
 #include "support/catch.hpp"
-#include "support/kernels.hpp"
 
 namespace {
 

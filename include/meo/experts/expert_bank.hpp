@@ -9,6 +9,7 @@
 #include <span>
 #include <type_traits>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/kernels/panel.hpp>
@@ -25,19 +26,7 @@ class ExpertBank {
 
  public:
   /// Throws std::invalid_argument unless all sizes are positive and their product fits an Index.
-  ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias)
-      : shape_{nullptr, num_experts, in_features, out_features, has_bias} {
-    detail::require(num_experts > 0, "num_experts: expected at least 1, got ", num_experts);
-    detail::require(in_features > 0, "in_features: expected at least 1, got ", in_features);
-    detail::require(out_features > 0, "out_features: expected at least 1, got ", out_features);
-    constexpr Index limit = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(Storage)) / 4;
-    detail::require(
-        in_features < limit && out_features < limit - detail::Tile<Scalar>::columns &&
-            shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
-        "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
-        in_features);
-    data_.resize(static_cast<std::size_t>(shape_.size()), Storage(0));
-  }
+  ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias);
 
   Index num_experts() const { return shape_.num_experts; }
   Index in_features() const { return shape_.in_features; }
@@ -47,70 +36,23 @@ class ExpertBank {
   bool empty() const { return data_.empty(); }
 
   /// out_features × in_features. Throws std::invalid_argument for an expert that does not exist.
-  Matrix<Scalar> weight(Index expert) const {
-    detail::require_expert(expert, num_experts());
-    const auto panels = this->panels();
-    Matrix<Scalar> weight(out_features(), in_features());
-    for (Index out = 0; out < out_features(); ++out) {
-      for (Index in = 0; in < in_features(); ++in) {
-        weight(out, in) = static_cast<Scalar>(panels.weight(expert, out, in));
-      }
-    }
-    return weight;
-  }
+  Matrix<Scalar> weight(Index expert) const;
 
   /// weight: out_features × in_features. Throws std::invalid_argument for another shape or expert.
-  void set_weight(Index expert, const ConstMatrixRef<Scalar>& weight) {
-    detail::require_expert(expert, num_experts());
-    detail::require_shape(weight, out_features(), in_features(), "weight (out_features x in_features)");
-    const auto panels = mutable_panels();
-    for (Index out = 0; out < out_features(); ++out) {
-      for (Index in = 0; in < in_features(); ++in) {
-        panels.weight(expert, out, in) = static_cast<Storage>(weight(out, in));
-      }
-    }
-  }
+  void set_weight(Index expert, const ConstMatrixRef<Scalar>& weight);
 
   /// Pieces of an expert: W_{out, in} for values.size() inputs from `first` on, or so many biases. These
   /// check nothing.
-  void read_row(Index expert, Index out, Index first, std::span<Scalar> values) const {
-    const auto panels = this->panels();
-    for (Scalar& value : values) value = static_cast<Scalar>(panels.weight(expert, out, first++));
-  }
-  void write_row(Index expert, Index out, Index first, std::span<const Scalar> values) {
-    const auto panels = mutable_panels();
-    for (const Scalar& value : values) panels.weight(expert, out, first++) = static_cast<Storage>(value);
-  }
-  void read_bias(Index expert, Index first, std::span<Scalar> values) const {
-    const auto panels = this->panels();
-    for (Scalar& value : values) value = static_cast<Scalar>(panels.bias(expert, first++));
-  }
-  void write_bias(Index expert, Index first, std::span<const Scalar> values) {
-    const auto panels = mutable_panels();
-    for (const Scalar& value : values) panels.bias(expert, first++) = static_cast<Storage>(value);
-  }
+  void read_row(Index expert, Index out, Index first, std::span<Scalar> values) const;
+  void write_row(Index expert, Index out, Index first, std::span<const Scalar> values);
+  void read_bias(Index expert, Index first, std::span<Scalar> values) const;
+  void write_bias(Index expert, Index first, std::span<const Scalar> values);
 
   /// out_features values. Throws std::invalid_argument without biases or for an expert that does not exist.
-  Vector<Scalar> bias(Index expert) const {
-    require_bias();
-    detail::require_expert(expert, num_experts());
-    const auto panels = this->panels();
-    Vector<Scalar> bias(out_features());
-    for (Index out = 0; out < out_features(); ++out)
-      bias(out) = static_cast<Scalar>(panels.bias(expert, out));
-    return bias;
-  }
+  Vector<Scalar> bias(Index expert) const;
 
   /// bias: out_features values. Throws std::invalid_argument without biases, for another size or expert.
-  void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) {
-    require_bias();
-    detail::require_expert(expert, num_experts());
-    detail::require(bias.size() == out_features(), "bias: expected ", out_features(), " values, got ",
-                    bias.size());
-    const auto panels = mutable_panels();
-    for (Index out = 0; out < out_features(); ++out)
-      panels.bias(expert, out) = static_cast<Storage>(bias(out));
-  }
+  void set_bias(Index expert, const ConstVectorRef<Scalar>& bias);
 
   /// The packed form, for the kernels. Valid until the bank is moved from, assigned to or destroyed.
   detail::PanelBank<Scalar, const Storage> panels() const {
@@ -145,5 +87,96 @@ class ExpertBank {
       shape_;  // sizes only: data stays null, so that copies cannot share memory
   detail::AlignedVector<Storage> data_;
 };
+
+template <class Scalar, class Storage>
+ExpertBank<Scalar, Storage>::ExpertBank(Index num_experts, Index in_features, Index out_features,
+                                        bool has_bias)
+    : shape_{nullptr, num_experts, in_features, out_features, has_bias} {
+  detail::require(num_experts > 0, "num_experts: expected at least 1, got ", num_experts);
+  detail::require(in_features > 0, "in_features: expected at least 1, got ", in_features);
+  detail::require(out_features > 0, "out_features: expected at least 1, got ", out_features);
+  constexpr Index limit = (std::numeric_limits<Index>::max)() / static_cast<Index>(sizeof(Storage)) / 4;
+  detail::require(
+      in_features < limit && out_features < limit - detail::Tile<Scalar>::columns &&
+          shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
+      "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
+      in_features);
+  data_.resize(static_cast<std::size_t>(shape_.size()), Storage(0));
+}
+
+template <class Scalar, class Storage>
+Matrix<Scalar> ExpertBank<Scalar, Storage>::weight(Index expert) const {
+  detail::require_expert(expert, num_experts());
+  const auto panels = this->panels();
+  Matrix<Scalar> weight(out_features(), in_features());
+  for (Index out = 0; out < out_features(); ++out) {
+    for (Index in = 0; in < in_features(); ++in) {
+      weight(out, in) = static_cast<Scalar>(panels.weight(expert, out, in));
+    }
+  }
+  return weight;
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::set_weight(Index expert, const ConstMatrixRef<Scalar>& weight) {
+  detail::require_expert(expert, num_experts());
+  detail::require_shape(weight, out_features(), in_features(), "weight (out_features x in_features)");
+  const auto panels = mutable_panels();
+  for (Index out = 0; out < out_features(); ++out) {
+    for (Index in = 0; in < in_features(); ++in) {
+      panels.weight(expert, out, in) = static_cast<Storage>(weight(out, in));
+    }
+  }
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::read_row(Index expert, Index out, Index first,
+                                           std::span<Scalar> values) const {
+  const auto panels = this->panels();
+  for (Scalar& value : values) value = static_cast<Scalar>(panels.weight(expert, out, first++));
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::write_row(Index expert, Index out, Index first,
+                                            std::span<const Scalar> values) {
+  const auto panels = mutable_panels();
+  for (const Scalar& value : values) panels.weight(expert, out, first++) = static_cast<Storage>(value);
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::read_bias(Index expert, Index first, std::span<Scalar> values) const {
+  const auto panels = this->panels();
+  for (Scalar& value : values) value = static_cast<Scalar>(panels.bias(expert, first++));
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::write_bias(Index expert, Index first, std::span<const Scalar> values) {
+  const auto panels = mutable_panels();
+  for (const Scalar& value : values) panels.bias(expert, first++) = static_cast<Storage>(value);
+}
+
+template <class Scalar, class Storage>
+Vector<Scalar> ExpertBank<Scalar, Storage>::bias(Index expert) const {
+  require_bias();
+  detail::require_expert(expert, num_experts());
+  const auto panels = this->panels();
+  Vector<Scalar> bias(out_features());
+  for (Index out = 0; out < out_features(); ++out) bias(out) = static_cast<Scalar>(panels.bias(expert, out));
+  return bias;
+}
+
+template <class Scalar, class Storage>
+void ExpertBank<Scalar, Storage>::set_bias(Index expert, const ConstVectorRef<Scalar>& bias) {
+  require_bias();
+  detail::require_expert(expert, num_experts());
+  detail::require(bias.size() == out_features(), "bias: expected ", out_features(), " values, got ",
+                  bias.size());
+  const auto panels = mutable_panels();
+  for (Index out = 0; out < out_features(); ++out) panels.bias(expert, out) = static_cast<Storage>(bias(out));
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance class ExpertBank<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

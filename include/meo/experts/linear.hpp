@@ -7,6 +7,7 @@
 #include <span>
 #include <type_traits>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/expert_bank.hpp>
@@ -48,19 +49,11 @@ class Linear {
   const ExpertBank<Scalar>& bank() const { return bank_; }
 
   /// x: T × in_features. Returns T × out_features. Throws std::invalid_argument for another shape.
-  Matrix<Scalar> forward(const ConstMatrixRef<Scalar>& x) const {
-    detail::require(x.cols() == in_features(), "x: expected ", in_features(), " features, got ", x.cols());
-    Matrix<Scalar> y(x.rows(), out_features());
-    apply(MatrixView<Scalar>(x), y.data(), out_features());
-    return y;
-  }
+  Matrix<Scalar> forward(const ConstMatrixRef<Scalar>& x) const;
 
   /// The same without allocation; y: T × out_features at y_stride. Throws std::invalid_argument if y overlaps
   /// x; checks nothing else.
-  void apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
-    check_output(x, y, y_stride);
-    detail::dense_product<Scalar>(bank_.panels(), 0, detail::rows_of(x), x.rows(), {y, y_stride});
-  }
+  void apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const;
 
   /// Gradients of a forward pass of x (T × in_features) whose output has the gradient dy (T × out_features).
   /// Adds those of weight and bias to `gradients`, a projection of the same shape, and writes dx = dy W, T ×
@@ -68,20 +61,7 @@ class Linear {
   /// or if `gradients` is this very projection, and then changes nothing; checks nothing else. Allocates only
   /// where scratch has to grow.
   void backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy, Linear& gradients, bool add,
-                Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const {
-    detail::require(&gradients != this, "gradients: expected another projection, got the one itself");
-    const MatrixView<Scalar> written(dx, x.rows(), in_features(), dx_stride);
-    detail::require_apart(written, "dx", x, "x");
-    detail::require_apart(written, "dx", dy, "dy");
-    const Index threads = detail::max_threads();
-    const auto panels = bank_.panels();
-    const Index size = (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
-                                  detail::input_gradient_scratch_size(panels));
-    const detail::Scratch<Scalar> memory{detail::reserve(scratch, threads * size), threads};
-    detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, detail::rows_of(x),
-                                    detail::rows_of(dy), x.rows(), memory);
-    detail::input_gradient<Scalar>(panels, 0, detail::rows_of(dy), dy.rows(), add, {dx, dx_stride}, memory);
-  }
+                Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const;
 
   /// Weight and bias as they are packed; see ExpertBank::values.
   std::span<Scalar> values() { return bank_.values(); }
@@ -100,6 +80,38 @@ class Linear {
 
   ExpertBank<Scalar> bank_;
 };
+
+template <class ScalarType>
+auto Linear<ScalarType>::forward(const ConstMatrixRef<Scalar>& x) const -> Matrix<Scalar> {
+  detail::require(x.cols() == in_features(), "x: expected ", in_features(), " features, got ", x.cols());
+  Matrix<Scalar> y(x.rows(), out_features());
+  apply(MatrixView<Scalar>(x), y.data(), out_features());
+  return y;
+}
+
+template <class ScalarType>
+void Linear<ScalarType>::apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
+  check_output(x, y, y_stride);
+  detail::dense_product<Scalar>(bank_.panels(), 0, detail::rows_of(x), x.rows(), {y, y_stride});
+}
+
+template <class ScalarType>
+void Linear<ScalarType>::backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy,
+                                  Linear& gradients, bool add, Scalar* dx, Index dx_stride,
+                                  detail::AlignedVector<Scalar>& scratch) const {
+  detail::require(&gradients != this, "gradients: expected another projection, got the one itself");
+  const MatrixView<Scalar> written(dx, x.rows(), in_features(), dx_stride);
+  detail::require_apart(written, "dx", x, "x");
+  detail::require_apart(written, "dx", dy, "dy");
+  const Index threads = detail::max_threads();
+  const auto panels = bank_.panels();
+  const Index size = (std::max)(detail::weight_gradient_scratch_size<Scalar>(panels.num_panels(), x.rows()),
+                                detail::input_gradient_scratch_size(panels));
+  const detail::Scratch<Scalar> memory{detail::reserve(scratch, threads * size), threads};
+  detail::weight_gradient<Scalar>(gradients.bank_.mutable_panels(), 0, detail::rows_of(x),
+                                  detail::rows_of(dy), x.rows(), memory);
+  detail::input_gradient<Scalar>(panels, 0, detail::rows_of(dy), dy.rows(), add, {dx, dx_stride}, memory);
+}
 
 /// A projection without a bias whose weight is read and written turned, in_features × out_features, as files
 /// have those of gates. A view.
@@ -121,5 +133,9 @@ class TurnedWeight {
  private:
   LinearType& linear_;
 };
+
+#define MEO_INSTANCES(instance, Scalar) instance class Linear<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

@@ -22,6 +22,7 @@
 #include <string_view>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
@@ -47,8 +48,13 @@ inline constexpr std::array<std::string_view, 10> first_words{
 /// Throws if there is a parameter under the prefix that is not among the names: an expert too many, a bias,
 /// another level. Other tensors may stand beside: inputs, where the prefix is empty, and the constants mean
 /// and std of the authors' normal distribution.
-inline void check_all_used(const SafetensorsReader& file, std::string_view prefix,
-                           const std::set<std::string>& names) {
+MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_view prefix,
+                                  const std::set<std::string>& names);
+
+#if defined(MEO_DEFINES_IO)
+
+MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_view prefix,
+                                  const std::set<std::string>& names) {
   for (const std::string& name : file.names()) {
     if (!name.starts_with(prefix) || names.contains(name)) continue;
     const std::string_view rest = std::string_view(name).substr(prefix.size());
@@ -57,6 +63,8 @@ inline void check_all_used(const SafetensorsReader& file, std::string_view prefi
       throw Error(file.file(), name, "is no parameter of what is loaded");
   }
 }
+
+#endif
 
 /// The most numbers that are held beside a layer while it is loaded.
 inline constexpr Index load_elements = 4096;
@@ -107,6 +115,13 @@ void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter&
                                 [part](Index first, std::span<Scalar> values) { part.read(first, values); });
   }
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                      \
+  instance void load_parts(const std::vector<TensorPart<Scalar>>&, const SafetensorsReader&, \
+                           std::string_view, const LoadOptions&, std::set<std::string>);     \
+  instance void save_parts(const std::vector<TensorPart<Scalar>>&, SafetensorsWriter&);
+MEO_IO_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace detail
 

@@ -21,6 +21,7 @@
 #include <Eigen/Core>
 
 #include <meo/abi.hpp>
+#include <meo/compiled.hpp>
 #include <meo/finite.hpp>
 
 namespace meo::inline MEO_ABI::io {
@@ -300,10 +301,16 @@ std::size_t write_numbers(std::span<const S> numbers, std::byte* out) {
   return numbers.size();
 }
 
+/// read_numbers of a format, and write_numbers.
+template <Element S>
+using ReadNumbers = std::size_t (*)(const std::byte*, std::span<S>);
+template <Element S>
+using WriteNumbers = std::size_t (*)(std::span<const S>, std::byte*);
+
 /// read_numbers for a type that is not unknown; null if that are floats and S is an integer.
 template <Element S>
-auto reader_of(DType dtype) {
-  std::size_t (*read)(const std::byte*, std::span<S>) = nullptr;
+ReadNumbers<S> reader_of(DType dtype) {
+  ReadNumbers<S> read = nullptr;
   with_format(dtype, [&]<class Format>(Format) {
     if constexpr (HoldsIntegers<Format> || !Integer<S>) read = read_numbers<Format, S>;
   });
@@ -312,8 +319,8 @@ auto reader_of(DType dtype) {
 
 /// write_numbers; null if S is no integer and the type holds only those.
 template <Element S>
-auto writer_of(DType dtype) {
-  std::size_t (*write)(std::span<const S>, std::byte*) = nullptr;
+WriteNumbers<S> writer_of(DType dtype) {
+  WriteNumbers<S> write = nullptr;
   with_format(dtype, [&]<class Format>(Format) {
     if constexpr (!HoldsIntegers<Format> || Integer<S>) write = write_numbers<Format, S>;
   });
@@ -332,9 +339,24 @@ double largest_finite() {
 
 /// The place of the first number in the bytes that is not finite or beyond ±largest, and the number; nothing
 /// if there is none.
-inline std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
-                                                                 std::span<const std::byte> bytes,
-                                                                 double largest) {
+MEO_IO_INLINE std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
+                                                                        std::span<const std::byte> bytes,
+                                                                        double largest);
+
+/// By the bits as well.
+MEO_IO_INLINE const char* text_of_not_finite(const double& number);
+
+/// An integer that lies in the bytes.
+MEO_IO_INLINE std::string integer_text(DType dtype, const std::byte* bytes);
+
+/// The integers that a type holds.
+MEO_IO_INLINE std::string range_of(DType dtype);
+
+#if defined(MEO_DEFINES_IO)
+
+MEO_IO_INLINE std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
+                                                                        std::span<const std::byte> bytes,
+                                                                        double largest) {
   if (dtype == DType::BOOL) return std::nullopt;
   const auto read = reader_of<double>(dtype);
   const std::size_t element_size = size_of(dtype);
@@ -352,15 +374,13 @@ inline std::optional<std::pair<std::size_t, double>> first_unfit(DType dtype,
   return std::nullopt;
 }
 
-/// By the bits as well.
-inline const char* text_of_not_finite(const double& number) {
+MEO_IO_INLINE const char* text_of_not_finite(const double& number) {
   constexpr auto infinity = std::bit_cast<std::uint64_t>(std::numeric_limits<double>::infinity());
   const auto bits = std::bit_cast<std::uint64_t>(number);
   return bits == infinity ? "inf" : bits << 1 == infinity << 1 ? "-inf" : "nan";
 }
 
-/// An integer that lies in the bytes.
-inline std::string integer_text(DType dtype, const std::byte* bytes) {
+MEO_IO_INLINE std::string integer_text(DType dtype, const std::byte* bytes) {
   std::uint64_t number = 0;
   bool negative = false;
   with_format(dtype, [&]<class Format>(Format) {
@@ -373,14 +393,21 @@ inline std::string integer_text(DType dtype, const std::byte* bytes) {
   return negative ? std::to_string(static_cast<std::int64_t>(number)) : std::to_string(number);
 }
 
-/// The integers that a type holds.
-inline std::string range_of(DType dtype) {
+MEO_IO_INLINE std::string range_of(DType dtype) {
   if (dtype == DType::BOOL) return "0 to 1";
   const bool is_signed = to_string(dtype).front() == 'I';
   const std::uint64_t largest = ~std::uint64_t{0} >> (64 - 8 * size_of(dtype) + (is_signed ? 1 : 0));
   const std::int64_t smallest = is_signed ? -1 - static_cast<std::int64_t>(largest) : 0;
   return std::to_string(smallest) + " to " + std::to_string(largest);
 }
+
+#endif
+
+#define MEO_INSTANCES(instance, Scalar)                  \
+  instance ReadNumbers<Scalar> reader_of<Scalar>(DType); \
+  instance WriteNumbers<Scalar> writer_of<Scalar>(DType);
+MEO_IO_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace detail
 

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include <meo/abi.hpp>
+#include <meo/compiled.hpp>
 #include <meo/io/error.hpp>
 
 #if defined(_WIN32)
@@ -95,82 +96,99 @@ class OutputFile {
  public:
   /// Throws Error unless there is a regular file at the path, or nothing, and a file can be created beside
   /// it. Links are followed to where they lead, be there a file or not.
-  explicit OutputFile(const std::filesystem::path& path) : OutputFile(in_utf8(path), path) {
-    std::error_code error;
-    const auto old = std::filesystem::status(target_, error);
-    if (is_regular_file(old) && old.permissions() != std::filesystem::status(partial_, error).permissions()) {
-      std::filesystem::permissions(partial_, old.permissions(), error);
-      if (error) fail("cannot be given the permissions of the old file", error);
-    }
-  }
+  explicit OutputFile(const std::filesystem::path& path);
 
-  ~OutputFile() {
-    if (descriptor_ >= 0) close_file(descriptor_);
-    std::error_code ignored;
-    if (!partial_.empty()) std::filesystem::remove(partial_, ignored);
-  }
+  ~OutputFile();
 
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
   /// Throws Error if not all can be written.
-  void write(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const std::ptrdiff_t written = write_some(descriptor_, bytes);
-      if (written >= 0) bytes = bytes.subspan(static_cast<std::size_t>(written));
-      else if (errno != EINTR) fail("cannot be written", last_error());
-    }
-  }
+  void write(std::span<const std::byte> bytes);
 
   /// Takes the place of the old file, with its permissions. Throws Error, and has then replaced it only if it
   /// says so.
-  void commit() {
-    if (write_to_disk(descriptor_) < 0) fail("cannot be written to the disk", last_error());
-    if (close_file(std::exchange(descriptor_, -1)) < 0) fail("cannot be written", last_error());
-    std::error_code error;
-    std::filesystem::rename(partial_, target_, error);
-    if (error) fail("cannot be replaced", error);
-    partial_.clear();
-    if (write_names_to_disk(target_.parent_path()) < 0) {
-      fail("has been replaced, but its name cannot be written to the disk", last_error());
-    }
-  }
+  void commit();
 
  private:
-  OutputFile(std::string file, std::filesystem::path target) : file_(std::move(file)) {
-    std::error_code error;
-    const auto status = std::filesystem::status(target, error);
-    if (status.type() == std::filesystem::file_type::none) fail("cannot be written", error);
-    if (exists(status) && !is_regular_file(status)) throw Error(file_, "expected a regular file");
-    // Now no link leads in a circle.
-    while (is_symlink(std::filesystem::symlink_status(target, error))) {
-      target = target.parent_path() / std::filesystem::read_symlink(target, error);
-      if (error) fail("cannot be written", error);
-    }
-    if (target.filename().empty()) throw Error(file_, "expected the name of a file");
-    target_ = std::move(target);
-
-    // A name of its own, so that whoever writes the same file at the same time, or left such a file behind,
-    // does not matter.
-    auto number = static_cast<unsigned>(std::chrono::steady_clock::now().time_since_epoch().count());
-    do {
-      partial_ = target_;
-      partial_ += text_of({".partial-", number++});
-      descriptor_ = create_file(partial_);
-    } while (descriptor_ < 0 && errno == EEXIST);
-    if (descriptor_ < 0) fail("no file can be created beside it", last_error());
-  }
+  OutputFile(std::string file, std::filesystem::path target);
 
   static std::error_code last_error() { return {errno, std::generic_category()}; }
 
-  [[noreturn]] void fail(const char* what, std::error_code why) const {
-    throw Error(file_, text_of({what, ": ", why.message()}));
-  }
+  [[noreturn]] void fail(const char* what, std::error_code why) const;
 
   std::string file_;
   std::filesystem::path target_, partial_;
   int descriptor_ = -1;
 };
+
+#if defined(MEO_DEFINES_IO)
+
+MEO_IO_INLINE OutputFile::OutputFile(const std::filesystem::path& path) : OutputFile(in_utf8(path), path) {
+  std::error_code error;
+  const auto old = std::filesystem::status(target_, error);
+  if (is_regular_file(old) && old.permissions() != std::filesystem::status(partial_, error).permissions()) {
+    std::filesystem::permissions(partial_, old.permissions(), error);
+    if (error) fail("cannot be given the permissions of the old file", error);
+  }
+}
+
+MEO_IO_INLINE OutputFile::~OutputFile() {
+  if (descriptor_ >= 0) close_file(descriptor_);
+  std::error_code ignored;
+  if (!partial_.empty()) std::filesystem::remove(partial_, ignored);
+}
+
+MEO_IO_INLINE void OutputFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::ptrdiff_t written = write_some(descriptor_, bytes);
+    if (written >= 0) bytes = bytes.subspan(static_cast<std::size_t>(written));
+    else if (errno != EINTR) fail("cannot be written", last_error());
+  }
+}
+
+MEO_IO_INLINE void OutputFile::commit() {
+  if (write_to_disk(descriptor_) < 0) fail("cannot be written to the disk", last_error());
+  if (close_file(std::exchange(descriptor_, -1)) < 0) fail("cannot be written", last_error());
+  std::error_code error;
+  std::filesystem::rename(partial_, target_, error);
+  if (error) fail("cannot be replaced", error);
+  partial_.clear();
+  if (write_names_to_disk(target_.parent_path()) < 0) {
+    fail("has been replaced, but its name cannot be written to the disk", last_error());
+  }
+}
+
+MEO_IO_INLINE OutputFile::OutputFile(std::string file, std::filesystem::path target)
+    : file_(std::move(file)) {
+  std::error_code error;
+  const auto status = std::filesystem::status(target, error);
+  if (status.type() == std::filesystem::file_type::none) fail("cannot be written", error);
+  if (exists(status) && !is_regular_file(status)) throw Error(file_, "expected a regular file");
+  // Now no link leads in a circle.
+  while (is_symlink(std::filesystem::symlink_status(target, error))) {
+    target = target.parent_path() / std::filesystem::read_symlink(target, error);
+    if (error) fail("cannot be written", error);
+  }
+  if (target.filename().empty()) throw Error(file_, "expected the name of a file");
+  target_ = std::move(target);
+
+  // A name of its own, so that whoever writes the same file at the same time, or left such a file behind,
+  // does not matter.
+  auto number = static_cast<unsigned>(std::chrono::steady_clock::now().time_since_epoch().count());
+  do {
+    partial_ = target_;
+    partial_ += text_of({".partial-", number++});
+    descriptor_ = create_file(partial_);
+  } while (descriptor_ < 0 && errno == EEXIST);
+  if (descriptor_ < 0) fail("no file can be created beside it", last_error());
+}
+
+MEO_IO_INLINE void OutputFile::fail(const char* what, std::error_code why) const {
+  throw Error(file_, text_of({what, ": ", why.message()}));
+}
+
+#endif
 
 }  // namespace detail
 

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
@@ -28,12 +29,7 @@ class TensorPart {
   using Write = std::function<void(Index row, Index col, std::span<const Scalar> values)>;
 
   /// write: none for a layer that is const.
-  TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write)
-      : name_(std::move(name)),
-        shape_(std::move(shape)),
-        cols_(cols),
-        read_(std::move(read)),
-        write_(std::move(write)) {}
+  TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write);
 
   const std::string& name() const { return name_; }
   const std::vector<Index>& shape() const { return shape_; }
@@ -44,8 +40,8 @@ class TensorPart {
   }
 
   /// values.size() values from place `first` on, in row-major order.
-  void read(Index first, std::span<Scalar> values) const { for_rows(first, values, read_); }
-  void write(Index first, std::span<const Scalar> values) const { for_rows(first, values, write_); }
+  void read(Index first, std::span<Scalar> values) const;
+  void write(Index first, std::span<const Scalar> values) const;
 
  private:
   template <class Value, class Function>
@@ -66,6 +62,24 @@ class TensorPart {
   Write write_;
 };
 
+template <class Scalar>
+TensorPart<Scalar>::TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write)
+    : name_(std::move(name)),
+      shape_(std::move(shape)),
+      cols_(cols),
+      read_(std::move(read)),
+      write_(std::move(write)) {}
+
+template <class Scalar>
+void TensorPart<Scalar>::read(Index first, std::span<Scalar> values) const {
+  for_rows(first, values, read_);
+}
+
+template <class Scalar>
+void TensorPart<Scalar>::write(Index first, std::span<const Scalar> values) const {
+  for_rows(first, values, write_);
+}
+
 /// Names the tensors of the parts that a visit of a layer names: calls take(name, shape, cols, bank, access)
 /// for one after another, where access(bank, row, col, values, access to a bank) reads or writes a piece of a
 /// row of the tensor, which has `cols` columns. stacks_experts: all experts are one tensor.
@@ -78,63 +92,82 @@ class TensorNamer {
   /// W (out × in) and b under a projection's name.
   template <class LinearType>
   requires std::same_as<std::remove_const_t<LinearType>, Linear<Scalar>>
-  void operator()(std::string_view name, LinearType& linear) const {
-    name_expert(std::string(name) + ".", linear.bank(), 0);
-  }
+  void operator()(std::string_view name, LinearType& linear) const;
 
   /// in × out.
   template <class LinearType>
-  void operator()(std::string_view name, const TurnedWeight<LinearType>& turned) const {
-    const Index in = turned.in_features(), out = turned.out_features();
-    take_(prefix_ + std::string(name), {in, out}, out, turned.linear().bank(),
-          [](auto& bank, Index row, Index col, auto values, auto access) {
-            for (std::size_t i = 0; i < values.size(); ++i)
-              access.row(bank, 0, col + static_cast<Index>(i), row, values.subspan(i, 1));
-          });
-  }
+  void operator()(std::string_view name, const TurnedWeight<LinearType>& turned) const;
 
   /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`.
   template <class Bank>
   requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
-  void operator()(std::string_view name, Bank& experts) const {
-    const Index count = experts.num_experts(), out = experts.out_features(), in = experts.in_features();
-    if (!stacks_experts_) {
-      for (Index expert = 0; expert < count; ++expert)
-        name_expert(std::string(name) + "." + std::to_string(expert) + ".dense.", experts, expert);
-      return;
-    }
-    const std::string beside =
-        prefix_ + std::string(name.substr(0, name.size() - std::string_view("experts").size()));
-    take_(beside + "weight", {count, out, in}, in, experts,
-          [out](auto& bank, Index row, Index col, auto values, auto access) {
-            access.row(bank, row / out, row % out, col, values);
-          });
-    if (!experts.has_bias()) return;
-    take_(beside + "bias", {count, out}, out, experts,
-          [](auto& bank, Index row, Index col, auto values, auto access) {
-            access.bias(bank, row, col, values);
-          });
-  }
+  void operator()(std::string_view name, Bank& experts) const;
 
  private:
   template <class Bank>
-  void name_expert(const std::string& name, Bank& experts, Index expert) const {
-    const Index out = experts.out_features(), in = experts.in_features();
-    take_(prefix_ + name + "weight", {out, in}, in, experts,
-          [expert](auto& bank, Index row, Index col, auto values, auto access) {
-            access.row(bank, expert, row, col, values);
-          });
-    if (!experts.has_bias()) return;
-    take_(prefix_ + name + "bias", {out}, out, experts,
-          [expert](auto& bank, Index, Index col, auto values, auto access) {
-            access.bias(bank, expert, col, values);
-          });
-  }
+  void name_expert(const std::string& name, Bank& experts, Index expert) const;
 
   std::string prefix_;
   bool stacks_experts_;
   const Take& take_;
 };
+
+template <class Scalar, class Take>
+template <class LinearType>
+requires std::same_as<std::remove_const_t<LinearType>, Linear<Scalar>>
+void TensorNamer<Scalar, Take>::operator()(std::string_view name, LinearType& linear) const {
+  name_expert(std::string(name) + ".", linear.bank(), 0);
+}
+
+template <class Scalar, class Take>
+template <class LinearType>
+void TensorNamer<Scalar, Take>::operator()(std::string_view name,
+                                           const TurnedWeight<LinearType>& turned) const {
+  const Index in = turned.in_features(), out = turned.out_features();
+  take_(prefix_ + std::string(name), {in, out}, out, turned.linear().bank(),
+        [](auto& bank, Index row, Index col, auto values, auto access) {
+          for (std::size_t i = 0; i < values.size(); ++i)
+            access.row(bank, 0, col + static_cast<Index>(i), row, values.subspan(i, 1));
+        });
+}
+
+template <class Scalar, class Take>
+template <class Bank>
+requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
+void TensorNamer<Scalar, Take>::operator()(std::string_view name, Bank& experts) const {
+  const Index count = experts.num_experts(), out = experts.out_features(), in = experts.in_features();
+  if (!stacks_experts_) {
+    for (Index expert = 0; expert < count; ++expert)
+      name_expert(std::string(name) + "." + std::to_string(expert) + ".dense.", experts, expert);
+    return;
+  }
+  const std::string beside =
+      prefix_ + std::string(name.substr(0, name.size() - std::string_view("experts").size()));
+  take_(beside + "weight", {count, out, in}, in, experts,
+        [out](auto& bank, Index row, Index col, auto values, auto access) {
+          access.row(bank, row / out, row % out, col, values);
+        });
+  if (!experts.has_bias()) return;
+  take_(beside + "bias", {count, out}, out, experts,
+        [](auto& bank, Index row, Index col, auto values, auto access) {
+          access.bias(bank, row, col, values);
+        });
+}
+
+template <class Scalar, class Take>
+template <class Bank>
+void TensorNamer<Scalar, Take>::name_expert(const std::string& name, Bank& experts, Index expert) const {
+  const Index out = experts.out_features(), in = experts.in_features();
+  take_(prefix_ + name + "weight", {out, in}, in, experts,
+        [expert](auto& bank, Index row, Index col, auto values, auto access) {
+          access.row(bank, expert, row, col, values);
+        });
+  if (!experts.has_bias()) return;
+  take_(prefix_ + name + "bias", {out}, out, experts,
+        [expert](auto& bank, Index, Index col, auto values, auto access) {
+          access.bias(bank, expert, col, values);
+        });
+}
 
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`. take: see TensorNamer.
 template <class Layer, class Take>
@@ -197,5 +230,22 @@ auto tensor_parts(Layer& layer, std::string_view prefix) {
   name_tensors(layer, prefix, CollectParts<typename Layer::Scalar>(parts));
   return parts;
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                      \
+  instance class TensorPart<Scalar>;                                                                         \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, Linear<Scalar>&)     \
+      const;                                                                                                 \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \
+                                                                      const Linear<Scalar>&) const;          \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedWeight<Linear<Scalar>>&) const;                                          \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedWeight<const Linear<Scalar>>&) const;                                    \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, ExpertBank<Scalar>&) \
+      const;                                                                                                 \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \
+                                                                      const ExpertBank<Scalar>&) const;
+MEO_IO_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::io::detail

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
@@ -45,5 +46,11 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Ro
     }
   });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                 \
+  instance void dense_product(const PanelBank<Scalar, const Scalar>&, Index, Rows<const Scalar>, Index, \
+                              Rows<Scalar>, const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

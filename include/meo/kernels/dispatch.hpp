@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/pairs.hpp>
 #include <meo/types.hpp>
 
@@ -72,5 +73,11 @@ void dispatch_tokens(const Pairs<Scalar>& pairs, Index num_experts, std::span<co
     served = 1;
   }
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                 \
+  instance void dispatch_tokens(const Pairs<Scalar>&, Index, std::span<const Index>, Dispatch<Scalar>&, \
+                                const unsigned char*);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

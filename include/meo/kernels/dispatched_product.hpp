@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
@@ -139,5 +140,15 @@ void combined_product(const PanelBank<Scalar, const Scalar>& bank, Index expert,
   for_panels(dispatched, bank, expert,
              [&](ExpertPanels at, PrefetchQueue& ahead) { dispatched.combine(at, x, y, ahead); });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                  \
+  instance void dispatched_product(const PanelBank<Scalar, const Scalar>&, const Dispatch<Scalar>&,      \
+                                   Rows<const Scalar>, Rows<Scalar>);                                    \
+  instance void gathered_product(const PanelBank<Scalar, const Scalar>&, Index, const Dispatch<Scalar>&, \
+                                 Rows<const Scalar>, Rows<Scalar>);                                      \
+  instance void combined_product(const PanelBank<Scalar, const Scalar>&, Index, const Dispatch<Scalar>&, \
+                                 Rows<const Scalar>, Rows<Scalar>);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

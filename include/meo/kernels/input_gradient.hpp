@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
@@ -129,5 +130,11 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, R
     }
   });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                  \
+  instance void input_gradient(const PanelBank<Scalar, const Scalar>&, Index, Rows<const Scalar>, Index, \
+                               bool, Rows<Scalar>, Scratch<Scalar>, const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/pairs.hpp>
 #include <meo/types.hpp>
 
@@ -111,5 +112,11 @@ void plan_merges(const Pairs<Scalar>& pairs, std::span<const Index> offsets, Mer
   }
   plan.finish_merges();
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                       \
+  instance void plan_merges(const Pairs<Scalar>&, std::span<const Index>, MergePlan<Scalar>&, \
+                            const unsigned char*);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

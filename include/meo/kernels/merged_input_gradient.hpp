@@ -12,6 +12,7 @@
 #include <array>
 #include <span>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/input_gradient.hpp>
 #include <meo/kernels/merge_plan.hpp>
@@ -181,5 +182,12 @@ void merged_input_gradient(const PanelBank<Scalar, const Scalar>& bank, const Me
         .run();
   });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                 \
+  instance void merged_input_gradient(const PanelBank<Scalar, const Scalar>&, const MergePlan<Scalar>&, \
+                                      std::span<const Index>, Rows<const Scalar>, Rows<Scalar>,         \
+                                      Scratch<Scalar>, const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

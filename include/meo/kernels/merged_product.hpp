@@ -15,6 +15,7 @@
 #include <array>
 #include <span>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/panel.hpp>
@@ -263,5 +264,12 @@ void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePla
         .run();
   });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                   \
+  instance void merged_product(const PanelBank<Scalar, const Scalar>&, const MergePlan<Scalar>&,          \
+                               std::span<const Index>, Rows<const Scalar>, Rows<Scalar>, Scratch<Scalar>, \
+                               const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

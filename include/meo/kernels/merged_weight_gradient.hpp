@@ -21,6 +21,7 @@
 #include <array>
 #include <span>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merge_plan.hpp>
 #include <meo/kernels/panel.hpp>
@@ -310,5 +311,13 @@ void merged_weight_gradient(const PanelBank<Scalar, const Scalar>& bank, const P
     products[i] = static_cast<Scalar>(product);
   }
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                      \
+  instance void merged_weight_gradient(const PanelBank<Scalar, const Scalar>&, const PanelBank<Scalar>&,     \
+                                       const MergePlan<Scalar>&, std::span<const Index>, Rows<const Scalar>, \
+                                       Rows<const Scalar>, Scalar*,                                          \
+                                       const MergedWeightGradientMemory<Scalar>&, const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

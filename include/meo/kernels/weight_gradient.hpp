@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
@@ -156,5 +157,11 @@ void weight_gradient(const PanelBank<Scalar>& gradients, Index expert, Rows<cons
         .run(begin, end);
   });
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                                  \
+  instance void weight_gradient(const PanelBank<Scalar>&, Index, Rows<const Scalar>, Rows<const Scalar>, \
+                                Index, Scratch<Scalar>, const Blocks&);
+MEO_KERNEL_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

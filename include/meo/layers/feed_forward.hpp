@@ -15,13 +15,17 @@
 #include <utility>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
+#include <meo/experts/any_activation.hpp>
 #include <meo/experts/growing_matrix.hpp>
 #include <meo/layers/context.hpp>
 #include <meo/layers/forward_record.hpp>
 #include <meo/layers/layer_options.hpp>
+#include <meo/layers/meo_layer.hpp>
 #include <meo/layers/mixture_layer.hpp>
+#include <meo/layers/moe_layer.hpp>
 #include <meo/layers/reject_forward.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/mixing/block_mixer.hpp>
@@ -149,15 +153,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                 "meo: Activation must be callable as Scalar(Scalar) const");
 
   /// All parameters zero. Throws std::invalid_argument for options that make no block.
-  explicit FeedForward(const FeedForwardOptions& options, Activation activation = {})
-      : options_(checked(options)),
-        activation_(std::move(activation)),
-        up_(projection(options, options.features, options.hidden_features, true)),
-        down_(projection(options, options.hidden_features, options.features, false)) {
-    options_.num_experts = up_.num_experts();
-    if (options.gated)
-      gate_up_.emplace(projection(options, options.features, options.hidden_features, false));
-  }
+  explicit FeedForward(const FeedForwardOptions& options, Activation activation = {});
 
   const FeedForwardOptions& options() const { return options_; }
   const Activation& activation() const { return activation_; }
@@ -224,30 +220,17 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
 
   /// Every gate of the block reads the same inputs: a noise matrix serves each of them, a generator is drawn
   /// from in the order up, gate_up, down.
-  FeedForwardOutput<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
-    FeedForwardWorkspace<Scalar> workspace;
-    FeedForwardOutput<Scalar> output;
-    output.y.resize(x.rows(), options_.features);
-    output.loss = forward(x, inputs, output.y, workspace);
-    output.up = std::move(workspace.up.routing);
-    output.gate_up = std::move(workspace.gate_up.routing);
-    output.down = std::move(workspace.down.routing);
-    return output;
-  }
+  FeedForwardOutput<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const;
 
   /// y: T × D; what it holds is overwritten. Returns the loss; routings and hidden activations stay in the
   /// workspace. Throws std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow.
   /// If it throws, y is untouched.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                 FeedForwardWorkspace<Scalar>& workspace) const {
-    return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), workspace), workspace);
-  }
+                 FeedForwardWorkspace<Scalar>& workspace) const;
 
   /// The same, and `context` then holds what backward needs.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                 FeedForwardContext<Scalar>& context) const {
-    return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), context), context);
-  }
+                 FeedForwardContext<Scalar>& context) const;
 
   /// The whole block with one routing from elsewhere, be there a router or not: any Assignment of
   /// up().gated_rows rows. A row without pairs gives zeros. See MixtureLayer::forward_routed, also for what
@@ -255,14 +238,10 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   /// block.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
-                      FeedForwardWorkspace<Scalar>& workspace) const {
-    run(x, inputs, &routing, y, reserve_hidden(x.rows(), workspace), workspace);
-  }
+                      FeedForwardWorkspace<Scalar>& workspace) const;
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
-                      FeedForwardContext<Scalar>& context) const {
-    run(x, inputs, &routing, y, reserve_hidden(x.rows(), context), context);
-  }
+                      FeedForwardContext<Scalar>& context) const;
 
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// D), and d_loss, that of the loss. Adds those of the parameters to `gradients`, a block of the same
@@ -272,20 +251,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   /// to grow. Activation needs a member `derivative`.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
-                MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const {
-    check_gradients(x, dy, gradients, dx);
-    const detail::Offsets offsets = up_.check(x, inputs);
-    check_context(offsets, inputs, nullptr, context);
-    reserve_gradients(x.rows(), context);
-    if (!options_.shared_gate) {
-      backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
-    } else {
-      std::vector<Scalar>& d_weights = gradient_memory_of(context).weights;
-      d_weights.assign(context.up.routing.weights.size(), Scalar(0));
-      backward_shared(x, offsets, inputs, nullptr, context, dy, gradients, dx, d_loss, d_weights);
-    }
-    if (options_.routing.level == Level::task) collect_embeddings_gradient(inputs, context);
-  }
+                MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const;
 
   /// Gradients of forward_routed(x, inputs, routing, y, context), which left `context`, by the same routing:
   /// for dy, T × D, adds those of the projections to `gradients`, a block of the same options but not this
@@ -295,16 +261,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, FeedForwardContext<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
-                       std::span<Scalar> d_weights) const {
-    check_gradients(x, dy, gradients, dx);
-    const detail::Offsets offsets = up_.check(x, inputs);
-    check_routing(routing, offsets);
-    detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ",
-                    routing.weights.size(), " values, got ", d_weights.size());
-    check_context(offsets, inputs, &routing, context);
-    reserve_gradients(x.rows(), context);
-    backward_shared(x, offsets, inputs, &routing, context, dy, gradients, dx, Scalar(0), d_weights);
-  }
+                       std::span<Scalar> d_weights) const;
 
  private:
   using Hidden = detail::Hidden<Scalar>;
@@ -365,51 +322,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   }
 
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
-                       const FeedForward& gradients, const MatrixRef<Scalar>& dx) const {
-    static_assert(
-        requires(const Activation& f, const Scalar& value) {
-          { f.derivative(value) } -> std::convertible_to<Scalar>;
-        },
-        "meo: backward needs an Activation with a member Scalar derivative(Scalar) const");
-    detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
-                    " columns, got ", x.cols());
-    detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
-    detail::require_shape(dx, x.rows(), options_.features, "dx (rows of x by features)");
-    detail::require(gradients.options() == options_, "gradients: expected a block of the same options");
-    detail::require(&gradients != this, "gradients: expected another block, got the one itself");
-    require_not_empty("block");
-    gradients.require_not_empty("gradients");
-    detail::require_apart<Scalar>(dx, "dx", x, "x");
-    detail::require_apart<Scalar>(dx, "dx", dy, "dy");
-  }
+                       const FeedForward& gradients, const MatrixRef<Scalar>& dx) const;
 
   /// Throws unless `context` has what this block's forward leaves of such a batch. routing: from elsewhere,
   /// or null for that of the block's own gates.
   void check_context(const detail::Offsets& offsets, const Inputs<Scalar>& inputs,
-                     const Assignment<Scalar>* routing, const FeedForwardContext<Scalar>& context) const {
-    if (mixes_blocks()) {
-      if (routing == nullptr) up_.router().check(offsets.num_sequences(), inputs);
-      const detail::Offsets descriptions = detail::description_offsets(inputs);
-      memory_of(context).last_forward.check(identity(), routing == nullptr, offsets,
-                                            descriptions_seen(routing, descriptions),
-                                            detail::task_of(inputs));
-      if (routing == nullptr) up_.check_decision(offsets, context.up.routing);
-      return;
-    }
-    const auto check_layer = [&](const Layer& layer, bool has_gate, const Context<Scalar>& left) {
-      if (has_gate) layer.check_context(offsets, inputs, left);
-      else layer.check_routed_context(offsets, left);
-    };
-    const bool separate = !options_.shared_gate;
-    check_layer(up_, routing == nullptr, context.up);
-    if (gate_up_) check_layer(*gate_up_, separate, context.gate_up);
-    check_layer(down_, separate, context.down);
-    const std::span<const Index> tokens = offsets;
-    const Index size = tokens.back() * options_.hidden_features;
-    check_left(gradient_memory_of(context).pre_activation, size, "of pre-activations");
-    check_left(memory_of(context).hidden, size, "of hidden activations");
-    if (gate_up_) check_left(memory_of(context).gate_hidden, size, "of gate_up");
-  }
+                     const Assignment<Scalar>* routing, const FeedForwardContext<Scalar>& context) const;
 
   /// Throws unless a buffer of the context has `count` values at least.
   static void check_left(const detail::AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
@@ -637,5 +555,154 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   Layer down_;
   std::optional<Layer> gate_up_;
 };
+
+template <class LayerType, class Activation>
+FeedForward<LayerType, Activation>::FeedForward(const FeedForwardOptions& options, Activation activation)
+    : options_(checked(options)),
+      activation_(std::move(activation)),
+      up_(projection(options, options.features, options.hidden_features, true)),
+      down_(projection(options, options.hidden_features, options.features, false)) {
+  options_.num_experts = up_.num_experts();
+  if (options.gated) gate_up_.emplace(projection(options, options.features, options.hidden_features, false));
+}
+
+template <class LayerType, class Activation>
+auto FeedForward<LayerType, Activation>::forward(const ConstMatrixRef<Scalar>& x,
+                                                 const Inputs<Scalar>& inputs) const
+    -> FeedForwardOutput<Scalar> {
+  FeedForwardWorkspace<Scalar> workspace;
+  FeedForwardOutput<Scalar> output;
+  output.y.resize(x.rows(), options_.features);
+  output.loss = forward(x, inputs, output.y, workspace);
+  output.up = std::move(workspace.up.routing);
+  output.gate_up = std::move(workspace.gate_up.routing);
+  output.down = std::move(workspace.down.routing);
+  return output;
+}
+
+template <class LayerType, class Activation>
+auto FeedForward<LayerType, Activation>::forward(const ConstMatrixRef<Scalar>& x,
+                                                 const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                                                 FeedForwardWorkspace<Scalar>& workspace) const -> Scalar {
+  return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), workspace), workspace);
+}
+
+template <class LayerType, class Activation>
+auto FeedForward<LayerType, Activation>::forward(const ConstMatrixRef<Scalar>& x,
+                                                 const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                                                 FeedForwardContext<Scalar>& context) const -> Scalar {
+  return run(x, inputs, nullptr, y, reserve_hidden(x.rows(), context), context);
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::forward_routed(const ConstMatrixRef<Scalar>& x,
+                                                        const Inputs<Scalar>& inputs,
+                                                        const Assignment<Scalar>& routing,
+                                                        MatrixRef<Scalar> y,
+                                                        FeedForwardWorkspace<Scalar>& workspace) const {
+  run(x, inputs, &routing, y, reserve_hidden(x.rows(), workspace), workspace);
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::forward_routed(const ConstMatrixRef<Scalar>& x,
+                                                        const Inputs<Scalar>& inputs,
+                                                        const Assignment<Scalar>& routing,
+                                                        MatrixRef<Scalar> y,
+                                                        FeedForwardContext<Scalar>& context) const {
+  run(x, inputs, &routing, y, reserve_hidden(x.rows(), context), context);
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::backward(const ConstMatrixRef<Scalar>& x,
+                                                  const Inputs<Scalar>& inputs,
+                                                  FeedForwardContext<Scalar>& context,
+                                                  const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
+                                                  MatrixRef<Scalar> dx, const Scalar& d_loss) const {
+  check_gradients(x, dy, gradients, dx);
+  const detail::Offsets offsets = up_.check(x, inputs);
+  check_context(offsets, inputs, nullptr, context);
+  reserve_gradients(x.rows(), context);
+  if (!options_.shared_gate) {
+    backward_separately(x, inputs, context, dy, gradients, dx, d_loss);
+  } else {
+    std::vector<Scalar>& d_weights = gradient_memory_of(context).weights;
+    d_weights.assign(context.up.routing.weights.size(), Scalar(0));
+    backward_shared(x, offsets, inputs, nullptr, context, dy, gradients, dx, d_loss, d_weights);
+  }
+  if (options_.routing.level == Level::task) collect_embeddings_gradient(inputs, context);
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::backward_routed(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, const Assignment<Scalar>& routing,
+    FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
+    MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const {
+  check_gradients(x, dy, gradients, dx);
+  const detail::Offsets offsets = up_.check(x, inputs);
+  check_routing(routing, offsets);
+  detail::require(d_weights.size() == routing.weights.size(), "d_weights: expected ", routing.weights.size(),
+                  " values, got ", d_weights.size());
+  check_context(offsets, inputs, &routing, context);
+  reserve_gradients(x.rows(), context);
+  backward_shared(x, offsets, inputs, &routing, context, dy, gradients, dx, Scalar(0), d_weights);
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::check_gradients(const ConstMatrixRef<Scalar>& x,
+                                                         const ConstMatrixRef<Scalar>& dy,
+                                                         const FeedForward& gradients,
+                                                         const MatrixRef<Scalar>& dx) const {
+  static_assert(
+      requires(const Activation& f, const Scalar& value) {
+        { f.derivative(value) } -> std::convertible_to<Scalar>;
+      },
+      "meo: backward needs an Activation with a member Scalar derivative(Scalar) const");
+  detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
+                  " columns, got ", x.cols());
+  detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
+  detail::require_shape(dx, x.rows(), options_.features, "dx (rows of x by features)");
+  detail::require(gradients.options() == options_, "gradients: expected a block of the same options");
+  detail::require(&gradients != this, "gradients: expected another block, got the one itself");
+  require_not_empty("block");
+  gradients.require_not_empty("gradients");
+  detail::require_apart<Scalar>(dx, "dx", x, "x");
+  detail::require_apart<Scalar>(dx, "dx", dy, "dy");
+}
+
+template <class LayerType, class Activation>
+void FeedForward<LayerType, Activation>::check_context(const detail::Offsets& offsets,
+                                                       const Inputs<Scalar>& inputs,
+                                                       const Assignment<Scalar>* routing,
+                                                       const FeedForwardContext<Scalar>& context) const {
+  if (mixes_blocks()) {
+    if (routing == nullptr) up_.router().check(offsets.num_sequences(), inputs);
+    const detail::Offsets descriptions = detail::description_offsets(inputs);
+    memory_of(context).last_forward.check(identity(), routing == nullptr, offsets,
+                                          descriptions_seen(routing, descriptions), detail::task_of(inputs));
+    if (routing == nullptr) up_.check_decision(offsets, context.up.routing);
+    return;
+  }
+  const auto check_layer = [&](const Layer& layer, bool has_gate, const Context<Scalar>& left) {
+    if (has_gate) layer.check_context(offsets, inputs, left);
+    else layer.check_routed_context(offsets, left);
+  };
+  const bool separate = !options_.shared_gate;
+  check_layer(up_, routing == nullptr, context.up);
+  if (gate_up_) check_layer(*gate_up_, separate, context.gate_up);
+  check_layer(down_, separate, context.down);
+  const std::span<const Index> tokens = offsets;
+  const Index size = tokens.back() * options_.hidden_features;
+  check_left(gradient_memory_of(context).pre_activation, size, "of pre-activations");
+  check_left(memory_of(context).hidden, size, "of hidden activations");
+  if (gate_up_) check_left(memory_of(context).gate_hidden, size, "of gate_up");
+}
+
+#define MEO_INSTANCES(instance, Scalar)                        \
+  instance class FeedForward<MoeLayer<Scalar>, Gelu>;          \
+  instance class FeedForward<MoeLayer<Scalar>, AnyActivation>; \
+  instance class FeedForward<MeoLayer<Scalar>, Gelu>;          \
+  instance class FeedForward<MeoLayer<Scalar>, AnyActivation>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

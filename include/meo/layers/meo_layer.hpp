@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include <meo/compiled.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/mixture_layer.hpp>
 #include <meo/mixing/merge_mixer.hpp>
@@ -35,5 +36,9 @@ struct Meo {
 /// instead; see LayerOptions::merge_order.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 using MeoLayer = MixtureLayer<Scalar, NumExperts, Meo>;
+
+#define MEO_INSTANCES(instance, Scalar) instance class MixtureLayer<Scalar, Eigen::Dynamic, Meo>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

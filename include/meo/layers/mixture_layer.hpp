@@ -56,17 +56,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   static constexpr int num_experts_at_compile_time = NumExperts;
 
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
-  explicit MixtureLayer(const LayerOptions& options)
-      : options_(detail::checked_options<Scalar, NumExperts>(options)),
-        experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias) {
-    const RoutingOptions& routing = options_.routing;
-    if (options_.has_router)
-      router_.emplace(routing, options_.in_features, options_.num_experts, options_.top_k);
-    if (Kind::has_token_attention && routing.level == Level::token) {
-      token_attention_.emplace(options_.in_features,
-                               detail::reduced_features(options_.in_features, routing.reduce_factor));
-    }
-  }
+  explicit MixtureLayer(const LayerOptions& options);
 
   const LayerOptions& options() const { return options_; }
   Index in_features() const { return options_.in_features; }
@@ -147,14 +137,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// To compute with, not to train from: with zero gates every row selects the experts 0 … K − 1 with equal
   /// weights, and between equal experts the gate's gradient is 0. So these K get the same updates for ever,
   /// and the others none. Training needs Inputs::noise, or the start values below.
-  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias) {
-    check_dense(weight, &bias);
-    copy_to_experts(weight, &bias);
-  }
-  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight) {
-    check_dense(weight, nullptr);
-    copy_to_experts(weight, nullptr);
-  }
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias);
+  void initialize_from_dense(const ConstMatrixRef<Scalar>& weight);
 
   /// The same for training: rows select different experts, which part from the first step on. Draws in the
   /// order of initialize: what sets the experts apart, W_g, the task projection, V and v; see Upcycling.
@@ -211,44 +195,17 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     return forward(x, Inputs<Scalar>{.sequences = &sequences});
   }
 
-  Output<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
-    Workspace<Scalar> workspace;
-    Output<Scalar> output;
-    output.y.resize(x.rows(), out_features());
-    forward(x, inputs, output.y, workspace);
-    output.routing = std::move(workspace.routing);
-    return output;
-  }
+  Output<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const;
 
   /// x: T × D; y: T × F; what it holds is overwritten. Returns workspace.routing. Throws
   /// std::invalid_argument if y overlaps x. Allocates only where the workspace has to grow. If it throws, y
   /// is untouched.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                                 MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
-    auto& memory = memory_of(workspace);
-    const detail::Offsets offsets = begin(x, inputs, memory);
-    require_router();
-    check_output(x, y);
-    const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
-    const MatrixView<Scalar> attended = attend(x, memory);
-    router_->route(options_.routing.gate_before_attention ? MatrixView<Scalar>(x) : attended, rows, inputs,
-                   workspace.routing, memory.router);
-    mixer().forward({experts_, workspace.routing, rows.governed}, attended, y, memory.mixing);
-    finish(offsets, inputs, true, memory);
-    return workspace.routing;
-  }
+                                 MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const;
 
   /// The gate alone, with the token attention that it sees. Returns workspace.routing.
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                               Workspace<Scalar>& workspace) const {
-    auto& memory = memory_of(workspace);
-    const detail::Offsets offsets = begin(x, inputs, memory);
-    require_router();
-    const bool sees_attention = !options_.routing.gate_before_attention;
-    router_->route(sees_attention ? attend(x, memory) : MatrixView<Scalar>(x),
-                   gate_rows(offsets, memory.gate_rows), inputs, workspace.routing, memory.router);
-    return workspace.routing;
-  }
+                               Workspace<Scalar>& workspace) const;
 
   /// The experts, and token attention where there is some, with a routing from elsewhere, be there a router
   /// or not: any Assignment of gated_rows rows, one for each sequence, for each token of a MoeLayer at token
@@ -259,15 +216,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// overlaps x, and then y is untouched. Allocates only where the workspace has to grow.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
-                      Workspace<Scalar>& workspace) const {
-    auto& memory = memory_of(workspace);
-    const detail::Offsets offsets = begin(x, inputs, memory);
-    check_output(x, y);
-    routing.check(gated_rows(offsets), num_experts());
-    const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
-    mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
-    finish(offsets, inputs, false, memory);
-  }
+                      Workspace<Scalar>& workspace) const;
 
   /// Gradients of forward(x, inputs, y, context), of which `context` is left: for dy, the gradient of y (T ×
   /// F), and d_loss, that of the balance loss. Adds those of the parameters to `gradients`, a layer of the
@@ -277,22 +226,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// to grow.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
                 const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss = Scalar(1)) const {
-    const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
-    gradient_memory_of(context).weights.assign(context.routing.weights.size(), Scalar(0));
-    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-  }
+                const Scalar& d_loss = Scalar(1)) const;
 
   /// The same where other layers have used the gate's decision as well: d_weights is what they make of the
   /// gradient of its weights, one for each pair, in the order of context.routing.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
                 const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss, std::span<const Scalar> d_weights) const {
-    const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
-    check_weights_gradient(context.routing, d_weights);
-    gradient_memory_of(context).weights.assign(d_weights.begin(), d_weights.end());
-    backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
-  }
+                const Scalar& d_loss, std::span<const Scalar> d_weights) const;
 
   /// Gradients of forward_routed(x, inputs, routing, y, context), of which `context` is left; that the
   /// routing is the same is up to the caller, as it is of x. For dy, the gradient of y (T × F), adds those of
@@ -304,68 +244,22 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, Context<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
-                       std::span<Scalar> d_weights) const {
-    const detail::Offsets offsets = check(x, inputs);
-    routing.check(gated_rows(offsets), num_experts());
-    check_routed_context(offsets, context);
-    check_gradients(x, dy, gradients, dx);
-    check_weights_gradient(routing, d_weights);
-    const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
-    if (!token_attention_) {
-      backward_mixture(x, rows, routing, context, dy, gradients, dx, d_weights);
-      return;
-    }
-    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
-    backward_mixture(attended(x, context), rows, routing, context, dy, gradients, d_attended, d_weights);
-    backward_attention(x, context, d_attended, gradients, dx);
-  }
+                       std::span<Scalar> d_weights) const;
 
   /// Throws std::invalid_argument unless `context` has what this layer's forward leaves of a batch with these
   /// offsets.
   void check_context(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
-                     const Context<Scalar>& context) const {
-    const Index sequences = static_cast<Index>(offsets.size()) - 1;
-    router().check(sequences, inputs);
-    memory_of(context).last_forward.check(identity(), true, offsets,
-                                          gate_descriptions(true, detail::description_offsets(inputs)),
-                                          detail::task_of(inputs));
-    check_decision(offsets, context.routing);
-  }
+                     const Context<Scalar>& context) const;
 
   /// Throws std::invalid_argument unless `routing` is one that this layer's router may have made for a batch
   /// with these offsets. It is the caller's to read, and to change or move away.
-  void check_decision(std::span<const Index> offsets, const Routing<Scalar>& routing) const {
-    routing.check(gated_rows(offsets), num_experts());
-    detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
-                    ", got ", routing.top_k);
-    const auto experts = static_cast<std::size_t>(num_experts());
-    detail::require(routing.importance.size() == experts && routing.load.size() == experts,
-                    "routing: expected importance and load of ", experts, " experts, got ",
-                    routing.importance.size(), " and ", routing.load.size(), " values");
-  }
+  void check_decision(std::span<const Index> offsets, const Routing<Scalar>& routing) const;
 
   /// The same for what forward_routed leaves, and forward as well.
-  void check_routed_context(std::span<const Index> offsets, const Context<Scalar>& context) const {
-    memory_of(context).last_forward.check(identity(), false, offsets, {}, detail::task_of<Scalar>({}));
-  }
+  void check_routed_context(std::span<const Index> offsets, const Context<Scalar>& context) const;
 
   /// Throws std::invalid_argument unless x and the inputs fit this layer. The batch's offsets.
-  detail::Offsets check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
-    require_not_empty("layer");
-    detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
-                    x.cols());
-    const Level level = options_.routing.level;
-    if (level != Level::task) {
-      detail::require(
-          !inputs.task_embeddings && inputs.descriptions == nullptr && inputs.task_of_sequence.empty(),
-          "task_embeddings: expected none at ", to_string(level), " level, got some");
-    }
-    if (inputs.sequences != nullptr) {
-      detail::require(inputs.sequences->tokens() == x.rows(), "sequences: expected ", x.rows(),
-                      " tokens in all, as x has rows, got ", inputs.sequences->tokens());
-    }
-    return {inputs.sequences, x.rows()};
-  }
+  detail::Offsets check(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const;
 
  private:
   void require_not_empty(std::string_view name) const { detail::require_not_moved_from(empty(), name); }
@@ -397,28 +291,9 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   // Start values
 
   /// bias: null without one.
-  void check_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) const {
-    require_not_empty("layer");
-    if (bias == nullptr) {
-      detail::require(!options_.bias, "dense bias: expected ", out_features(),
-                      " values as bias = true, got none");
-    } else {
-      detail::require(options_.bias, "dense bias: expected none as bias = false, got ", bias->size(),
-                      " values");
-    }
-    detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
-    detail::require(bias == nullptr || bias->size() == out_features(), "dense bias: expected ",
-                    out_features(), " values, got ", bias == nullptr ? 0 : bias->size());
-  }
+  void check_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) const;
 
-  void copy_to_experts(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) {
-    for (Index expert = 0; expert < num_experts(); ++expert) {
-      experts_.set_weight(expert, weight);
-      if (bias != nullptr) experts_.set_bias(expert, *bias);
-    }
-    if (router_) router_->reset_gate();
-    if (token_attention_) token_attention_->reset();
-  }
+  void copy_to_experts(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias);
 
   template <class Generator>
   void spread_apart(const ConstMatrixRef<Scalar>& weight, Generator& rng, const Upcycling& upcycling) {
@@ -451,11 +326,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// has_gate: whether the layer's gate decided, on `inputs`.
   void finish(std::span<const Index> offsets, const Inputs<Scalar>& inputs, bool has_gate,
-              detail::LayerMemory<Scalar>& memory) const {
-    const detail::Offsets descriptions = detail::description_offsets(inputs);
-    memory.last_forward.set(identity(), has_gate, offsets, gate_descriptions(has_gate, descriptions),
-                            detail::task_of(inputs));
-  }
+              detail::LayerMemory<Scalar>& memory) const;
 
   /// The offsets of the descriptions that the gate has seen, if any.
   std::span<const Index> gate_descriptions(bool has_gate, const detail::Offsets& descriptions) const {
@@ -469,14 +340,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   }
 
   /// What the experts see: x + TokenAttention(x) where there is token attention, else x.
-  MatrixView<Scalar> attend(const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const {
-    if (!token_attention_) return x;
-    Scalar* const rows =
-        detail::reserve(memory.attention_rows, x.rows() * token_attention_->reduced_features());
-    Scalar* const attended = detail::reserve(memory.attended, x.rows() * x.cols());
-    token_attention_->apply(x, rows, attended);
-    return {attended, x.rows(), x.cols(), x.cols()};
-  }
+  MatrixView<Scalar> attend(const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const;
 
   // -------------------------------------------------------------------------------------------------------------
   // Backward
@@ -498,38 +362,12 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// Throws unless dy, dx and gradients fit x, and are apart from what is read.
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
-                       const MixtureLayer& gradients, const MatrixRef<Scalar>& dx) const {
-    detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
-    detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
-    detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
-    detail::require(&gradients != this, "gradients: expected another layer, got the one itself");
-    gradients.require_not_empty("gradients");
-    detail::require_apart<Scalar>(dx, "dx", x, "x");
-    detail::require_apart<Scalar>(dx, "dx", dy, "dy");
-  }
+                       const MixtureLayer& gradients, const MatrixRef<Scalar>& dx) const;
 
   /// Experts, gate and token attention, with what gradient_memory_of(context).weights holds already.
   void backward_all(const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients,
-                    MatrixRef<Scalar> dx, const Scalar& d_loss) const {
-    auto& memory = gradient_memory_of(context);
-    const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
-    const auto backward_router = [&](const MatrixView<Scalar>& seen, MatrixRef<Scalar> d_seen) {
-      router_->backward({seen, rows, inputs, context.routing, memory_of(context).router}, memory.weights,
-                        d_loss, *gradients.router_, d_seen, memory.router);
-    };
-    if (!token_attention_) {
-      backward_mixture(x, rows, context.routing, context, dy, gradients, dx, memory.weights);
-      backward_router(x, dx);
-      return;
-    }
-    const MatrixView<Scalar> seen = attended(x, context);
-    Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
-    backward_mixture(seen, rows, context.routing, context, dy, gradients, d_attended, memory.weights);
-    if (!options_.routing.gate_before_attention) backward_router(seen, d_attended);
-    backward_attention(x, context, d_attended, gradients, dx);
-    if (options_.routing.gate_before_attention) backward_router(x, dx);
-  }
+                    MatrixRef<Scalar> dx, const Scalar& d_loss) const;
 
   /// Through the experts: writes dx, adds to the experts' gradients and to d_weights.
   void backward_mixture(const MatrixView<Scalar>& x, const detail::GateRows& rows,
@@ -564,5 +402,270 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   std::optional<Router<Scalar, NumExperts>> router_;
   std::optional<TokenAttention<Scalar>> token_attention_;
 };
+
+template <class ScalarType, int NumExperts, class KindType>
+MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const LayerOptions& options)
+    : options_(detail::checked_options<Scalar, NumExperts>(options)),
+      experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias) {
+  const RoutingOptions& routing = options_.routing;
+  if (options_.has_router)
+    router_.emplace(routing, options_.in_features, options_.num_experts, options_.top_k);
+  if (Kind::has_token_attention && routing.level == Level::token) {
+    token_attention_.emplace(options_.in_features,
+                             detail::reduced_features(options_.in_features, routing.reduce_factor));
+  }
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::initialize_from_dense(
+    const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias) {
+  check_dense(weight, &bias);
+  copy_to_experts(weight, &bias);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::initialize_from_dense(
+    const ConstMatrixRef<Scalar>& weight) {
+  check_dense(weight, nullptr);
+  copy_to_experts(weight, nullptr);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                             const Inputs<Scalar>& inputs) const
+    -> Output<Scalar> {
+  Workspace<Scalar> workspace;
+  Output<Scalar> output;
+  output.y.resize(x.rows(), out_features());
+  forward(x, inputs, output.y, workspace);
+  output.routing = std::move(workspace.routing);
+  return output;
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                             const Inputs<Scalar>& inputs,
+                                                             MatrixRef<Scalar> y,
+                                                             Workspace<Scalar>& workspace) const
+    -> const Routing<Scalar>& {
+  auto& memory = memory_of(workspace);
+  const detail::Offsets offsets = begin(x, inputs, memory);
+  require_router();
+  check_output(x, y);
+  const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
+  const MatrixView<Scalar> attended = attend(x, memory);
+  router_->route(options_.routing.gate_before_attention ? MatrixView<Scalar>(x) : attended, rows, inputs,
+                 workspace.routing, memory.router);
+  mixer().forward({experts_, workspace.routing, rows.governed}, attended, y, memory.mixing);
+  finish(offsets, inputs, true, memory);
+  return workspace.routing;
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::route(const ConstMatrixRef<Scalar>& x,
+                                                           const Inputs<Scalar>& inputs,
+                                                           Workspace<Scalar>& workspace) const
+    -> const Routing<Scalar>& {
+  auto& memory = memory_of(workspace);
+  const detail::Offsets offsets = begin(x, inputs, memory);
+  require_router();
+  const bool sees_attention = !options_.routing.gate_before_attention;
+  router_->route(sees_attention ? attend(x, memory) : MatrixView<Scalar>(x),
+                 gate_rows(offsets, memory.gate_rows), inputs, workspace.routing, memory.router);
+  return workspace.routing;
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::forward_routed(const ConstMatrixRef<Scalar>& x,
+                                                                    const Inputs<Scalar>& inputs,
+                                                                    const Assignment<Scalar>& routing,
+                                                                    MatrixRef<Scalar> y,
+                                                                    Workspace<Scalar>& workspace) const {
+  auto& memory = memory_of(workspace);
+  const detail::Offsets offsets = begin(x, inputs, memory);
+  check_output(x, y);
+  routing.check(gated_rows(offsets), num_experts());
+  const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
+  mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
+  finish(offsets, inputs, false, memory);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::backward(const ConstMatrixRef<Scalar>& x,
+                                                              const Inputs<Scalar>& inputs,
+                                                              Context<Scalar>& context,
+                                                              const ConstMatrixRef<Scalar>& dy,
+                                                              MixtureLayer& gradients, MatrixRef<Scalar> dx,
+                                                              const Scalar& d_loss) const {
+  const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
+  gradient_memory_of(context).weights.assign(context.routing.weights.size(), Scalar(0));
+  backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::backward(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+    const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss,
+    std::span<const Scalar> d_weights) const {
+  const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
+  check_weights_gradient(context.routing, d_weights);
+  gradient_memory_of(context).weights.assign(d_weights.begin(), d_weights.end());
+  backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::backward_routed(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, const Assignment<Scalar>& routing,
+    Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
+    std::span<Scalar> d_weights) const {
+  const detail::Offsets offsets = check(x, inputs);
+  routing.check(gated_rows(offsets), num_experts());
+  check_routed_context(offsets, context);
+  check_gradients(x, dy, gradients, dx);
+  check_weights_gradient(routing, d_weights);
+  const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
+  if (!token_attention_) {
+    backward_mixture(x, rows, routing, context, dy, gradients, dx, d_weights);
+    return;
+  }
+  Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
+  backward_mixture(attended(x, context), rows, routing, context, dy, gradients, d_attended, d_weights);
+  backward_attention(x, context, d_attended, gradients, dx);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::check_context(std::span<const Index> offsets,
+                                                                   const Inputs<Scalar>& inputs,
+                                                                   const Context<Scalar>& context) const {
+  const Index sequences = static_cast<Index>(offsets.size()) - 1;
+  router().check(sequences, inputs);
+  memory_of(context).last_forward.check(identity(), true, offsets,
+                                        gate_descriptions(true, detail::description_offsets(inputs)),
+                                        detail::task_of(inputs));
+  check_decision(offsets, context.routing);
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::check_decision(std::span<const Index> offsets,
+                                                                    const Routing<Scalar>& routing) const {
+  routing.check(gated_rows(offsets), num_experts());
+  detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
+                  ", got ", routing.top_k);
+  const auto experts = static_cast<std::size_t>(num_experts());
+  detail::require(routing.importance.size() == experts && routing.load.size() == experts,
+                  "routing: expected importance and load of ", experts, " experts, got ",
+                  routing.importance.size(), " and ", routing.load.size(), " values");
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::check_routed_context(
+    std::span<const Index> offsets, const Context<Scalar>& context) const {
+  memory_of(context).last_forward.check(identity(), false, offsets, {}, detail::task_of<Scalar>({}));
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+detail::Offsets MixtureLayer<ScalarType, NumExperts, KindType>::check(const ConstMatrixRef<Scalar>& x,
+                                                                      const Inputs<Scalar>& inputs) const {
+  require_not_empty("layer");
+  detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
+                  x.cols());
+  const Level level = options_.routing.level;
+  if (level != Level::task) {
+    detail::require(
+        !inputs.task_embeddings && inputs.descriptions == nullptr && inputs.task_of_sequence.empty(),
+        "task_embeddings: expected none at ", to_string(level), " level, got some");
+  }
+  if (inputs.sequences != nullptr) {
+    detail::require(inputs.sequences->tokens() == x.rows(), "sequences: expected ", x.rows(),
+                    " tokens in all, as x has rows, got ", inputs.sequences->tokens());
+  }
+  return {inputs.sequences, x.rows()};
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::check_dense(const ConstMatrixRef<Scalar>& weight,
+                                                                 const ConstVectorRef<Scalar>* bias) const {
+  require_not_empty("layer");
+  if (bias == nullptr) {
+    detail::require(!options_.bias, "dense bias: expected ", out_features(),
+                    " values as bias = true, got none");
+  } else {
+    detail::require(options_.bias, "dense bias: expected none as bias = false, got ", bias->size(),
+                    " values");
+  }
+  detail::require_shape(weight, out_features(), in_features(), "dense weight (out_features x in_features)");
+  detail::require(bias == nullptr || bias->size() == out_features(), "dense bias: expected ", out_features(),
+                  " values, got ", bias == nullptr ? 0 : bias->size());
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::copy_to_experts(const ConstMatrixRef<Scalar>& weight,
+                                                                     const ConstVectorRef<Scalar>* bias) {
+  for (Index expert = 0; expert < num_experts(); ++expert) {
+    experts_.set_weight(expert, weight);
+    if (bias != nullptr) experts_.set_bias(expert, *bias);
+  }
+  if (router_) router_->reset_gate();
+  if (token_attention_) token_attention_->reset();
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::finish(std::span<const Index> offsets,
+                                                            const Inputs<Scalar>& inputs, bool has_gate,
+                                                            detail::LayerMemory<Scalar>& memory) const {
+  const detail::Offsets descriptions = detail::description_offsets(inputs);
+  memory.last_forward.set(identity(), has_gate, offsets, gate_descriptions(has_gate, descriptions),
+                          detail::task_of(inputs));
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::attend(const MatrixView<Scalar>& x,
+                                                            detail::LayerMemory<Scalar>& memory) const
+    -> MatrixView<Scalar> {
+  if (!token_attention_) return x;
+  Scalar* const rows =
+      detail::reserve(memory.attention_rows, x.rows() * token_attention_->reduced_features());
+  Scalar* const attended = detail::reserve(memory.attended, x.rows() * x.cols());
+  token_attention_->apply(x, rows, attended);
+  return {attended, x.rows(), x.cols(), x.cols()};
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::check_gradients(const ConstMatrixRef<Scalar>& x,
+                                                                     const ConstMatrixRef<Scalar>& dy,
+                                                                     const MixtureLayer& gradients,
+                                                                     const MatrixRef<Scalar>& dx) const {
+  detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
+  detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
+  detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
+  detail::require(&gradients != this, "gradients: expected another layer, got the one itself");
+  gradients.require_not_empty("gradients");
+  detail::require_apart<Scalar>(dx, "dx", x, "x");
+  detail::require_apart<Scalar>(dx, "dx", dy, "dy");
+}
+
+template <class ScalarType, int NumExperts, class KindType>
+void MixtureLayer<ScalarType, NumExperts, KindType>::backward_all(
+    const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
+    Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
+    const Scalar& d_loss) const {
+  auto& memory = gradient_memory_of(context);
+  const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
+  const auto backward_router = [&](const MatrixView<Scalar>& seen, MatrixRef<Scalar> d_seen) {
+    router_->backward({seen, rows, inputs, context.routing, memory_of(context).router}, memory.weights,
+                      d_loss, *gradients.router_, d_seen, memory.router);
+  };
+  if (!token_attention_) {
+    backward_mixture(x, rows, context.routing, context, dy, gradients, dx, memory.weights);
+    backward_router(x, dx);
+    return;
+  }
+  const MatrixView<Scalar> seen = attended(x, context);
+  Eigen::Map<Matrix<Scalar>> d_attended = attended_gradient(x, context);
+  backward_mixture(seen, rows, context.routing, context, dy, gradients, d_attended, memory.weights);
+  if (!options_.routing.gate_before_attention) backward_router(seen, d_attended);
+  backward_attention(x, context, d_attended, gradients, dx);
+  if (options_.routing.gate_before_attention) backward_router(x, dx);
+}
 
 }  // namespace meo

@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include <meo/compiled.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/layers/mixture_layer.hpp>
 #include <meo/mixing/dispatch_mixer.hpp>
@@ -33,5 +34,9 @@ struct Moe {
 /// S(t) is the selection of the row that governs token t: at token level its own, else that of its sequence.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 using MoeLayer = MixtureLayer<Scalar, NumExperts, Moe>;
+
+#define MEO_INSTANCES(instance, Scalar) instance class MixtureLayer<Scalar, Eigen::Dynamic, Moe>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
@@ -40,23 +41,11 @@ class TokenAttention {
   }
 
   /// U and u zero: TokenAttention(x) = 0.
-  void reset() {
-    up_.set_weight(Matrix<Scalar>::Zero(features(), reduced_features()));
-    up_.set_bias(Vector<Scalar>::Zero(features()));
-  }
+  void reset();
 
   /// attended = x + TokenAttention(x). x: T × features; rows: T × reduced_features of scratch; attended: T ×
   /// features, contiguous. Throws std::invalid_argument if attended or rows overlap x or one another.
-  void apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
-    detail::require_apart({attended, x.rows(), features(), features()}, "attended", x, "x");
-    down_.apply(x, rows, reduced_features());
-    detail::activate<Relu, Scalar>({}, rows, nullptr, x.rows() * reduced_features(), rows);
-    const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
-    up_.apply(reduced, attended, features());
-    for (Index t = 0; t < x.rows(); ++t) {
-      for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
-    }
-  }
+  void apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const;
 
   /// Gradients of apply(x, rows, ·) whose result has the gradient d_attended (T × features). Adds those of
   /// the parameters to `gradients`, a block of the same shape, and writes dx, T × features at dx_stride.
@@ -64,24 +53,52 @@ class TokenAttention {
   /// if `gradients` is this very block, and then changes nothing.
   void backward(const MatrixView<Scalar>& x, const Scalar* rows, const MatrixView<Scalar>& d_attended,
                 Scalar* d_rows, TokenAttention& gradients, Scalar* dx, Index dx_stride,
-                detail::AlignedVector<Scalar>& scratch) const {
-    const MatrixView<Scalar> written(dx, x.rows(), features(), dx_stride);
-    detail::require(&gradients != this, "gradients: expected another block, got the one itself");
-    detail::require_apart(written, "dx", x, "x");
-    detail::require_apart(written, "dx", d_attended, "d_attended");
-    const Index reduced = reduced_features();
-    up_.backward({rows, x.rows(), reduced, reduced}, d_attended, gradients.up_, false, d_rows, reduced,
-                 scratch);
-    for (Index i = 0; i < x.rows() * reduced; ++i) {
-      if (!(rows[i] > Scalar(0))) d_rows[i] = Scalar(0);
-    }
-    for (Index t = 0; t < x.rows(); ++t) std::copy_n(d_attended.row(t), features(), dx + t * dx_stride);
-    down_.backward(x, {d_rows, x.rows(), reduced, reduced}, gradients.down_, true, dx, dx_stride, scratch);
-  }
+                detail::AlignedVector<Scalar>& scratch) const;
 
  private:
   Linear<Scalar> down_;
   Linear<Scalar> up_;
 };
+
+template <class Scalar>
+void TokenAttention<Scalar>::reset() {
+  up_.set_weight(Matrix<Scalar>::Zero(features(), reduced_features()));
+  up_.set_bias(Vector<Scalar>::Zero(features()));
+}
+
+template <class Scalar>
+void TokenAttention<Scalar>::apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
+  detail::require_apart({attended, x.rows(), features(), features()}, "attended", x, "x");
+  down_.apply(x, rows, reduced_features());
+  detail::activate<Relu, Scalar>({}, rows, nullptr, x.rows() * reduced_features(), rows);
+  const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
+  up_.apply(reduced, attended, features());
+  for (Index t = 0; t < x.rows(); ++t) {
+    for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
+  }
+}
+
+template <class Scalar>
+void TokenAttention<Scalar>::backward(const MatrixView<Scalar>& x, const Scalar* rows,
+                                      const MatrixView<Scalar>& d_attended, Scalar* d_rows,
+                                      TokenAttention& gradients, Scalar* dx, Index dx_stride,
+                                      detail::AlignedVector<Scalar>& scratch) const {
+  const MatrixView<Scalar> written(dx, x.rows(), features(), dx_stride);
+  detail::require(&gradients != this, "gradients: expected another block, got the one itself");
+  detail::require_apart(written, "dx", x, "x");
+  detail::require_apart(written, "dx", d_attended, "d_attended");
+  const Index reduced = reduced_features();
+  up_.backward({rows, x.rows(), reduced, reduced}, d_attended, gradients.up_, false, d_rows, reduced,
+               scratch);
+  for (Index i = 0; i < x.rows() * reduced; ++i) {
+    if (!(rows[i] > Scalar(0))) d_rows[i] = Scalar(0);
+  }
+  for (Index t = 0; t < x.rows(); ++t) std::copy_n(d_attended.row(t), features(), dx + t * dx_stride);
+  down_.backward(x, {d_rows, x.rows(), reduced, reduced}, gradients.down_, true, dx, dx_stride, scratch);
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance class TokenAttention<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

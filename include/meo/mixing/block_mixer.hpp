@@ -42,51 +42,14 @@ class BlockMixer {
 
   /// x: T × D; y: T × D, overwritten; h: memory of T rows.
   void forward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs, const MatrixView<Scalar>& x,
-               MatrixRef<Scalar> y, const Hidden<Scalar>& h, MixingMemory<Scalar>& memory) const {
-    zero_rows_without_experts(of.assignment, of.governed, y);
-    dispatch(of, memory);
-    for_experts(memory.dispatch, [&](const ExpertTokens<Scalar>& at) {
-      compute_hidden(at, inputs, memory.dispatch, x, h);
-      combined_product<Scalar>(of.experts.panels(), at.expert, memory.dispatch, {h.hidden, h.features},
-                               rows_of(y));
-    });
-  }
+               MatrixRef<Scalar> y, const Hidden<Scalar>& h, MixingMemory<Scalar>& memory) const;
 
   /// gradient: of `down` as the mixture's experts. The hidden activations are computed again, expert by
   /// expert, into h, whose pre_activation is apart from its hidden.
   void backward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs,
                 const MixtureGradient<Scalar>& gradient, const BlockInputsGradient<Scalar>& inputs_gradient,
                 const Hidden<Scalar>& h, MixingMemory<Scalar>& memory,
-                MixingGradientMemory<Scalar>& gradient_memory) const {
-    dispatch(of, memory);
-    const MatrixView<Scalar>& x = gradient.x;
-    const auto up = inputs.up.panels(), down = of.experts.panels();
-    const Scratch<Scalar> scratch = memory.reserve_scratch((std::max)(
-        {weight_gradient_scratch_size<Scalar>((std::max)(up.num_panels(), down.num_panels()), x.rows()),
-         input_gradient_scratch_size(up), input_gradient_scratch_size(down)}));
-    Scalar* const rows_of_x = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
-    backward_by_expert(
-        of, memory.dispatch, gradient, gradient_memory, inputs_gradient.hidden, scratch,
-        [&](const ExpertTokens<Scalar>& at) {
-          compute_hidden(at, inputs, memory.dispatch, x, h);
-          return Rows<const Scalar>{h.hidden, h.features};
-        },
-        [&](const ExpertTokens<Scalar>& at, Scalar* d_hidden) -> const Scalar* {
-          activate_rows_backward(activation_, h, at.count, d_hidden, inputs_gradient.gate_hidden);
-          const auto through = [&](const ExpertBank<Scalar>& experts, ExpertBank<Scalar>& gradients,
-                                   const Scalar* d_output, bool add) {
-            weight_gradient<Scalar>(gradients.mutable_panels(), at.expert,
-                                    {x.data(), x.row_stride(), at.tokens}, {d_output, h.features}, at.count,
-                                    scratch);
-            input_gradient<Scalar>(experts.panels(), at.expert, {d_output, h.features}, at.count, add,
-                                   {rows_of_x, x.cols()}, scratch);
-          };
-          through(inputs.up, inputs_gradient.up, d_hidden, false);
-          if (inputs.gate_up != nullptr)
-            through(*inputs.gate_up, *inputs_gradient.gate_up, inputs_gradient.gate_hidden, true);
-          return rows_of_x;
-        });
-  }
+                MixingGradientMemory<Scalar>& gradient_memory) const;
 
  private:
   static void dispatch(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) {
@@ -108,5 +71,54 @@ class BlockMixer {
 
   const Activation& activation_;
 };
+
+template <class Scalar, class Activation>
+void BlockMixer<Scalar, Activation>::forward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs,
+                                             const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
+                                             const Hidden<Scalar>& h, MixingMemory<Scalar>& memory) const {
+  zero_rows_without_experts(of.assignment, of.governed, y);
+  dispatch(of, memory);
+  for_experts(memory.dispatch, [&](const ExpertTokens<Scalar>& at) {
+    compute_hidden(at, inputs, memory.dispatch, x, h);
+    combined_product<Scalar>(of.experts.panels(), at.expert, memory.dispatch, {h.hidden, h.features},
+                             rows_of(y));
+  });
+}
+
+template <class Scalar, class Activation>
+void BlockMixer<Scalar, Activation>::backward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs,
+                                              const MixtureGradient<Scalar>& gradient,
+                                              const BlockInputsGradient<Scalar>& inputs_gradient,
+                                              const Hidden<Scalar>& h, MixingMemory<Scalar>& memory,
+                                              MixingGradientMemory<Scalar>& gradient_memory) const {
+  dispatch(of, memory);
+  const MatrixView<Scalar>& x = gradient.x;
+  const auto up = inputs.up.panels(), down = of.experts.panels();
+  const Scratch<Scalar> scratch = memory.reserve_scratch((std::max)(
+      {weight_gradient_scratch_size<Scalar>((std::max)(up.num_panels(), down.num_panels()), x.rows()),
+       input_gradient_scratch_size(up), input_gradient_scratch_size(down)}));
+  Scalar* const rows_of_x = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
+  backward_by_expert(
+      of, memory.dispatch, gradient, gradient_memory, inputs_gradient.hidden, scratch,
+      [&](const ExpertTokens<Scalar>& at) {
+        compute_hidden(at, inputs, memory.dispatch, x, h);
+        return Rows<const Scalar>{h.hidden, h.features};
+      },
+      [&](const ExpertTokens<Scalar>& at, Scalar* d_hidden) -> const Scalar* {
+        activate_rows_backward(activation_, h, at.count, d_hidden, inputs_gradient.gate_hidden);
+        const auto through = [&](const ExpertBank<Scalar>& experts, ExpertBank<Scalar>& gradients,
+                                 const Scalar* d_output, bool add) {
+          weight_gradient<Scalar>(gradients.mutable_panels(), at.expert,
+                                  {x.data(), x.row_stride(), at.tokens}, {d_output, h.features}, at.count,
+                                  scratch);
+          input_gradient<Scalar>(experts.panels(), at.expert, {d_output, h.features}, at.count, add,
+                                 {rows_of_x, x.cols()}, scratch);
+        };
+        through(inputs.up, inputs_gradient.up, d_hidden, false);
+        if (inputs.gate_up != nullptr)
+          through(*inputs.gate_up, *inputs_gradient.gate_up, inputs_gradient.gate_hidden, true);
+        return rows_of_x;
+      });
+}
 
 }  // namespace meo::detail

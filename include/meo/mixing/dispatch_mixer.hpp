@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include <meo/compiled.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/rows.hpp>
@@ -20,33 +21,45 @@ class DispatchMixer {
  public:
   /// x: T × in_features; y: T × out_features, overwritten.
   void forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
-               MixingMemory<Scalar>& memory) const {
-    zero_rows_without_experts(of.assignment, of.governed, y);
-    dispatch(of, memory);
-    dispatched_product<Scalar>(of.experts.panels(), memory.dispatch, rows_of(x), rows_of(y));
-  }
+               MixingMemory<Scalar>& memory) const;
 
   void backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
-                MixingMemory<Scalar>& memory, MixingGradientMemory<Scalar>& gradient_memory) const {
-    dispatch(of, memory);
-    const auto bank = of.experts.panels();
-    const MatrixView<Scalar>& x = gradient.x;
-    const Scratch<Scalar> scratch =
-        memory.reserve_scratch((std::max)(weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()),
-                                          input_gradient_scratch_size(bank)));
-    Scalar* const q = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
-    backward_by_expert(
-        of, memory.dispatch, gradient, gradient_memory, q, scratch,
-        [&](const ExpertTokens<Scalar>& at) {
-          return Rows<const Scalar>{x.data(), x.row_stride(), at.tokens};
-        },
-        [](const ExpertTokens<Scalar>&, const Scalar* d_inputs) { return d_inputs; });
-  }
+                MixingMemory<Scalar>& memory, MixingGradientMemory<Scalar>& gradient_memory) const;
 
  private:
   static void dispatch(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) {
     dispatch_tokens<Scalar>(pairs_of(of.assignment), of.experts.num_experts(), of.governed, memory.dispatch);
   }
 };
+
+template <class Scalar>
+void DispatchMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x,
+                                    MatrixRef<Scalar> y, MixingMemory<Scalar>& memory) const {
+  zero_rows_without_experts(of.assignment, of.governed, y);
+  dispatch(of, memory);
+  dispatched_product<Scalar>(of.experts.panels(), memory.dispatch, rows_of(x), rows_of(y));
+}
+
+template <class Scalar>
+void DispatchMixer<Scalar>::backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
+                                     MixingMemory<Scalar>& memory,
+                                     MixingGradientMemory<Scalar>& gradient_memory) const {
+  dispatch(of, memory);
+  const auto bank = of.experts.panels();
+  const MatrixView<Scalar>& x = gradient.x;
+  const Scratch<Scalar> scratch = memory.reserve_scratch((std::max)(
+      weight_gradient_scratch_size<Scalar>(bank.num_panels(), x.rows()), input_gradient_scratch_size(bank)));
+  Scalar* const q = reserve(gradient_memory.expert_rows, x.rows() * x.cols());
+  backward_by_expert(
+      of, memory.dispatch, gradient, gradient_memory, q, scratch,
+      [&](const ExpertTokens<Scalar>& at) {
+        return Rows<const Scalar>{x.data(), x.row_stride(), at.tokens};
+      },
+      [](const ExpertTokens<Scalar>&, const Scalar* d_inputs) { return d_inputs; });
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance class DispatchMixer<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo::detail

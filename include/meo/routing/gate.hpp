@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/finite.hpp>
@@ -103,17 +104,7 @@ class Gate {
  public:
   /// Zero W_g and W_n, with which every row selects the experts 0 … K − 1. Throws std::invalid_argument for
   /// sizes that are not positive or a top_k above num_experts.
-  Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient, Scalar noise_epsilon)
-      : logits_(gate_features, num_experts, false),
-        noise_(gate_features, num_experts, false),
-        top_k_(top_k),
-        loss_coefficient_(loss_coefficient),
-        noise_epsilon_(noise_epsilon) {
-    detail::require(NumExperts == Eigen::Dynamic || num_experts == NumExperts, "num_experts: expected ",
-                    NumExperts, " as the type says, got ", num_experts);
-    detail::require(top_k >= 1 && top_k <= num_experts, "top_k: expected 1 to num_experts = ", num_experts,
-                    ", got ", top_k);
-  }
+  Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient, Scalar noise_epsilon);
 
   Index gate_features() const { return logits_.in_features(); }
   Index top_k() const { return top_k_; }
@@ -126,8 +117,8 @@ class Gate {
   bool empty() const { return logits_.empty() || noise_.empty(); }
 
   /// W_g and W_n, gate_features × num_experts; setters throw std::invalid_argument for another shape.
-  Matrix<Scalar> weight() const { return logits_.weight().transpose(); }
-  Matrix<Scalar> noise_weight() const { return noise_.weight().transpose(); }
+  Matrix<Scalar> weight() const;
+  Matrix<Scalar> noise_weight() const;
   void set_weight(const ConstMatrixRef<Scalar>& weight) { set(logits_, weight, "gate weight"); }
   void set_noise_weight(const ConstMatrixRef<Scalar>& weight) { set(noise_, weight, "noise weight"); }
 
@@ -142,58 +133,7 @@ class Gate {
   /// for another width of z or shape of the noise, std::domain_error naming the first row whose logits are
   /// not finite. Allocates only where routing or workspace have to grow.
   void route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise, Routing<Scalar>& routing,
-             GateWorkspace<Scalar>& workspace) const {
-    detail::require(z.cols() == gate_features(), "gate input: expected ", gate_features(), " features, got ",
-                    z.cols());
-    const bool training = static_cast<bool>(noise);
-    compute_logits(z, noise, workspace);
-    const Scalar* logits = training ? workspace.noisy_logits.data() : workspace.logits.data();
-    require_finite(logits, z.rows());
-
-    const auto experts = static_cast<std::size_t>(num_experts());
-    const auto pairs = static_cast<std::size_t>(z.rows() * top_k_);
-    routing.rows = z.rows();
-    routing.num_experts = num_experts();
-    routing.top_k = top_k_;
-    routing.begins.clear();
-    routing.gradient_groups.clear();
-    routing.experts.resize(pairs);
-    routing.weights.resize(pairs);
-    routing.importance.assign(experts, Sum(0));
-    routing.load.assign(experts, Sum(0));
-    workspace.ranking.resize(static_cast<std::size_t>(ranked()));
-    workspace.exponentials.resize(
-        static_cast<std::size_t>((std::min)(z.rows(), detail::serial_terms) * top_k_));
-    Sum* const exponentials = workspace.exponentials.data();
-    workspace.counts.assign(experts, 0);
-    const bool estimates_load = training && top_k_ < num_experts();
-    const Index depth = detail::pairwise_depth(detail::num_parts(z.rows()));
-    workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
-    Sum* const sums = workspace.sums.data();
-    detail::PairwiseSum<Sum> parts(2 * num_experts(), sums, sums + 2 * num_experts());
-    for (Index first = 0; first < z.rows(); first += detail::serial_terms) {
-      Sum* const importance = parts.part();
-      Sum* const load = importance + num_experts();
-      std::fill_n(importance, 2 * num_experts(), Sum(0));
-      const Index end = (std::min)(first + detail::serial_terms, z.rows());
-      for (Index row = first; row < end; ++row) {
-        rank(logits + row * num_experts(), workspace.ranking.data());
-        select(logits + row * num_experts(), workspace.ranking.data(), routing.experts.data() + row * top_k_,
-               exponentials + (row - first) * top_k_);
-        if (estimates_load) estimate_load(workspace, row, load);
-      }
-      detail::exponentials(exponentials, (end - first) * top_k_);
-      for (Index row = first; row < end; ++row)
-        normalize(exponentials + (row - first) * top_k_, row, routing, importance);
-      parts.next();
-    }
-    parts.finish();
-    std::copy_n(sums, num_experts(), routing.importance.begin());
-    if (estimates_load) std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
-    else count_load(workspace, routing);
-    const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
-    routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance));
-  }
+             GateWorkspace<Scalar>& workspace) const;
 
   /// Gradients of a decision of route: through the weights, whose gradients are d_weights (R × K, in the
   /// routing's order), and through the balance loss, whose gradient is d_loss; with noise also through τ and
@@ -202,37 +142,7 @@ class Gate {
   /// Allocates only where buffers have to grow.
   void backward(const GateDecision<Scalar>& decision, std::span<const Scalar> d_weights, const Scalar& d_loss,
                 Gate& gradients, MatrixRef<Scalar> dz, bool add,
-                GateGradientWorkspace<Scalar>& workspace) const {
-    const MatrixView<Scalar>& z = decision.z;
-    const Routing<Scalar>& routing = decision.routing;
-    const bool is_noisy = decision.workspace.is_noisy;
-    const auto experts = static_cast<std::size_t>(num_experts());
-    const Sum scale = static_cast<Sum>(d_loss) * static_cast<Sum>(loss_coefficient_);
-    workspace.importance.assign(experts, Sum(0));
-    workspace.load.assign(experts, Sum(0));
-    add_cv_squared_gradient<Sum>(routing.importance, scale, workspace.importance);
-    add_cv_squared_gradient<Sum>(routing.load, scale, workspace.load);
-    const Index size = z.rows() * num_experts();
-    Scalar* const logits = detail::reserve(workspace.logits, size);
-    Scalar* const noise_logits = is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
-    for (Index row = 0; row < z.rows(); ++row) {
-      if (decision.is_constant(row)) {
-        std::fill_n(logits + row * num_experts(), num_experts(), Scalar(0));
-        if (is_noisy) std::fill_n(noise_logits + row * num_experts(), num_experts(), Scalar(0));
-        continue;
-      }
-      weights_to_logits(routing, d_weights, row, workspace);
-      if (is_noisy) noisy_to_logits(decision.workspace, row, logits, noise_logits, workspace);
-      else store(workspace.noisy_logits, logits + row * num_experts());
-    }
-    const auto through = [&](const Linear<Scalar>& linear, const Scalar* d_output, Linear<Scalar>& gradient,
-                             bool adds) {
-      linear.backward(z, {d_output, z.rows(), num_experts(), num_experts()}, gradient, adds, dz.data(),
-                      dz.outerStride(), workspace.scratch);
-    };
-    through(logits_, logits, gradients.logits_, add);
-    if (is_noisy) through(noise_, noise_logits, gradients.noise_, true);
-  }
+                GateGradientWorkspace<Scalar>& workspace) const;
 
   /// Calls visit(name, part) for W_g and W_n, by the names of the MEO authors' state_dict.
   template <class Visitor>
@@ -247,113 +157,26 @@ class Gate {
   }
 
  private:
-  void set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight, std::string_view name) {
-    detail::require_shape(weight, gate_features(), num_experts(), name);
-    linear.set_weight(weight.transpose());
-  }
+  void set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight, std::string_view name);
 
   void compute_logits(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
-                      GateWorkspace<Scalar>& workspace) const {
-    using std::exp;
-    using std::log1p;
-    const auto size = static_cast<std::size_t>(z.rows() * num_experts());
-    workspace.is_noisy = static_cast<bool>(noise);
-    workspace.logits.resize(size);
-    logits_.apply(z, workspace.logits.data(), num_experts());
-    if (!workspace.is_noisy) return;
-    workspace.noise.resize(size);
-    workspace.noise_logits.resize(size);
-    workspace.noisy_logits.resize(size);
-    workspace.noise_deviations.resize(size);
-    noise.fill(z.rows(), num_experts(), workspace.noise.data());
-    noise_.apply(z, workspace.noise_logits.data(), num_experts());
-    for (std::size_t i = 0; i < size; ++i) {
-      // softplus without overflow: max(s, 0) + log(1 + exp(−|s|))
-      const auto s = static_cast<Sum>(workspace.noise_logits[i]);
-      const Sum positive = s > Sum(0) ? s : Sum(0);
-      const Sum negative = s > Sum(0) ? Sum(-s) : s;
-      const Sum deviation = positive + log1p(exp(negative)) + static_cast<Sum>(noise_epsilon_);
-      const Sum noisy =
-          static_cast<Sum>(workspace.logits[i]) + static_cast<Sum>(workspace.noise[i]) * deviation;
-      workspace.noise_deviations[i] = static_cast<Scalar>(deviation);
-      workspace.noisy_logits[i] = static_cast<Scalar>(noisy);
-    }
-  }
+                      GateWorkspace<Scalar>& workspace) const;
 
   /// Of one row, from the gradients of weights, d_weights and those of the importance, to those of the logits
   /// that were selected by, into workspace.noisy_logits. The weight of a single expert is 1 whatever its
   /// logit: then they are 0, also where gradients of the weights are not finite.
   void weights_to_logits(const Routing<Scalar>& routing, std::span<const Scalar> d_weights, Index row,
-                         GateGradientWorkspace<Scalar>& workspace) const {
-    workspace.noisy_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
-    if (top_k_ == 1) return;
-    const std::span<const Index> experts = routing.row_experts(row);
-    const std::span<const Scalar> weights = routing.row_weights(row);
-    const std::span<const Scalar> gradients =
-        d_weights.subspan(static_cast<std::size_t>(row) * experts.size(), experts.size());
-    const auto gradient = [&](std::size_t i) -> Sum {
-      return static_cast<Sum>(gradients[i]) + workspace.importance[static_cast<std::size_t>(experts[i])];
-    };
-    Sum mean(0);
-    for (std::size_t i = 0; i < experts.size(); ++i) mean += static_cast<Sum>(weights[i]) * gradient(i);
-    for (std::size_t i = 0; i < experts.size(); ++i) {
-      workspace.noisy_logits[static_cast<std::size_t>(experts[i])] =
-          static_cast<Sum>(weights[i]) * (gradient(i) - mean);
-    }
-  }
+                         GateGradientWorkspace<Scalar>& workspace) const;
 
   /// Of one row, from the gradients of the noisy logits and of the load to those of z W_g and z W_n.
   void noisy_to_logits(const GateWorkspace<Scalar>& decision, Index row, Scalar* logits, Scalar* noise_logits,
-                       GateGradientWorkspace<Scalar>& workspace) const {
-    const Index begin = row * num_experts();
-    std::vector<Sum>& d_noisy = workspace.noisy_logits;
-    std::vector<Sum>& d_deviations = workspace.deviations;
-    std::vector<Sum>& d_logits = workspace.row_logits;
-    d_deviations.assign(static_cast<std::size_t>(num_experts()), Sum(0));
-    d_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
-    if (top_k_ < num_experts()) {
-      const Scalar* const noisy = decision.noisy_logits.data() + begin;
-      workspace.ranking.resize(static_cast<std::size_t>(ranked()));
-      rank(noisy, workspace.ranking.data());
-      for (Index j = 0; j < num_experts(); ++j) {
-        const auto e = static_cast<std::size_t>(j);
-        const Index beaten = threshold(noisy, workspace.ranking.data(), j);
-        const Sum distance = distance_to(noisy[beaten], decision, begin + j);
-        const Sum density = detail::normal_density(distance);
-        if (density == Sum(0)) continue;  // and so is its product with a distance that may be infinite
-        const auto deviation =
-            static_cast<Sum>(decision.noise_deviations[static_cast<std::size_t>(begin + j)]);
-        const Sum d_distance = workspace.load[e] * density / deviation;
-        d_logits[e] += d_distance;
-        d_noisy[static_cast<std::size_t>(beaten)] -= d_distance;
-        d_deviations[e] -= d_distance * distance;
-      }
-    }
-    for (Index j = 0; j < num_experts(); ++j) {
-      const auto e = static_cast<std::size_t>(j);
-      const auto i = static_cast<std::size_t>(begin + j);
-      d_logits[e] += d_noisy[e];
-      const Sum d_deviation = d_deviations[e] + d_noisy[e] * static_cast<Sum>(decision.noise[i]);
-      noise_logits[i] =
-          static_cast<Scalar>(Sum(d_deviation * detail::sigmoid(static_cast<Sum>(decision.noise_logits[i]))));
-    }
-    store(d_logits, logits + begin);
-  }
+                       GateGradientWorkspace<Scalar>& workspace) const;
 
   void store(const std::vector<Sum>& row, Scalar* to) const {
     for (Index j = 0; j < num_experts(); ++j) to[j] = static_cast<Scalar>(row[static_cast<std::size_t>(j)]);
   }
 
-  void require_finite(const Scalar* logits, Index rows) const {
-    for (Index row = 0; row < rows; ++row) {
-      for (Index j = 0; j < num_experts(); ++j) {
-        const Scalar& logit = logits[row * num_experts() + j];
-        if (detail::is_finite(logit)) continue;
-        throw std::domain_error(detail::message("gate: expected finite logits, got one that is not in row ",
-                                                row, " for expert ", j));
-      }
-    }
-  }
+  void require_finite(const Scalar* logits, Index rows) const;
 
   /// The load estimate looks one place beyond the selection.
   Index ranked() const { return (std::min)(top_k_ + 1, num_experts()); }
@@ -421,5 +244,231 @@ class Gate {
   Scalar loss_coefficient_;
   Scalar noise_epsilon_;
 };
+
+template <class Scalar, int NumExperts>
+Gate<Scalar, NumExperts>::Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient,
+                               Scalar noise_epsilon)
+    : logits_(gate_features, num_experts, false),
+      noise_(gate_features, num_experts, false),
+      top_k_(top_k),
+      loss_coefficient_(loss_coefficient),
+      noise_epsilon_(noise_epsilon) {
+  detail::require(NumExperts == Eigen::Dynamic || num_experts == NumExperts, "num_experts: expected ",
+                  NumExperts, " as the type says, got ", num_experts);
+  detail::require(top_k >= 1 && top_k <= num_experts, "top_k: expected 1 to num_experts = ", num_experts,
+                  ", got ", top_k);
+}
+
+template <class Scalar, int NumExperts>
+Matrix<Scalar> Gate<Scalar, NumExperts>::weight() const {
+  return logits_.weight().transpose();
+}
+
+template <class Scalar, int NumExperts>
+Matrix<Scalar> Gate<Scalar, NumExperts>::noise_weight() const {
+  return noise_.weight().transpose();
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
+                                     Routing<Scalar>& routing, GateWorkspace<Scalar>& workspace) const {
+  detail::require(z.cols() == gate_features(), "gate input: expected ", gate_features(), " features, got ",
+                  z.cols());
+  const bool training = static_cast<bool>(noise);
+  compute_logits(z, noise, workspace);
+  const Scalar* logits = training ? workspace.noisy_logits.data() : workspace.logits.data();
+  require_finite(logits, z.rows());
+
+  const auto experts = static_cast<std::size_t>(num_experts());
+  const auto pairs = static_cast<std::size_t>(z.rows() * top_k_);
+  routing.rows = z.rows();
+  routing.num_experts = num_experts();
+  routing.top_k = top_k_;
+  routing.begins.clear();
+  routing.gradient_groups.clear();
+  routing.experts.resize(pairs);
+  routing.weights.resize(pairs);
+  routing.importance.assign(experts, Sum(0));
+  routing.load.assign(experts, Sum(0));
+  workspace.ranking.resize(static_cast<std::size_t>(ranked()));
+  workspace.exponentials.resize(
+      static_cast<std::size_t>((std::min)(z.rows(), detail::serial_terms) * top_k_));
+  Sum* const exponentials = workspace.exponentials.data();
+  workspace.counts.assign(experts, 0);
+  const bool estimates_load = training && top_k_ < num_experts();
+  const Index depth = detail::pairwise_depth(detail::num_parts(z.rows()));
+  workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
+  Sum* const sums = workspace.sums.data();
+  detail::PairwiseSum<Sum> parts(2 * num_experts(), sums, sums + 2 * num_experts());
+  for (Index first = 0; first < z.rows(); first += detail::serial_terms) {
+    Sum* const importance = parts.part();
+    Sum* const load = importance + num_experts();
+    std::fill_n(importance, 2 * num_experts(), Sum(0));
+    const Index end = (std::min)(first + detail::serial_terms, z.rows());
+    for (Index row = first; row < end; ++row) {
+      rank(logits + row * num_experts(), workspace.ranking.data());
+      select(logits + row * num_experts(), workspace.ranking.data(), routing.experts.data() + row * top_k_,
+             exponentials + (row - first) * top_k_);
+      if (estimates_load) estimate_load(workspace, row, load);
+    }
+    detail::exponentials(exponentials, (end - first) * top_k_);
+    for (Index row = first; row < end; ++row)
+      normalize(exponentials + (row - first) * top_k_, row, routing, importance);
+    parts.next();
+  }
+  parts.finish();
+  std::copy_n(sums, num_experts(), routing.importance.begin());
+  if (estimates_load) std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
+  else count_load(workspace, routing);
+  const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
+  routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance));
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::backward(const GateDecision<Scalar>& decision,
+                                        std::span<const Scalar> d_weights, const Scalar& d_loss,
+                                        Gate& gradients, MatrixRef<Scalar> dz, bool add,
+                                        GateGradientWorkspace<Scalar>& workspace) const {
+  const MatrixView<Scalar>& z = decision.z;
+  const Routing<Scalar>& routing = decision.routing;
+  const bool is_noisy = decision.workspace.is_noisy;
+  const auto experts = static_cast<std::size_t>(num_experts());
+  const Sum scale = static_cast<Sum>(d_loss) * static_cast<Sum>(loss_coefficient_);
+  workspace.importance.assign(experts, Sum(0));
+  workspace.load.assign(experts, Sum(0));
+  add_cv_squared_gradient<Sum>(routing.importance, scale, workspace.importance);
+  add_cv_squared_gradient<Sum>(routing.load, scale, workspace.load);
+  const Index size = z.rows() * num_experts();
+  Scalar* const logits = detail::reserve(workspace.logits, size);
+  Scalar* const noise_logits = is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
+  for (Index row = 0; row < z.rows(); ++row) {
+    if (decision.is_constant(row)) {
+      std::fill_n(logits + row * num_experts(), num_experts(), Scalar(0));
+      if (is_noisy) std::fill_n(noise_logits + row * num_experts(), num_experts(), Scalar(0));
+      continue;
+    }
+    weights_to_logits(routing, d_weights, row, workspace);
+    if (is_noisy) noisy_to_logits(decision.workspace, row, logits, noise_logits, workspace);
+    else store(workspace.noisy_logits, logits + row * num_experts());
+  }
+  const auto through = [&](const Linear<Scalar>& linear, const Scalar* d_output, Linear<Scalar>& gradient,
+                           bool adds) {
+    linear.backward(z, {d_output, z.rows(), num_experts(), num_experts()}, gradient, adds, dz.data(),
+                    dz.outerStride(), workspace.scratch);
+  };
+  through(logits_, logits, gradients.logits_, add);
+  if (is_noisy) through(noise_, noise_logits, gradients.noise_, true);
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight,
+                                   std::string_view name) {
+  detail::require_shape(weight, gate_features(), num_experts(), name);
+  linear.set_weight(weight.transpose());
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::compute_logits(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
+                                              GateWorkspace<Scalar>& workspace) const {
+  using std::exp;
+  using std::log1p;
+  const auto size = static_cast<std::size_t>(z.rows() * num_experts());
+  workspace.is_noisy = static_cast<bool>(noise);
+  workspace.logits.resize(size);
+  logits_.apply(z, workspace.logits.data(), num_experts());
+  if (!workspace.is_noisy) return;
+  workspace.noise.resize(size);
+  workspace.noise_logits.resize(size);
+  workspace.noisy_logits.resize(size);
+  workspace.noise_deviations.resize(size);
+  noise.fill(z.rows(), num_experts(), workspace.noise.data());
+  noise_.apply(z, workspace.noise_logits.data(), num_experts());
+  for (std::size_t i = 0; i < size; ++i) {
+    // softplus without overflow: max(s, 0) + log(1 + exp(−|s|))
+    const auto s = static_cast<Sum>(workspace.noise_logits[i]);
+    const Sum positive = s > Sum(0) ? s : Sum(0);
+    const Sum negative = s > Sum(0) ? Sum(-s) : s;
+    const Sum deviation = positive + log1p(exp(negative)) + static_cast<Sum>(noise_epsilon_);
+    const Sum noisy =
+        static_cast<Sum>(workspace.logits[i]) + static_cast<Sum>(workspace.noise[i]) * deviation;
+    workspace.noise_deviations[i] = static_cast<Scalar>(deviation);
+    workspace.noisy_logits[i] = static_cast<Scalar>(noisy);
+  }
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::weights_to_logits(const Routing<Scalar>& routing,
+                                                 std::span<const Scalar> d_weights, Index row,
+                                                 GateGradientWorkspace<Scalar>& workspace) const {
+  workspace.noisy_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
+  if (top_k_ == 1) return;
+  const std::span<const Index> experts = routing.row_experts(row);
+  const std::span<const Scalar> weights = routing.row_weights(row);
+  const std::span<const Scalar> gradients =
+      d_weights.subspan(static_cast<std::size_t>(row) * experts.size(), experts.size());
+  const auto gradient = [&](std::size_t i) -> Sum {
+    return static_cast<Sum>(gradients[i]) + workspace.importance[static_cast<std::size_t>(experts[i])];
+  };
+  Sum mean(0);
+  for (std::size_t i = 0; i < experts.size(); ++i) mean += static_cast<Sum>(weights[i]) * gradient(i);
+  for (std::size_t i = 0; i < experts.size(); ++i) {
+    workspace.noisy_logits[static_cast<std::size_t>(experts[i])] =
+        static_cast<Sum>(weights[i]) * (gradient(i) - mean);
+  }
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::noisy_to_logits(const GateWorkspace<Scalar>& decision, Index row,
+                                               Scalar* logits, Scalar* noise_logits,
+                                               GateGradientWorkspace<Scalar>& workspace) const {
+  const Index begin = row * num_experts();
+  std::vector<Sum>& d_noisy = workspace.noisy_logits;
+  std::vector<Sum>& d_deviations = workspace.deviations;
+  std::vector<Sum>& d_logits = workspace.row_logits;
+  d_deviations.assign(static_cast<std::size_t>(num_experts()), Sum(0));
+  d_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
+  if (top_k_ < num_experts()) {
+    const Scalar* const noisy = decision.noisy_logits.data() + begin;
+    workspace.ranking.resize(static_cast<std::size_t>(ranked()));
+    rank(noisy, workspace.ranking.data());
+    for (Index j = 0; j < num_experts(); ++j) {
+      const auto e = static_cast<std::size_t>(j);
+      const Index beaten = threshold(noisy, workspace.ranking.data(), j);
+      const Sum distance = distance_to(noisy[beaten], decision, begin + j);
+      const Sum density = detail::normal_density(distance);
+      if (density == Sum(0)) continue;  // and so is its product with a distance that may be infinite
+      const auto deviation = static_cast<Sum>(decision.noise_deviations[static_cast<std::size_t>(begin + j)]);
+      const Sum d_distance = workspace.load[e] * density / deviation;
+      d_logits[e] += d_distance;
+      d_noisy[static_cast<std::size_t>(beaten)] -= d_distance;
+      d_deviations[e] -= d_distance * distance;
+    }
+  }
+  for (Index j = 0; j < num_experts(); ++j) {
+    const auto e = static_cast<std::size_t>(j);
+    const auto i = static_cast<std::size_t>(begin + j);
+    d_logits[e] += d_noisy[e];
+    const Sum d_deviation = d_deviations[e] + d_noisy[e] * static_cast<Sum>(decision.noise[i]);
+    noise_logits[i] =
+        static_cast<Scalar>(Sum(d_deviation * detail::sigmoid(static_cast<Sum>(decision.noise_logits[i]))));
+  }
+  store(d_logits, logits + begin);
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::require_finite(const Scalar* logits, Index rows) const {
+  for (Index row = 0; row < rows; ++row) {
+    for (Index j = 0; j < num_experts(); ++j) {
+      const Scalar& logit = logits[row * num_experts() + j];
+      if (detail::is_finite(logit)) continue;
+      throw std::domain_error(detail::message("gate: expected finite logits, got one that is not in row ",
+                                              row, " for expert ", j));
+    }
+  }
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance class Gate<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/growing_matrix.hpp>
 #include <meo/experts/linear.hpp>
@@ -60,13 +61,7 @@ template <class Scalar, int NumExperts = Eigen::Dynamic>
 class Router {
  public:
   /// All parameters zero. features: D. Throws std::invalid_argument for sizes or options that make no router.
-  Router(const RoutingOptions& options, Index features, Index num_experts, Index top_k)
-      : options_(checked(options)),
-        gate_(gate_features(options, features), num_experts, top_k,
-              static_cast<Scalar>(options.loss_coefficient), static_cast<Scalar>(options.noise_epsilon)) {
-    if (options.level == Level::task)
-      task_projection_.emplace(options.task_features, gate_features(options, features));
-  }
+  Router(const RoutingOptions& options, Index features, Index num_experts, Index top_k);
 
   const RoutingOptions& options() const { return options_; }
   Index num_experts() const { return gate_.num_experts(); }
@@ -96,11 +91,7 @@ class Router {
   }
 
   /// W_g and W_n zero: every row selects the experts 0 … K − 1 with equal weights.
-  void reset_gate() {
-    const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
-    gate_.set_weight(zero);
-    gate_.set_noise_weight(zero);
-  }
+  void reset_gate();
 
   /// Calls visit("task_proj", projection) at task level.
   template <class Visitor>
@@ -113,18 +104,13 @@ class Router {
   }
 
   /// Throws std::invalid_argument unless the inputs have what a batch of so many sequences needs.
-  void check(Index sequences, const Inputs<Scalar>& inputs) const {
-    if (options_.level == Level::task) detail::check_tasks(sequences, options_.task_features, inputs);
-  }
+  void check(Index sequences, const Inputs<Scalar>& inputs) const;
 
   /// Decides on every row. tokens: T × D, what the rows see, but for the task level. Throws
   /// std::invalid_argument for inputs that do not fit, std::domain_error for logits that are not finite.
   /// Allocates only where routing or workspace have to grow.
   void route(const MatrixView<Scalar>& tokens, const detail::GateRows& rows, const Inputs<Scalar>& inputs,
-             Routing<Scalar>& routing, RouterWorkspace<Scalar>& workspace) const {
-    gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate);
-    set_gradient_groups(inputs, workspace.gate.is_noisy, routing);
-  }
+             Routing<Scalar>& routing, RouterWorkspace<Scalar>& workspace) const;
 
   /// Gradients of a decision of route: from those of the weights (one for each pair, in the routing's order)
   /// and of the loss to those of the parameters, which are added to `gradients`, and of what it saw: the
@@ -132,28 +118,7 @@ class Router {
   /// memory.task_embeddings.
   void backward(const RouterDecision<Scalar>& decision, std::span<const Scalar> d_weights,
                 const Scalar& d_loss, Router& gradients, MatrixRef<Scalar> d_tokens,
-                RouterGradientWorkspace<Scalar>& memory) const {
-    const detail::GateRows& rows = decision.rows;
-    const auto of_gate = [&](const MatrixView<Scalar>& z) -> GateDecision<Scalar> {
-      return {z, decision.routing, decision.workspace.gate, rows.constant};
-    };
-    if (sees_tokens(rows)) {
-      gate_.backward(of_gate(decision.tokens), d_weights, d_loss, gradients.gate_, d_tokens, true,
-                     memory.gate);
-      return;
-    }
-    const Index features = gate_.gate_features();
-    const MatrixView<Scalar> z(decision.workspace.gate_input.data(), rows.size(), features, features);
-    Eigen::Map<Matrix<Scalar>> dz(detail::reserve(memory.gate_input, rows.size() * features), rows.size(),
-                                  features);
-    gate_.backward(of_gate(z), d_weights, d_loss, gradients.gate_, dz, false, memory.gate);
-    if (options_.level == Level::task) {
-      backward_tasks(dz, decision.inputs, decision.workspace, gradients, memory);
-    } else {
-      detail::add_means_gradient(dz.data(), rows.size(), seen_by(rows), features, d_tokens.data(),
-                                 d_tokens.outerStride());
-    }
-  }
+                RouterGradientWorkspace<Scalar>& memory) const;
 
  private:
   static const RoutingOptions& checked(const RoutingOptions& options) {
@@ -190,65 +155,136 @@ class Router {
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
   /// projection is linear, so the mean comes first, and a description without tokens gives p.
   MatrixView<Scalar> task_inputs(Index sequences, const Inputs<Scalar>& inputs,
-                                 RouterWorkspace<Scalar>& workspace) const {
-    const detail::Offsets descriptions = detail::check_tasks(sequences, options_.task_features, inputs);
-    const MatrixView<Scalar> means =
-        detail::means(inputs.task_embeddings, descriptions.num_sequences(), descriptions.ranges(),
-                      workspace.task_means, workspace.sums);
-    const Index features = gate_.gate_features();
-    Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
-    const auto task = detail::task_of(inputs);
-    for (Index b = 0; b < sequences; ++b) {
-      const MatrixView<Scalar> mean(means.row(task(b)), 1, means.cols(), means.cols());
-      task_projection_->apply(mean, z + b * features, features);
-    }
-    return {z, sequences, features, features};
-  }
+                                 RouterWorkspace<Scalar>& workspace) const;
 
   /// From the gradient dz of task_inputs to those of the projection, which are added, and of the embeddings.
   void backward_tasks(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
                       const RouterWorkspace<Scalar>& workspace, Router& gradients,
-                      RouterGradientWorkspace<Scalar>& memory) const {
-    const detail::Offsets offsets = detail::description_offsets(inputs);
-    const Index descriptions = offsets.num_sequences();
-    const Index features = dz.cols(), task_features = options_.task_features;
-    Scalar* const projected = detail::reserve(memory.task_inputs, descriptions * features);
-    detail::sort_by_task(dz.rows(), descriptions, inputs, memory.task_begins, memory.task_order);
-    detail::Sum<Scalar>* const sum = detail::reserve_sums<Scalar>(memory.sums, dz.rows(), features);
-    for (Index task = 0; task < descriptions; ++task) {
-      const auto t = static_cast<std::size_t>(task);
-      detail::sum_rows(
-          memory.task_begins[t], memory.task_begins[t + 1], features,
-          [&](Index i) { return dz.row(memory.task_order[static_cast<std::size_t>(i)]); }, sum,
-          sum + features);
-      for (Index j = 0; j < features; ++j) projected[task * features + j] = static_cast<Scalar>(sum[j]);
-    }
-    Scalar* const means = detail::reserve(memory.task_means, descriptions * task_features);
-    task_projection_->backward({workspace.task_means.data(), descriptions, task_features, task_features},
-                               {projected, descriptions, features, features}, *gradients.task_projection_,
-                               false, means, task_features, memory.scratch);
-    Eigen::Map<Matrix<Scalar>> embeddings =
-        memory.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
-    embeddings.setZero();
-    detail::add_means_gradient(means, descriptions, offsets.ranges(), task_features, embeddings.data(),
-                               task_features);
-  }
+                      RouterGradientWorkspace<Scalar>& memory) const;
 
   /// Rows whose weights' gradients are needed in sum only: those of one task without noise, whose gate sees
   /// the same; and all where K = 1, whose weight is 1 whatever the logit.
-  void set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy, Routing<Scalar>& routing) const {
-    const bool are_constant = top_k() == 1;
-    routing.gradient_groups.clear();
-    routing.gradient_groups.reserve(static_cast<std::size_t>(routing.rows));
-    if (!are_constant && (options_.level != Level::task || is_noisy)) return;
-    const auto task = detail::task_of(inputs);
-    for (Index row = 0; row < routing.rows; ++row)
-      routing.gradient_groups.push_back(are_constant ? 0 : task(row));
-  }
+  void set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy, Routing<Scalar>& routing) const;
 
   RoutingOptions options_;
   Gate<Scalar, NumExperts> gate_;
   std::optional<Linear<Scalar>> task_projection_;
 };
+
+template <class Scalar, int NumExperts>
+Router<Scalar, NumExperts>::Router(const RoutingOptions& options, Index features, Index num_experts,
+                                   Index top_k)
+    : options_(checked(options)),
+      gate_(gate_features(options, features), num_experts, top_k,
+            static_cast<Scalar>(options.loss_coefficient), static_cast<Scalar>(options.noise_epsilon)) {
+  if (options.level == Level::task)
+    task_projection_.emplace(options.task_features, gate_features(options, features));
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::reset_gate() {
+  const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
+  gate_.set_weight(zero);
+  gate_.set_noise_weight(zero);
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::check(Index sequences, const Inputs<Scalar>& inputs) const {
+  if (options_.level == Level::task) detail::check_tasks(sequences, options_.task_features, inputs);
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::route(const MatrixView<Scalar>& tokens, const detail::GateRows& rows,
+                                       const Inputs<Scalar>& inputs, Routing<Scalar>& routing,
+                                       RouterWorkspace<Scalar>& workspace) const {
+  gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate);
+  set_gradient_groups(inputs, workspace.gate.is_noisy, routing);
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::backward(const RouterDecision<Scalar>& decision,
+                                          std::span<const Scalar> d_weights, const Scalar& d_loss,
+                                          Router& gradients, MatrixRef<Scalar> d_tokens,
+                                          RouterGradientWorkspace<Scalar>& memory) const {
+  const detail::GateRows& rows = decision.rows;
+  const auto of_gate = [&](const MatrixView<Scalar>& z) -> GateDecision<Scalar> {
+    return {z, decision.routing, decision.workspace.gate, rows.constant};
+  };
+  if (sees_tokens(rows)) {
+    gate_.backward(of_gate(decision.tokens), d_weights, d_loss, gradients.gate_, d_tokens, true, memory.gate);
+    return;
+  }
+  const Index features = gate_.gate_features();
+  const MatrixView<Scalar> z(decision.workspace.gate_input.data(), rows.size(), features, features);
+  Eigen::Map<Matrix<Scalar>> dz(detail::reserve(memory.gate_input, rows.size() * features), rows.size(),
+                                features);
+  gate_.backward(of_gate(z), d_weights, d_loss, gradients.gate_, dz, false, memory.gate);
+  if (options_.level == Level::task) {
+    backward_tasks(dz, decision.inputs, decision.workspace, gradients, memory);
+  } else {
+    detail::add_means_gradient(dz.data(), rows.size(), seen_by(rows), features, d_tokens.data(),
+                               d_tokens.outerStride());
+  }
+}
+
+template <class Scalar, int NumExperts>
+MatrixView<Scalar> Router<Scalar, NumExperts>::task_inputs(Index sequences, const Inputs<Scalar>& inputs,
+                                                           RouterWorkspace<Scalar>& workspace) const {
+  const detail::Offsets descriptions = detail::check_tasks(sequences, options_.task_features, inputs);
+  const MatrixView<Scalar> means = detail::means(inputs.task_embeddings, descriptions.num_sequences(),
+                                                 descriptions.ranges(), workspace.task_means, workspace.sums);
+  const Index features = gate_.gate_features();
+  Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
+  const auto task = detail::task_of(inputs);
+  for (Index b = 0; b < sequences; ++b) {
+    const MatrixView<Scalar> mean(means.row(task(b)), 1, means.cols(), means.cols());
+    task_projection_->apply(mean, z + b * features, features);
+  }
+  return {z, sequences, features, features};
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::backward_tasks(const MatrixView<Scalar>& dz, const Inputs<Scalar>& inputs,
+                                                const RouterWorkspace<Scalar>& workspace, Router& gradients,
+                                                RouterGradientWorkspace<Scalar>& memory) const {
+  const detail::Offsets offsets = detail::description_offsets(inputs);
+  const Index descriptions = offsets.num_sequences();
+  const Index features = dz.cols(), task_features = options_.task_features;
+  Scalar* const projected = detail::reserve(memory.task_inputs, descriptions * features);
+  detail::sort_by_task(dz.rows(), descriptions, inputs, memory.task_begins, memory.task_order);
+  detail::Sum<Scalar>* const sum = detail::reserve_sums<Scalar>(memory.sums, dz.rows(), features);
+  for (Index task = 0; task < descriptions; ++task) {
+    const auto t = static_cast<std::size_t>(task);
+    detail::sum_rows(
+        memory.task_begins[t], memory.task_begins[t + 1], features,
+        [&](Index i) { return dz.row(memory.task_order[static_cast<std::size_t>(i)]); }, sum, sum + features);
+    for (Index j = 0; j < features; ++j) projected[task * features + j] = static_cast<Scalar>(sum[j]);
+  }
+  Scalar* const means = detail::reserve(memory.task_means, descriptions * task_features);
+  task_projection_->backward({workspace.task_means.data(), descriptions, task_features, task_features},
+                             {projected, descriptions, features, features}, *gradients.task_projection_,
+                             false, means, task_features, memory.scratch);
+  Eigen::Map<Matrix<Scalar>> embeddings =
+      memory.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
+  embeddings.setZero();
+  detail::add_means_gradient(means, descriptions, offsets.ranges(), task_features, embeddings.data(),
+                             task_features);
+}
+
+template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy,
+                                                     Routing<Scalar>& routing) const {
+  const bool are_constant = top_k() == 1;
+  routing.gradient_groups.clear();
+  routing.gradient_groups.reserve(static_cast<std::size_t>(routing.rows));
+  if (!are_constant && (options_.level != Level::task || is_noisy)) return;
+  const auto task = detail::task_of(inputs);
+  for (Index row = 0; row < routing.rows; ++row)
+    routing.gradient_groups.push_back(are_constant ? 0 : task(row));
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance class Router<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo
