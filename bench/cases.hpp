@@ -14,6 +14,9 @@ namespace bench {
 using meo::Index;
 using meo::Level;
 
+/// The number of experts that the types of fixed cases have.
+inline constexpr int fixed_experts = 8;
+
 /// One layer, or one feed-forward block, and the batch it sees.
 struct Case {
   std::string name;
@@ -30,6 +33,7 @@ struct Case {
   bool peak = false;      ///< no layer, but the most operations that this machine can do
   bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
   bool orders = false;    ///< MEO alone, in the order that it chooses and in either that can be chosen
+  bool fixed = false;  ///< layers and gates alone, with the number of experts in the options and in the type
 
   Index all_tokens() const { return sequences * tokens; }
 };
@@ -45,6 +49,22 @@ inline std::vector<Case> order_cases() {
                        .top_k = {2, 4, 8},
                        .orders = true});
   }
+  return cases;
+}
+
+/// Layers so small that the gate is a part of their time.
+inline std::vector<Case> fixed_cases() {
+  std::vector<Case> cases;
+  for (const auto& [tokens, features] : {std::pair<Index, Index>{1, 8}, {1, 64}, {64, 16}, {1024, 64}})
+    cases.push_back({.name = "fixed_t" + std::to_string(tokens) + "_d" + std::to_string(features),
+                     .sequences = 1,
+                     .tokens = tokens,
+                     .in_features = features,
+                     .out_features = features,
+                     .num_experts = fixed_experts,
+                     .top_k = {2},
+                     .level = Level::token,
+                     .fixed = true});
   return cases;
 }
 
@@ -80,6 +100,7 @@ inline const std::vector<Case>& all_cases() {
         {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
     };
     for (Case& c : order_cases()) all.push_back(std::move(c));
+    for (Case& c : fixed_cases()) all.push_back(std::move(c));
     return all;
   }();
   return cases;
@@ -98,6 +119,7 @@ struct Method {
   std::size_t product = 0;  ///< dense: which of dense_products()
   Index top_k = 1;          ///< the others
   meo::MergeOrder merge_order = meo::MergeOrder::automatic;
+  bool fixed = false;  ///< the number of experts is in the type
 };
 
 }  // namespace bench

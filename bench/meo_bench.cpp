@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <exception>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -23,10 +22,11 @@
 #include "cases.hpp"
 #include "instruction_sets.hpp"
 #include "problem.hpp"
+#include "program.hpp"
 
 namespace {
 
-constexpr int cannot_run = 2;
+using bench::UsageError;
 
 #if defined(__clang__)
 constexpr const char* compiler = "Clang " __clang_version__;
@@ -54,6 +54,8 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
   orders_            few tokens: MEO as it chooses itself (meo), with experts
                      merged first (merge_first) or their outputs combined
                      (combine_outputs)
+  fixed_             small layers and their gates by token; *_fixed: the number
+                     of experts is in the type, else in the options
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else
   b1_t1/read         the bytes of the experts are read, and nothing else
 
@@ -80,10 +82,6 @@ void print_help() {
   std::cout << help_text << std::flush;
   benchmark::PrintDefaultHelp();
 }
-
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 // ---------------------------------------------------------------------------------------------------------------
 // The command line
@@ -272,12 +270,5 @@ int run(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return run({argv, argv + argc});
-  } catch (const UsageError& error) {
-    std::cerr << "meo_bench: " << error.what() << "; --help lists the options\n";
-  } catch (const std::exception& error) {
-    std::cerr << "meo_bench: " << error.what() << '\n';
-  }
-  return cannot_run;
+  return bench::run_program("meo_bench", [&] { return run({argv, argv + argc}); });
 }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,19 @@ std::vector<Method> methods(const Case& c) {
            {std::pair{"meo", automatic}, {"merge_first", merge_first}, {"combine_outputs", combine_outputs}})
         all.push_back(
             {.name = name + ("/k" + std::to_string(k)), .kind = Kind::meo, .top_k = k, .merge_order = order});
+    }
+    return all;
+  }
+  if (c.fixed) {
+    for (const auto& [name, kind] : {std::pair{"meo", Kind::meo},
+                                     {"moe", Kind::moe},
+                                     {"meo_gate", Kind::meo_gate},
+                                     {"moe_gate", Kind::moe_gate}}) {
+      for (const bool fixed : {false, true})
+        all.push_back({.name = name + std::string(fixed ? "_fixed" : "") + "/k" + std::to_string(c.top_k[0]),
+                       .kind = kind,
+                       .top_k = c.top_k[0],
+                       .fixed = fixed});
     }
     return all;
   }
@@ -97,6 +111,7 @@ class Problem {
     y_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     hidden_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     dx_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
+    if (method.fixed) return prepare_fixed(name, method);
     switch (method.kind) {
       case Kind::dense:
         return case_.backward ? prepare_dense_backward(name, dense_products<Scalar>()[method.product])
@@ -215,6 +230,23 @@ class Problem {
     if (!case_.block) return;
     activate(hidden_, Activation{});
     apply(std::size_t{1}, hidden_, y_);
+  }
+
+  Prepared prepare_fixed(const std::string& name, const Method& method) {
+    using Meo = meo::MeoLayer<Scalar, fixed_experts>;
+    using Moe = meo::MoeLayer<Scalar, fixed_experts>;
+    switch (method.kind) {
+      case Kind::meo:
+        return prepare_layer<Meo>(name, method.top_k);
+      case Kind::moe:
+        return prepare_layer<Moe>(name, method.top_k);
+      case Kind::meo_gate:
+        return prepare_gate<Meo>(name, method.top_k);
+      case Kind::moe_gate:
+        return prepare_gate<Moe>(name, method.top_k);
+      default:
+        throw std::logic_error(name + ": no layer");
+    }
   }
 
   Prepared prepare_dense(const std::string& name, const DenseProduct<Scalar>& product) {

@@ -2,14 +2,12 @@
 
 /// Holds what is timed against plain Eigen, every element within the error that rounding may have caused.
 ///
-/// With u the unit roundoff and γ_n = n u / (1 − n u), a sum of products whose terms pass at most n roundings
-/// is within γ_n Σ|a||b| of the exact one (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-/// lemma 3.1), and Σ|a||b| ≤ ‖a‖‖b‖. Two computations of it differ by at most twice that.
+/// A sum of products whose terms pass at most n roundings is within γ_n Σ|a||b| of the exact one, see
+/// support/bounds.hpp, and Σ|a||b| ≤ ‖a‖‖b‖. Two computations of it differ by at most twice that.
 
-#include <cmath>
 #include <cstdlib>
 #include <iostream>
-#include <limits>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -17,13 +15,13 @@
 #include <meo/types.hpp>
 
 #include "baselines.hpp"
+#include "support/bounds.hpp"
 
 namespace bench {
 
 template <class Scalar>
 Scalar twice_gamma(Index n) {
-  const double nu = static_cast<double>(n) * std::numeric_limits<Scalar>::epsilon() / 2;
-  return static_cast<Scalar>(2 * nu / (1 - nu));
+  return static_cast<Scalar>(2 * meo::test::gamma<Scalar>(n));
 }
 
 /// Ends the program with exit code 1 if an element of `actual` is further than `bound` from `expected`; NaN
@@ -31,14 +29,10 @@ Scalar twice_gamma(Index n) {
 template <class Scalar>
 void require_within(std::string_view what, const ConstMatrixRef<Scalar>& actual,
                     const Matrix<Scalar>& expected, const Matrix<Scalar>& bound) {
-  for (Index r = 0; r < expected.rows(); ++r) {
-    for (Index c = 0; c < expected.cols(); ++c) {
-      if (std::abs(actual(r, c) - expected(r, c)) <= bound(r, c)) continue;
-      std::cerr << "meo_bench: " << what << " is wrong: element (" << r << ", " << c << ") is "
-                << actual(r, c) << ", expected " << expected(r, c) << " to within " << bound(r, c) << '\n';
-      std::exit(1);
-    }
-  }
+  const std::string disagreement = meo::test::disagreement(actual, expected, bound);
+  if (disagreement.empty()) return;
+  std::cerr << "meo_bench: " << what << " is wrong: " << disagreement << '\n';
+  std::exit(1);
 }
 
 /// x Wᵀ
@@ -50,7 +44,7 @@ Matrix<Scalar> product(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Sca
 }
 
 /// Requires y_t = f(Σ_e gates_te x_t W_eᵀ). x: T × D; experts: N times F × D; gates: T × N; y: T × F. f has
-/// |f'| ≤ 1.2, |f(x)| ≤ |x| and takes at most 16 roundings, as GELU does with an erf of 8, or is the
+/// |f'| ≤ 1.2, |f(x)| ≤ |x| and takes at most 2 function_roundings, as GELU does beside its erf, or is the
 /// identity.
 ///
 /// A term passes D roundings in the product and K + 1 in the weighting and the sum over experts.
@@ -78,7 +72,8 @@ void verify_mixture(std::string_view what, const ConstMatrixRef<Scalar>& x,
   for (Scalar& value : expected.reshaped()) value = f(value);
 
   const Index top_k = (gates.array() != 0).rowwise().count().maxCoeff();
-  const Scalar factor = Scalar(1.2) * twice_gamma<Scalar>(x.cols() + top_k + 1 + 16);
+  const Scalar factor =
+      Scalar(1.2) * twice_gamma<Scalar>(x.cols() + top_k + 1 + 2 * meo::test::function_roundings);
   Matrix<Scalar> bound = product<Scalar>(gates, norms);
   for (Index t = 0; t < bound.rows(); ++t) bound.row(t) *= factor * x.row(t).norm();
   require_within<Scalar>(what, y, expected, bound);

@@ -3,14 +3,18 @@
 ///
 /// Padding of panels is left out by choosing outputs, experts and reduced features that fill whole panels.
 
+#include <array>
 #include <cstdint>
 #include <random>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include <meo/meo.hpp>
 
 #include "support/catch.hpp"
 #include "support/counting_scalar.hpp"
+#include "support/error_message.hpp"
 
 namespace {
 
@@ -70,9 +74,17 @@ struct Case {
   bool noise;
 };
 
+/// What the layer's forward over an assignment costs.
+template <class Layer>
+meo::LayerFlops cost_of(Method method, const Layer& layer, const meo::Sequences& batch,
+                        const meo::Assignment<Counting>& assignment, bool noise = false) {
+  return meo::flops(method, meo::layer_shape<Counting>(layer.options(), batch, noise),
+                    meo::assignment_shape(method, layer.options(), batch, assignment));
+}
+
 std::vector<Case> cases() {
   std::vector<Case> cases;
-  for (const Level level : {Level::token, Level::sequence, Level::task}) {
+  for (const Level level : {Level::token, Level::sequence, Level::task, Level::segment}) {
     for (const Index top_k : {1, 2, 5, 12}) {
       for (const bool bias : {false, true}) {
         for (const bool noise : {false, true}) {
@@ -83,6 +95,7 @@ std::vector<Case> cases() {
                             .bias = bias,
                             .routing = {.level = level,
                                         .task_features = level == Level::task ? 18 * columns : 0,
+                                        .segment_tokens = level == Level::segment ? 2 : 0,
                                         .reduce_factor = 9}},
                            noise});
         }
@@ -92,13 +105,63 @@ std::vector<Case> cases() {
   return cases;
 }
 
+/// Rows of any number of pairs. Which tokens they have, and what a MeoLayer makes of them:
+///
+///     row                0   1      2    3      4    5   6   7  8    9     10
+///     tokens            50   4      7    6     50   50   0  40  1    2     12
+///     experts        2 0 1   -      3    3  1 0 2  012   5 0-5 4 2   3    0 1
+///     weights      .5 .2 .3  -      1   .5                          .5    0 1
+///     the same as                              0                     3
+constexpr Index ragged_experts = 6;
+constexpr std::array<Index, 11> ragged_lengths{50, 4, 7, 6, 50, 50, 0, 40, 1, 2, 12};
+
+meo::Assignment<Counting> ragged_assignment() {
+  meo::Assignment<Counting> ragged{
+      .rows = 11,
+      .num_experts = ragged_experts,
+      .begins = {0, 3, 3, 4, 5, 8, 11, 12, 18, 20, 21, 23},
+      .experts = {2, 0, 1, 3, 3, 1, 0, 2, 0, 1, 2, 5, 0, 1, 2, 3, 4, 5, 4, 2, 3, 0, 1}};
+  for (const double weight : {0.5, 0.2, 0.3, 1.0, 0.5, 0.3, 0.2, 0.5, 0.3, 0.2, 0.5, 2.0,
+                              0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9, 0.1, 0.5, 0.0, 1.0})
+    ragged.weights.emplace_back(weight);
+  return ragged;
+}
+
+/// Sizes for which no items of a cost can make up for each other: what merges, products and combined outputs
+/// take is in different proportions, also with and without biases.
+std::vector<meo::LayerOptions> sizes() {
+  std::vector<meo::LayerOptions> all;
+  for (const auto& [in_features, out_features] :
+       {std::pair{3 * columns, 2 * columns}, std::pair{6 * columns, columns}}) {
+    for (const bool bias : {false, true}) {
+      all.push_back({.in_features = in_features,
+                     .out_features = out_features,
+                     .num_experts = ragged_experts,
+                     .top_k = 2,
+                     .bias = bias,
+                     .routing = {.reduce_factor = 3}});
+    }
+  }
+  return all;
+}
+
+/// The FLOPs that forward_routed executes.
+template <class Layer>
+std::int64_t count_routed(const Layer& layer, const meo::Sequences& batch,
+                          const meo::Assignment<Counting>& assignment) {
+  const meo::Matrix<Counting> x = random_matrix(batch.tokens(), layer.in_features());
+  meo::Matrix<Counting> y(batch.tokens(), layer.out_features());
+  meo::Workspace<Counting> workspace;
+  return count_flops([&] { layer.forward_routed(x, {.sequences = &batch}, assignment, y, workspace); });
+}
+
 }  // namespace
 
 TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flops]") {
   for (const auto& [options, noise] : cases()) {
     CAPTURE(to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MoeLayer<Counting>>(options);
-    const Batch batch(options, layer.gated_rows(13, 3), noise);
+    const Batch batch(options, layer.gated_rows(std::array<Index, 4>{0, 5, 6, 13}), noise);
     const meo::LayerFlops cost =
         meo::flops(Method::moe, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;
@@ -106,6 +169,7 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
 
     CHECK(count_flops([&] { layer.route(batch.x, batch.inputs, workspace); }) ==
           cost.gate + cost.task_projection);
+    CHECK(cost_of(Method::moe, layer, batch.sequences, workspace.routing, noise) == cost);
     if (options.routing.level == Level::task) {
       CHECK(cost.task_projection ==
             3 * count_flops([&] { layer.task_projection().forward(batch.task_embeddings.row(0)); }));
@@ -137,7 +201,7 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
     options.merge_order = order;
     CAPTURE(static_cast<int>(order), to_string(options.routing.level), options.top_k, options.bias, noise);
     const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
-    const Batch batch(options, layer.gated_rows(13, 3), noise);
+    const Batch batch(options, layer.gated_rows(std::array<Index, 4>{0, 5, 6, 13}), noise);
     const meo::LayerFlops cost =
         meo::flops(Method::meo, meo::layer_shape<Counting>(options, batch.sequences, noise));
     meo::Workspace<Counting> workspace;
@@ -145,6 +209,7 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
 
     CHECK(count_flops([&] { layer.route(batch.x, batch.inputs, workspace); }) ==
           cost.gate + cost.task_projection + cost.token_attention);
+    CHECK(cost_of(Method::meo, layer, batch.sequences, workspace.routing, noise) == cost);
     if (options.routing.level == Level::token) {
       meo::Matrix<Counting> attended(batch.x.rows(), batch.x.cols());
       meo::Matrix<Counting> rows(batch.x.rows(), layer.token_attention().reduced_features());
@@ -190,10 +255,149 @@ TEST_CASE("Sequences of one task share a merge, and empty sequences need none", 
   meo::LayerShape shape = meo::layer_shape<Counting>(options, batch);
   CHECK(shape.merges == 4);
   shape.merges = 2;
+  meo::Workspace<Counting> workspace;
+  meo::Matrix<Counting> y(x.rows(), options.out_features);
   CHECK(count_flops([&] {
-          layer.forward(x, {.sequences = &batch,
-                            .task_embeddings = tasks,
-                            .descriptions = &descriptions,
-                            .task_of_sequence = task_of_sequence});
+          layer.forward(x,
+                        {.sequences = &batch,
+                         .task_embeddings = tasks,
+                         .descriptions = &descriptions,
+                         .task_of_sequence = task_of_sequence},
+                        y, workspace);
         }) == meo::flops(Method::meo, shape).total());
+  CHECK(cost_of(Method::meo, layer, batch, workspace.routing) == meo::flops(Method::meo, shape));
+}
+
+TEST_CASE("MEO's counted operations over any assignment are those of flops.hpp", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
+  const meo::Assignment<Counting> ragged = ragged_assignment();
+  const auto [order, expected] = GENERATE(
+      // Merges of rows 0 with 4, 3 with 9, 5, 7, 8 and 10; row 2 has its expert where it lies.
+      std::pair{meo::MergeOrder::merge_first,
+                meo::AssignmentShape{.merged_experts = 3 + 1 + 3 + 6 + 2 + 2, .products = 218}},
+      std::pair{meo::MergeOrder::combine_outputs,
+                meo::AssignmentShape{.products = 3 * 150 + 7 + 6 + 6 * 40 + 2 * 1 + 2 + 2 * 12,
+                                     .combined_outputs = 3 * 150 + 7 + 6 + 6 * 40 + 2 * 1 + 2 + 2 * 12}},
+      // Rows 3 and 9, of one expert with a weight, have its outputs weighed; 8 is too short to merge.
+      std::pair{meo::MergeOrder::automatic,
+                meo::AssignmentShape{.merged_experts = 3 + 3 + 6 + 2,
+                                     .products = 150 + 7 + 40 + 12 + 6 + 2 + 2 * 1,
+                                     .combined_outputs = 6 + 2 + 2 * 1}});
+  for (const Level level : {Level::token, Level::sequence}) {
+    for (meo::LayerOptions options : sizes()) {
+      for (const bool has_router : {false, true}) {
+        options.merge_order = order;
+        options.routing.level = level;
+        options.has_router = has_router;
+        CAPTURE(static_cast<int>(order), to_string(level), options.in_features, options.bias, has_router);
+        const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
+        CHECK(meo::assignment_shape(Method::meo, options, batch, ragged) == expected);
+        const meo::LayerFlops cost = cost_of(Method::meo, layer, batch, ragged);
+        CHECK(count_routed(layer, batch, ragged) == cost.total() - cost.gate);
+        CHECK((cost.gate > 0) == has_router);
+        CHECK((cost.token_attention > 0) == (level == Level::token));
+      }
+    }
+  }
+}
+
+TEST_CASE("At task level short sequences are merged too, but never weighed experts", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
+  for (meo::LayerOptions options : sizes()) {
+    options.routing = {.level = Level::task, .task_features = 8, .reduce_factor = 4};
+    options.has_router = false;
+    const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
+    const auto shape = meo::assignment_shape(Method::meo, options, batch, ragged_assignment());
+    CHECK(shape == meo::AssignmentShape{
+                       .merged_experts = 3 + 3 + 6 + 2 + 2, .products = 218, .combined_outputs = 6 + 2});
+    const meo::LayerFlops cost = cost_of(Method::meo, layer, batch, ragged_assignment());
+    CHECK(cost.gate + cost.task_projection == 0);
+    CHECK(count_routed(layer, batch, ragged_assignment()) == cost.total());
+  }
+}
+
+TEST_CASE("MoE's counted operations over any assignment are those of flops.hpp", "[flops]") {
+  const Level level = GENERATE(Level::token, Level::sequence);
+  // At token level the rows are tokens, of whatever sequences.
+  const meo::Sequences batch = level == Level::token ? meo::Sequences::from_lengths({4, 0, 7})
+                                                     : meo::Sequences::from_lengths(ragged_lengths);
+  const Index pairs = level == Level::token ? 23 : 3 * 150 + 7 + 6 + 6 * 40 + 2 * 1 + 2 + 2 * 12;
+  const meo::Assignment<Counting> ragged = ragged_assignment();
+  for (meo::LayerOptions options : sizes()) {
+    for (const bool has_router : {false, true}) {
+      options.routing.level = level;
+      options.has_router = has_router;
+      CAPTURE(to_string(level), options.in_features, options.bias, has_router);
+      const auto layer = random_layer<meo::MoeLayer<Counting>>(options);
+      CHECK(meo::assignment_shape(Method::moe, options, batch, ragged) ==
+            meo::AssignmentShape{.products = pairs, .combined_outputs = pairs});
+      const meo::LayerFlops cost = cost_of(Method::moe, layer, batch, ragged);
+      CHECK(count_routed(layer, batch, ragged) == cost.total() - cost.gate);
+      CHECK((cost.gate > 0) == has_router);
+    }
+  }
+}
+
+TEST_CASE("One expert a row is weighed unless its weight is 1", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::from_lengths({3, 30, 1});
+  const auto weight = GENERATE(1.0, 0.5);
+  const bool is_weighed = weight != 1;
+  const meo::Assignment<Counting> assignment{
+      .rows = 3,
+      .num_experts = ragged_experts,
+      .top_k = 1,
+      .experts = {1, 0, 1},
+      .weights = {Counting(weight), Counting(weight), Counting(weight)}};
+  for (meo::LayerOptions options : sizes()) {
+    options.has_router = false;
+    for (const auto order : {meo::MergeOrder::automatic, meo::MergeOrder::merge_first}) {
+      options.merge_order = order;
+      CAPTURE(weight, static_cast<int>(order), options.in_features, options.bias);
+      const bool merges = is_weighed && order == meo::MergeOrder::merge_first;
+      const bool combines = is_weighed && order == meo::MergeOrder::automatic;
+      CHECK(meo::assignment_shape(Method::meo, options, batch, assignment) ==
+            meo::AssignmentShape{
+                .merged_experts = merges ? 2 : 0, .products = 34, .combined_outputs = combines ? 34 : 0});
+      const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
+      CHECK(count_routed(layer, batch, assignment) == cost_of(Method::meo, layer, batch, assignment).total());
+    }
+  }
+}
+
+TEST_CASE("A block of MoE layers with one gate combines the outputs of `down` alone", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
+  const meo::Assignment<Counting> ragged = ragged_assignment();
+  for (const bool gated : {false, true}) {
+    const meo::FeedForward<meo::MoeLayer<Counting>, meo::Relu> block({.features = 2 * columns,
+                                                                      .hidden_features = 3 * columns,
+                                                                      .num_experts = ragged_experts,
+                                                                      .gated = gated,
+                                                                      .shared_gate = true,
+                                                                      .has_router = false});
+    const meo::Matrix<Counting> x = random_matrix(batch.tokens(), block.options().features);
+    meo::Matrix<Counting> y(x.rows(), x.cols());
+    meo::FeedForwardWorkspace<Counting> workspace;
+    const meo::LayerFlops up = cost_of(Method::moe, block.up(), batch, ragged);
+    const meo::LayerFlops down = cost_of(Method::moe, block.down(), batch, ragged);
+    CHECK(count_flops([&] { block.forward_routed(x, {.sequences = &batch}, ragged, y, workspace); }) ==
+          (gated ? 2 : 1) * up.product + down.total());
+  }
+}
+
+TEST_CASE("An assignment that does not fit has no shape", "[flops]") {
+  using meo::test::error_lacks;
+  using Invalid = std::invalid_argument;
+  const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
+  const meo::LayerOptions options = sizes().front();
+  meo::Assignment<Counting> ragged = ragged_assignment();
+  CHECK(error_lacks<Invalid>([&] { meo::assignment_shape(Method::dense, options, batch, ragged); },
+                             {"method: expected moe or meo, got dense"}) == "");
+  CHECK(error_lacks<Invalid>(
+            [&] {
+              meo::assignment_shape(Method::meo, options, meo::Sequences::from_lengths({1, 2}), ragged);
+            },
+            {"routing: expected 2 rows, got 11"}) == "");
+  ragged.experts.back() = ragged_experts;
+  CHECK(error_lacks<Invalid>([&] { meo::assignment_shape(Method::moe, options, batch, ragged); },
+                             {"expert: expected 0 to 5, got 6"}) == "");
 }

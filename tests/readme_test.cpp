@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <random>
 #include <sstream>
@@ -98,6 +99,33 @@ TEST_CASE("Training as the README has it comes nearer to its target", "[readme]"
   CHECK((layer.forward(x, batch).y - target).squaredNorm() < before);
 }
 
+TEST_CASE("A layer runs under a router of the user's, as the README has it", "[readme]") {
+  const auto batch = meo::Sequences::from_lengths({12, 1, 7});
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768), dy = meo::Matrix<float>::Random(20, 3072);
+  meo::Matrix<float> y(20, 3072), dx(20, 768);
+  meo::Context<float> context;
+  meo::MeoLayer<float, 4> gradients({.in_features = 768, .out_features = 3072, .has_router = false});
+  std::vector<float> d_weights(3);
+  meo::MeoLayer<float, 4> layer({.in_features = 768, .out_features = 3072, .has_router = false});
+  // Three sequences: the first has experts 2 and 0, the second none and gives zeros, the third expert 1.
+  const meo::Assignment<float> assignment{.rows = 3,
+                                          .num_experts = 4,
+                                          .begins = {0, 2, 2, 3},
+                                          .experts = {2, 0, 1},
+                                          .weights = {0.7f, 0.3f, 1.0f}};
+  layer.forward_routed(x, {.sequences = &batch}, assignment, y, context);
+  layer.backward_routed(x, {.sequences = &batch}, assignment, context, dy, gradients, dx, d_weights);
+  CHECK(y.isZero(0));  // as the layer's parameters are
+  // Of a bias: the weighed sum of dy over its tokens, at most 12 numbers of ±1. Either sum has 12 roundings
+  // of at most 12 units.
+  constexpr float bound = 2 * 12 * 12 * std::numeric_limits<float>::epsilon();
+  const meo::Vector<float> first = dy.topRows(12).colwise().sum(), third = dy.bottomRows(7).colwise().sum();
+  CHECK((gradients.bias(2) - 0.7f * first).cwiseAbs().maxCoeff() < bound);
+  CHECK((gradients.bias(0) - 0.3f * first).cwiseAbs().maxCoeff() < bound);
+  CHECK((gradients.bias(1) - third).cwiseAbs().maxCoeff() < bound);
+  CHECK(gradients.bias(3).isZero(0));
+}
+
 TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[readme]") {
   meo::MeoLayer<float> saved({.in_features = 768, .out_features = 3072, .num_experts = 8, .top_k = 2});
   saved.set_weight(7, meo::Matrix<float>::Random(3072, 768));
@@ -114,7 +142,7 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
 
 TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_file("../README.md"));
-  REQUIRE(blocks.size() == 5);
+  REQUIRE(blocks.size() == 6);
   CHECK(blocks[0] == read_file("../examples/quickstart/main.cpp"));
   const std::vector<std::string> here = lines_of(read_file("readme_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {

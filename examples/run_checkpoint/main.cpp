@@ -49,6 +49,7 @@ Metadata of FILE, all strings:
   block           ffn for a block, which also reads
   activation      relu, gelu, gelu_tanh, silu or identity        (default gelu)
   gated           True or False                                  (default False)
+  shared_gate     True or False: one gate, that of up, for all   (default False)
 
 Tensors of FILE (B sequences of T tokens, R rows that are gated, N experts):
   x               (B, T, features), or (T, features) for one sequence
@@ -220,49 +221,22 @@ std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, c
   return {shape[dimensions - 2], shape[dimensions - 1]};
 }
 
-/// What the metadata and the tensors under a prefix say of a layer.
-template <class Layer>
-meo::LayerOptions layer_options(const meo::io::SafetensorsReader& reader, const std::string& prefix,
-                                Index task_features) {
+/// Options of a layer or a block, with its sizes, completed by what the metadata and the tensors under the
+/// prefix of the layer, or of one of the block's, say of both.
+template <class Layer, class Options>
+Options completed(Options options, const meo::io::SafetensorsReader& reader, const std::string& prefix,
+                  Index task_features) {
   const Metadata metadata(reader);
-  const auto [out_features, in_features] = weight_shape<Layer>(reader, prefix);
-  return {.in_features = in_features,
-          .out_features = out_features,
-          .num_experts = metadata.count("num_experts"),
-          .top_k = metadata.count("top_k"),
-          .bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias")),
-          .routing = {.level = metadata.level(),
-                      .task_features = task_features,
-                      .reduce_factor = metadata.count("reduce_factor", 64),
-                      .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-                      .loss_coefficient = metadata.real("loss_coef", 0.01),
-                      .noise_epsilon = metadata.real("noise_epsilon", 0.01)}};
-}
-
-/// Throws unless the weights under a prefix are as large as the options say. Comes before a layer takes
-/// memory for them, so that metadata cannot ask for more than the file has.
-template <class Layer>
-void check_sizes(const meo::io::SafetensorsReader& reader, const std::string& prefix,
-                 const meo::LayerOptions& options) {
-  const auto check = [&](const std::string& name, const std::vector<Index>& shape) {
-    reader.check_shape(prefix + name, shape);
-  };
-  const auto reduced = [&](Index features) {
-    return (std::max<Index>)(features / options.routing.reduce_factor, 1);
-  };
-  const Index experts = options.num_experts, rows = options.out_features, cols = options.in_features;
-  if constexpr (Layer::Kind::stacks_experts) {
-    check("weight", {experts, rows, cols});
-    if (options.routing.level == Level::token) check("tokenatt.down_proj.weight", {reduced(cols), cols});
-  } else {
-    for (Index expert = 0; expert < experts; ++expert) {
-      check("experts." + std::to_string(expert) + ".dense.weight", {rows, cols});
-    }
-  }
-  const bool has_tasks = options.routing.level == Level::task;
-  const Index task_rows = reduced(options.routing.task_features);
-  if (has_tasks) check("task_proj.weight", {task_rows, options.routing.task_features});
-  check("w_gate", {has_tasks ? task_rows : cols, experts});
+  options.num_experts = metadata.count("num_experts");
+  options.top_k = metadata.count("top_k");
+  options.bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias"));
+  options.routing = {.level = metadata.level(),
+                     .task_features = task_features,
+                     .reduce_factor = metadata.count("reduce_factor", 64),
+                     .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
+                     .loss_coefficient = metadata.real("loss_coef", 0.01),
+                     .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+  return options;
 }
 
 void print_shape(std::string_view name, const std::vector<Index>& shape) {
@@ -352,8 +326,12 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const meo::LayerOptions options = layer_options<Layer>(reader, arguments.prefix, run.task_features());
-  check_sizes<Layer>(reader, arguments.prefix, options);
+  const auto [out_features, in_features] = weight_shape<Layer>(reader, arguments.prefix);
+  const auto options =
+      completed<Layer>(meo::LayerOptions{.in_features = in_features, .out_features = out_features}, reader,
+                       arguments.prefix, run.task_features());
+  // Before there is a layer: metadata may ask for any amount of memory.
+  meo::io::check_shapes<Layer>(options, reader, arguments.prefix);
   Layer layer(options);
   meo::io::load(layer, reader, arguments.prefix, {.require_finite = true});
 
@@ -385,23 +363,16 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, arguments.input, metadata);
-  const bool gated = metadata.flag("gated"), shared_gate = metadata.flag("shared_gate");
-  const meo::LayerOptions up = layer_options<Layer>(reader, arguments.prefix + "up.", run.task_features());
-  meo::LayerOptions down = up;
-  std::swap(down.in_features, down.out_features);
-  check_sizes<Layer>(reader, arguments.prefix + "up.", up);
-  if (gated) check_sizes<Layer>(reader, arguments.prefix + "gate_up.", up);
-  check_sizes<Layer>(reader, arguments.prefix + "down.", down);
-  const Index features = up.in_features;
-  const meo::FeedForwardOptions options{.features = features,
-                                        .hidden_features = up.out_features,
-                                        .num_experts = up.num_experts,
-                                        .top_k = up.top_k,
-                                        .bias = up.bias,
-                                        .gated = gated,
-                                        .shared_gate = shared_gate,
-                                        .routing = up.routing};
-  meo::FeedForward<Layer, meo::AnyActivation> block(options, activation);
+  const std::string up = arguments.prefix + "up.";
+  const auto [hidden_features, features] = weight_shape<Layer>(reader, up);
+  const auto options = completed<Layer>(meo::FeedForwardOptions{.features = features,
+                                                                .hidden_features = hidden_features,
+                                                                .gated = metadata.flag("gated"),
+                                                                .shared_gate = metadata.flag("shared_gate")},
+                                        reader, up, run.task_features());
+  using Block = meo::FeedForward<Layer, meo::AnyActivation>;
+  meo::io::check_shapes<Block>(options, reader, arguments.prefix);
+  Block block(options, activation);
   meo::io::load(block, reader, arguments.prefix, {.require_finite = true});
 
   meo::Matrix<Scalar> y(run.x.tokens.rows(), features);
@@ -412,11 +383,9 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const std::vector<Index>& x_shape = reader.info(arguments.input).shape;
   print_input(arguments.input, x_shape, run);
   print_shape("y", output_shape(x_shape, features));
-  print_selection("gate of up", workspace.up.routing);
-  if (!shared_gate) {
-    if (gated) print_selection("gate of gate_up", workspace.gate_up.routing);
-    print_selection("gate of down", workspace.down.routing);
-  }
+  block.visit_routings(workspace, [](const std::string& projection, const meo::Routing<Scalar>& routing) {
+    print_selection("gate of " + projection, routing);
+  });
   std::cout << "loss: " << loss << '\n';
   if (arguments.output) {
     Results<Scalar> results(reader, arguments.input);

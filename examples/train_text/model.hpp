@@ -153,11 +153,10 @@ struct Model {
   template <class Visit>
   void visit_gates(const Context& context, Visit&& visit) const {
     for (std::size_t i = 0; i < context.feed_forwards.size(); ++i) {
-      const std::string block = std::to_string(i) + ".";
-      visit(block + "up", context.feed_forwards[i].up.routing);
-      if (options.feed_forward.shared_gate) continue;
-      if (options.feed_forward.gated) visit(block + "gate_up", context.feed_forwards[i].gate_up.routing);
-      visit(block + "down", context.feed_forwards[i].down.routing);
+      blocks[i].feed_forward.visit_routings(
+          context.feed_forwards[i], [&](const std::string& projection, const meo::Routing<float>& routing) {
+            visit(std::to_string(i) + "." + projection, routing);
+          });
     }
   }
 
@@ -210,16 +209,18 @@ struct Model {
   /// Calls matrix(name, matrix or vector) and block(prefix, feed-forward block) of all parameters.
   template <class Self, class OfMatrix, class OfBlock>
   static void visit(Self& self, OfMatrix&& matrix, OfBlock&& block) {
+    const auto norm = [&](const std::string& name, auto& of) {
+      matrix(name + ".scale", of.scale);
+      matrix(name + ".shift", of.shift);
+    };
     matrix("embedding", self.embedding);
     matrix("positions", self.positions);
     for (std::size_t i = 0; i < self.blocks.size(); ++i) {
       const std::string prefix = "blocks." + std::to_string(i) + ".";
-      matrix(prefix + "norm.scale", self.blocks[i].norm.scale);
-      matrix(prefix + "norm.shift", self.blocks[i].norm.shift);
+      norm(prefix + "norm", self.blocks[i].norm);
       block(prefix + "feed_forward.", self.blocks[i].feed_forward);
     }
-    matrix("final_norm.scale", self.final_norm.scale);
-    matrix("final_norm.shift", self.final_norm.shift);
+    norm("final_norm", self.final_norm);
     matrix("classifier", self.classifier);
     matrix("classifier_bias", self.classifier_bias);
   }

@@ -36,17 +36,29 @@ struct LayerShape {
   Index num_experts = 1;
   Index top_k = 1;
   Level level = Level::sequence;
-  Index tokens = 1;  ///< of all sequences together
-  Index sequences = 1;
+  Index tokens = 1;           ///< of all sequences together
+  Index sequences = 1;        ///< at segment level the segments of all sequences together
   Index merges = -1;          ///< MEO: merged experts that are formed; -1: see flops
   Index combined_tokens = 0;  ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
   bool bias = true;
   bool noise = false;        ///< training: the gate has a second product, for the noise's scale
   Index reduce_factor = 64;  ///< at least 1
   Index task_features = 0;   ///< task level only
+  bool has_router = true;    ///< else somebody else decides: neither gate nor task projection
 };
 
-/// FLOPs of one layer's forward pass over a batch, by item.
+/// What the experts of a layer have to do for an assignment, of whatever numbers of experts and tokens a row;
+/// layers/layer_shape.hpp makes one from an assignment.
+struct AssignmentShape {
+  std::int64_t merged_experts = 0;    ///< MEO: the experts of each merge that is formed, over all merges
+  std::int64_t products = 0;          ///< tokens times experts that they go through, merged ones as one
+  std::int64_t combined_outputs = 0;  ///< of those products, the ones that are weighed and summed
+
+  friend constexpr bool operator==(const AssignmentShape&, const AssignmentShape&) = default;
+};
+
+/// FLOPs of one layer's forward pass over a batch, by item. With an AssignmentShape, merge is 2·(F·D, and F
+/// with a bias) a merged expert, product 2·F·D a product and combine 2·F a combined output.
 struct LayerFlops {
   std::int64_t gate = 0;  ///< 2·R·D_g·N, twice that with noise; D_g = D, or max(1, ⌊S/r⌋) at task level
   std::int64_t token_attention = 0;  ///< MEO at token level: 4·D·max(1, ⌊D/r⌋) a token
@@ -69,10 +81,50 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
   return convention == Convention::paper ? 1 : 2;
 }
 
+/// Of a layer all of whose rows have top_k experts.
+constexpr AssignmentShape uniform_assignment(Method method, const LayerShape& shape, Convention convention) {
+  const std::int64_t tokens = shape.tokens, top_k = shape.top_k;
+  if (method == Method::dense) return {.products = tokens};
+  if (method == Method::moe) return {.products = top_k * tokens, .combined_outputs = top_k * tokens};
+  const bool merges_by_default = top_k > 1 || convention == Convention::paper;
+  const std::int64_t merges = shape.merges >= 0 ? shape.merges : merges_by_default ? shape.sequences : 0;
+  return {.merged_experts = merges * top_k,
+          .products = tokens + (top_k - 1) * shape.combined_tokens,
+          .combined_outputs = top_k * shape.combined_tokens};
+}
+
 }  // namespace detail
 
-/// FLOPs of one forward pass of a layer of the given shape. The gate's rows R are the tokens for MoE at token
-/// level, else the sequences.
+/// FLOPs of one forward pass of a layer of the given shape with the given assignment, which says it all of
+/// the experts: of the shape, top_k, merges and combined_tokens do not count. The gate's rows R are the
+/// tokens for MoE at token level, else the sequences, or segments.
+constexpr LayerFlops flops(Method method, const LayerShape& shape, const AssignmentShape& assignment,
+                           Convention convention = Convention::exact) {
+  LayerFlops count;
+  if (method != Method::dense && shape.has_router) {
+    const bool gates_tokens = method == Method::moe && shape.level == Level::token;
+    const std::int64_t rows = gates_tokens ? shape.tokens : shape.sequences;
+    std::int64_t gate_features = shape.in_features;
+    if (shape.level == Level::task) {
+      gate_features = detail::reduced_features(shape.task_features, shape.reduce_factor);
+      count.task_projection = 2 * rows * shape.task_features * gate_features;
+    }
+    count.gate = 2 * rows * gate_features * shape.num_experts * (shape.noise ? 2 : 1);
+  }
+  if (method == Method::meo && shape.level == Level::token) {
+    const std::int64_t hidden_features = detail::reduced_features(shape.in_features, shape.reduce_factor);
+    count.token_attention = 4 * shape.in_features * hidden_features * shape.tokens;
+  }
+  const std::int64_t parameters = std::int64_t{shape.in_features} * shape.out_features;
+  const std::int64_t merged_parameters = parameters + (shape.bias ? shape.out_features : 0);
+  count.merge =
+      detail::flops_per_merged_multiply_add(convention) * assignment.merged_experts * merged_parameters;
+  count.product = 2 * parameters * assignment.products;
+  count.combine = 2 * assignment.combined_outputs * shape.out_features;
+  return count;
+}
+
+/// The same where every row has top_k experts.
 ///
 /// A merge counts K multiply-adds a parameter, as MeoLayer executes them; 2K − 1 operations would be the
 /// minimum. Where `merges` is −1, every sequence counts as a merge; for K = 1 none does, since MeoLayer uses
@@ -86,37 +138,7 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
 ///     static_assert(cost.product == 2 * 768 * 3072 * 128);
 constexpr LayerFlops flops(Method method, const LayerShape& shape,
                            Convention convention = Convention::exact) {
-  const std::int64_t parameters = std::int64_t{shape.in_features} * shape.out_features;
-  const std::int64_t product = 2 * parameters * shape.tokens;
-  if (method == Method::dense) return {.product = product};
-
-  LayerFlops count;
-  const bool gates_tokens = method == Method::moe && shape.level == Level::token;
-  const std::int64_t rows = gates_tokens ? shape.tokens : shape.sequences;
-  std::int64_t gate_features = shape.in_features;
-  if (shape.level == Level::task) {
-    gate_features = detail::reduced_features(shape.task_features, shape.reduce_factor);
-    count.task_projection = 2 * rows * shape.task_features * gate_features;
-  }
-  count.gate = 2 * rows * gate_features * shape.num_experts * (shape.noise ? 2 : 1);
-
-  if (method == Method::moe) {
-    count.product = shape.top_k * product;
-    count.combine = std::int64_t{2} * shape.top_k * shape.out_features * shape.tokens;
-    return count;
-  }
-
-  if (shape.level == Level::token) {
-    const std::int64_t hidden_features = detail::reduced_features(shape.in_features, shape.reduce_factor);
-    count.token_attention = 4 * shape.in_features * hidden_features * shape.tokens;
-  }
-  const bool merges_by_default = shape.top_k > 1 || convention == Convention::paper;
-  const std::int64_t merges = shape.merges >= 0 ? shape.merges : merges_by_default ? shape.sequences : 0;
-  const std::int64_t merged_parameters = parameters + (shape.bias ? shape.out_features : 0);
-  count.merge = detail::flops_per_merged_multiply_add(convention) * merges * shape.top_k * merged_parameters;
-  count.product = product + 2 * parameters * (shape.top_k - 1) * shape.combined_tokens;
-  count.combine = std::int64_t{2} * shape.top_k * shape.out_features * shape.combined_tokens;
-  return count;
+  return flops(method, shape, detail::uniform_assignment(method, shape, convention), convention);
 }
 
 /// A BERT-like encoder with a language-model head; every feed-forward projection is a dense, MoE or MEO

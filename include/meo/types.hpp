@@ -65,9 +65,10 @@ class MatrixView {
   bool present_ = false;
 };
 
-/// What one gate decision covers: every token by itself, all tokens of a sequence, or all sequences of a
-/// task.
-enum class Level { token, sequence, task };
+/// What one gate decision covers: every token by itself, all tokens of a sequence, all sequences of a task,
+/// or a segment of a sequence, decided on by the segment before it (Zhong et al. 2024, arXiv 2405.03133,
+/// section 2).
+enum class Level { token, sequence, task, segment };
 
 constexpr std::string_view to_string(Level level) {
   switch (level) {
@@ -77,6 +78,8 @@ constexpr std::string_view to_string(Level level) {
       return "sequence";
     case Level::task:
       return "task";
+    case Level::segment:
+      return "segment";
   }
   return "unknown";
 }

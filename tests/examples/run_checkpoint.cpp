@@ -202,6 +202,15 @@ TEST_CASE("run_checkpoint heeds the metadata, of layers and of blocks", "[run_ch
   }
   CHECK(written(folder, changed(folder, noisy_block, {{"activation", "relu"}})) !=
         written(folder, noisy_block));
+
+  // One gate, be the others in the file or not.
+  const Bytes shared = written(folder, changed(folder, noisy_block, {{"shared_gate", "True"}}));
+  CHECK(shared != written(folder, noisy_block));
+  const auto without_gates = [](const std::string& name) {
+    const bool is_gate = name.ends_with(".w_gate") || name.ends_with(".w_noise");
+    return is_gate && !name.starts_with("param.up.") ? "" : name;
+  };
+  CHECK(written(folder, changed(folder, noisy_block, {{"shared_gate", "True"}}, without_gates)) == shared);
 }
 
 TEST_CASE("run_checkpoint prints shapes, the selected experts and the time", "[run_checkpoint]") {
@@ -460,6 +469,24 @@ TEST_CASE("run_checkpoint takes no memory for what is not in the file", "[run_ch
         path, file_of(R"({"__metadata__":{"top_k":"1",)" + metadata + "}," + tensors + "}", Bytes(size)));
     return fault();
   };
+  /// The tensors are zeros of one byte each.
+  using Shapes = std::vector<std::pair<std::string, std::vector<Index>>>;
+  const auto fault_with = [&](const std::string& metadata, const Shapes& shapes) {
+    std::string tensors;
+    std::size_t end = 0;
+    for (const auto& [name, shape] : shapes) {
+      std::size_t size = 1;
+      std::string lengths;
+      for (const Index length : shape) {
+        size *= static_cast<std::size_t>(length);
+        lengths += (lengths.empty() ? "" : ",") + std::to_string(length);
+      }
+      tensors += (tensors.empty() ? "\"" : ",\"") + name + R"(":{"dtype":"U8","shape":[)" + lengths +
+                 R"(],"data_offsets":[)" + std::to_string(end) + "," + std::to_string(end + size) + "]}";
+      end += size;
+    }
+    return fault_of(metadata, tensors, end);
+  };
   const std::string meo = R"("kind":"MEO","level":"sequence","num_experts":"1")";
 
   // Inputs.
@@ -469,36 +496,49 @@ TEST_CASE("run_checkpoint takes no memory for what is not in the file", "[run_ch
         "tensor \"x\": expected elements, got none\n");
 
   // Experts that metadata speak of, and shapes of an unknown type.
-  const std::string x = R"("x":{"dtype":"U8","shape":[1,1,1],"data_offsets":[0,1]},)";
-  const std::string one = R"("param.weight":{"dtype":"U8","shape":[1,1,1],"data_offsets":[1,2]})";
   for (const std::string experts : {"1000000000000", "9000000000000000000"}) {
-    CHECK(fault_of(R"("kind":"MEO","level":"sequence","num_experts":")" + experts + '"', x + one, 2) ==
-          "tensor \"param.weight\": expected shape [" + experts + ", 1, 1], got [1, 1, 1]\n");
-    CHECK(fault_of(R"("kind":"MoE","level":"sequence","num_experts":")" + experts + '"',
-                   x + R"("param.experts.0.dense.weight":{"dtype":"U8","shape":[1,1],"data_offsets":[1,2]})",
-                   2) == "tensor \"param.experts.1.dense.weight\": is not in the file\n");
+    const std::string error = "tensor \"param.w_gate\": expected shape [1, " + experts + "], got [1, 1]\n";
+    const std::string metadata = R"("level":"sequence","num_experts":")" + experts + '"';
+    CHECK(fault_with(R"("kind":"MEO",)" + metadata,
+                     {{"x", {1, 1, 1}}, {"param.weight", {1, 1, 1}}, {"param.w_gate", {1, 1}}}) == error);
+    CHECK(fault_with(R"("kind":"MoE",)" + metadata, {{"x", {1, 1, 1}},
+                                                     {"param.experts.0.dense.weight", {1, 1}},
+                                                     {"param.w_gate", {1, 1}}}) == error);
   }
-  CHECK(
-      fault_of(meo,
-               x + R"("param.weight":{"dtype":"F4","shape":[1,2147483648,2147483648],"data_offsets":[1,1]})",
-               1) == "tensor \"param.weight\": elements of type \"F4\" cannot be read\n");
+  const Shapes two{{"x", {1, 1, 1}},
+                   {"param.experts.0.dense.weight", {100000, 1}},
+                   {"param.w_gate", {1, 2}},
+                   {"param.w_noise", {1, 2}}};
+  CHECK(fault_with(R"("kind":"MoE","level":"sequence","num_experts":"2")", two) ==
+        "tensor \"param.experts.1.dense.weight\": is not in the file\n");
+  CHECK(fault_of(meo,
+                 R"("x":{"dtype":"U8","shape":[1,1,1],"data_offsets":[0,1]},)"
+                 R"("param.w_gate":{"dtype":"U8","shape":[1,1],"data_offsets":[1,2]},)"
+                 R"("param.w_noise":{"dtype":"U8","shape":[1,1],"data_offsets":[2,3]},)"
+                 R"("param.weight":{"dtype":"F4","shape":[1,1099511627776,1],"data_offsets":[3,3]})",
+                 3) == "tensor \"param.weight\": elements of type \"F4\" cannot be read\n");
 
   // Projections whose size follows from reduce_factor; the gate's.
-  const std::string wide =
-      R"("x":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[0,100000]},)"
-      R"("param.weight":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[100000,200000]})";
-  CHECK(fault_of(R"("kind":"MEO","level":"token","num_experts":"1","reduce_factor":"1")", wide, 200000) ==
+  const auto gated = [](Shapes shapes, Index gate_features) {
+    shapes.push_back({"param.w_gate", {gate_features, 1}});
+    shapes.push_back({"param.w_noise", {gate_features, 1}});
+    return shapes;
+  };
+  const Shapes wide{{"x", {1, 1, 100000}}, {"param.weight", {1, 1, 100000}}};
+  CHECK(fault_with(R"("kind":"MEO","level":"token","num_experts":"1","reduce_factor":"1")",
+                   gated(wide, 100000)) ==
         "tensor \"param.tokenatt.down_proj.weight\": is not in the file\n");
-  CHECK(fault_of(R"("kind":"MEO","level":"task","num_experts":"1","reduce_factor":"1")",
-                 R"("x":{"dtype":"U8","shape":[1,1,1],"data_offsets":[0,1]},)"
-                 R"("param.weight":{"dtype":"U8","shape":[1,1,1],"data_offsets":[1,2]},)"
-                 R"("task_embeddings":{"dtype":"U8","shape":[1,1,100000],"data_offsets":[2,100002]})",
-                 100002) == "tensor \"param.task_proj.weight\": is not in the file\n");
-  CHECK(fault_of(meo, wide, 200000) == "tensor \"param.w_gate\": is not in the file\n");
+  const Shapes task{{"x", {1, 1, 1}}, {"param.weight", {1, 1, 1}}, {"task_embeddings", {1, 1, 100000}}};
+  CHECK(fault_with(R"("kind":"MEO","level":"task","num_experts":"1","reduce_factor":"1")",
+                   gated(task, 100000)) == "tensor \"param.task_proj.weight\": is not in the file\n");
+  CHECK(fault_with(meo, wide) == "tensor \"param.w_gate\": is not in the file\n");
 
   // A block's narrow up and wide down.
-  CHECK(fault_of(meo + R"(,"block":"ffn")",
-                 x + R"("param.up.weight":{"dtype":"U8","shape":[1,2,1],"data_offsets":[1,3]},)"
-                     R"("param.up.w_gate":{"dtype":"U8","shape":[1,1],"data_offsets":[3,4]})",
-                 4) == "tensor \"param.down.weight\": is not in the file\n");
+  const Shapes block{{"x", {1, 1, 1}},
+                     {"param.up.w_gate", {1, 1}},
+                     {"param.up.w_noise", {1, 1}},
+                     {"param.up.weight", {1, 2, 1}},
+                     {"param.down.w_gate", {2, 1}},
+                     {"param.down.w_noise", {2, 1}}};
+  CHECK(fault_with(meo + R"(,"block":"ffn")", block) == "tensor \"param.down.weight\": is not in the file\n");
 }

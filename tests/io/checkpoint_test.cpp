@@ -6,6 +6,8 @@
 #include <functional>
 #include <limits>
 #include <random>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -247,9 +249,15 @@ TEMPLATE_TEST_CASE("a parameter that is missing, or has another shape or type", 
   for (const Level level : {Level::token, Level::task}) {
     const auto saved = small_layer<TestType>(1, level);
     const auto layer = small_layer<TestType>(2, level);
+    const auto shape_fault = [&](const Bytes& bytes) {
+      return error_of(
+          [&] { meo::io::check_shapes<TestType>(layer.options(), SafetensorsReader(bytes, "f")); });
+    };
     for (const auto& [name, values] : parameters_of(saved)) {
       const std::string at = "meo: f: tensor \"" + name + "\": ";
-      CHECK(fault(layer, file_of_layer(saved, name)) == at + "is not in the file");
+      const Bytes missing = file_of_layer(saved, name);
+      CHECK(fault(layer, missing) == at + "is not in the file");
+      CHECK(shape_fault(missing) == at + "is not in the file");
 
       const auto shape = shape_of(name, values.size());
       const Bytes flat = file_of_layer(saved, name, [&, name = name](SafetensorsWriter& writer) {
@@ -257,6 +265,7 @@ TEMPLATE_TEST_CASE("a parameter that is missing, or has another shape or type", 
       });
       CHECK(fault(layer, flat) ==
             at + "expected shape " + meo::io::detail::in_brackets(shape) + ", got [1, 1, 1]");
+      CHECK(shape_fault(flat) == fault(layer, flat));
 
       const Bytes odd =
           file_of_layer(saved, name, [&, name = name, size = values.size()](SafetensorsWriter& writer) {
@@ -265,10 +274,48 @@ TEMPLATE_TEST_CASE("a parameter that is missing, or has another shape or type", 
       Bytes broken = odd;
       broken.back() = std::byte{2};
       CHECK(fault(layer, odd) == "no error");
+      CHECK(shape_fault(odd) == "no error");
       CHECK(fault(layer, broken) ==
             at + "element " + std::to_string(values.size() - 1) + ": expected 0 to 1, got 2");
     }
   }
+}
+
+TEST_CASE("shapes are checked for blocks, and for layers that no memory would hold", "[io][checkpoint]") {
+  const Golden<double> golden(meo::test::golden_files("099_").at(0));
+  using Block = meo::FeedForward<MeoLayer<double>, meo::Silu>;
+  auto options = options_of(golden.block());
+  for (const bool shared_gate : {false, true}) {
+    options.shared_gate = shared_gate;
+    const Block block(options);
+    SafetensorsWriter writer;
+    meo::io::save(block, writer);
+    const Bytes whole = writer.bytes();
+    const SafetensorsReader file(whole, "f");
+    CHECK(error_of([&] { meo::io::check_shapes<Block>(options, file); }) == "no error");
+    for (const std::string& missing : file.names()) {
+      SafetensorsWriter others;
+      for (const std::string& name : file.names()) {
+        if (name != missing) others.add(name, file.info(name).shape, file.read<double>(name));
+      }
+      const Bytes bytes = others.bytes();
+      CHECK(error_of([&] { meo::io::check_shapes<Block>(options, SafetensorsReader(bytes, "f")); }) ==
+            "meo: f: tensor \"" + missing + "\": is not in the file");
+    }
+  }
+
+  const Bytes bytes = file_of_layer(small_layer<MoeLayer<double>>(1));
+  const SafetensorsReader file(bytes, "f");
+  meo::LayerOptions large = small_layer<MoeLayer<double>>(1).options();
+  large.num_experts = std::numeric_limits<Index>::max();
+  const std::string start = "meo: f: tensor \"param.";
+  CHECK(error_of([&] { meo::io::check_shapes<MoeLayer<double>>(large, file); }) ==
+        start + "w_gate\": expected shape [4, " + std::to_string(large.num_experts) + "], got [4, 2]");
+  large.has_router = false;
+  CHECK(error_of([&] { meo::io::check_shapes<MoeLayer<double>>(large, file); }) ==
+        start + "experts.2.dense.weight\": is not in the file");
+  large.top_k = 0;
+  CHECK_THROWS_AS(meo::io::check_shapes<MoeLayer<double>>(large, file), std::invalid_argument);
 }
 
 TEMPLATE_TEST_CASE("parameters that are not finite are refused where that is asked for", "[io][checkpoint]",
@@ -463,6 +510,46 @@ TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block
     std::filesystem::resize_file(path, whole.size() - data_size + file.info(name).end - 1);
     CHECK(error_of([&] { meo::io::load(block, file); }).ends_with("its data cannot be read any more"));
     CHECK(parameters_of_block(block) == block_before);
+  }
+}
+
+TEST_CASE("a file that fails when it is read a second time says up to where it is loaded",
+          "[io][checkpoint]") {
+  using Part = meo::io::detail::TensorPart<double>;
+  constexpr Index piece = meo::io::detail::load_elements, size = 2 * piece + 5;
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  SafetensorsWriter writer;
+  writer.add("a", {3}, std::vector<double>(3, 1));
+  writer.add("b", {size}, std::vector<double>(size, 2));
+  const Bytes bytes = writer.bytes();
+  // Cut off: all data, b alone, b's second piece, its last element; when one element before is written.
+  for (const auto& [kept, cut_at] : {std::pair{Index{0}, Index{2}}, {3, 2}, {3 + piece, 3}, {size + 2, 3}}) {
+    CAPTURE(kept);
+    meo::test::save(path, bytes);
+    std::vector<double> values(size + 3);
+    const auto part = [&, cut_at = cut_at, kept = kept](const std::string& name, Index count, Index begin) {
+      return Part(name, {count}, count, nullptr,
+                  [&, begin, cut_at, kept](Index, Index first, std::span<const double> out) {
+                    std::copy(out.begin(), out.end(), values.begin() + begin + first);
+                    const auto end = begin + first + static_cast<Index>(out.size());
+                    if (begin + first > cut_at || end <= cut_at) return;
+                    const Index lost = size + 3 - kept;
+                    std::filesystem::resize_file(path, bytes.size() - 8 * static_cast<std::size_t>(lost));
+                  });
+    };
+    const std::string error = error_of([&] {
+      meo::io::detail::load_parts<double>({part("a", 3, 0), part("b", size, 3)}, SafetensorsReader(path), "",
+                                          {});
+    });
+    // What was in the same piece as the last element that can be read is lost with the piece.
+    const Index of_b = kept <= 3 ? 0 : (kept - 3) / piece * piece;
+    CHECK(error == "meo: " + path.string() + ": tensor \"b\": cannot be read a second time, from element " +
+                       std::to_string(of_b) + " on: all before it is loaded, nothing after it");
+    std::vector<double> expected(size + 3, 0);
+    std::fill_n(expected.begin(), 3, 1);
+    std::fill_n(expected.begin() + 3, of_b, 2);
+    CHECK(values == expected);
   }
 }
 

@@ -1,10 +1,8 @@
 // What is deferred or checked takes memory for a piece of it, and reading into memory of the caller takes
-// none. A program of its own: it replaces the global operator new.
+// none. A program of its own: it counts what operator new is asked for.
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
-#include <new>
 #include <span>
 #include <vector>
 
@@ -12,38 +10,10 @@
 
 #include "io/files.hpp"
 #include "support/catch.hpp"
-
-namespace {
-
-std::size_t allocated = 0;  // bytes, with those that were freed again
-
-/// Kept out of line: GCC would otherwise see free() meet memory from an operator new that it has not inlined,
-/// and warn.
-[[gnu::noinline]] void release(void* memory) { std::free(memory); }
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  allocated += size;
-  void* const memory = std::malloc(size == 0 ? 1 : size);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-
-namespace {
+#include "support/heap.hpp"
 
 using meo::Index;
-
-template <class Function>
-std::size_t bytes_of(Function&& f) {
-  const std::size_t before = allocated;
-  f();
-  return allocated - before;
-}
-
-}  // namespace
+using meo::test::heap::bytes_of;
 
 TEST_CASE("the memory that a tensor is written, checked and read with", "[io][reader][writer]") {
   constexpr Index size = 1 << 20;

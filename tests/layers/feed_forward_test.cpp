@@ -168,6 +168,28 @@ TEMPLATE_TEST_CASE("a block's gates draw their noise one after another: up, gate
   }
 }
 
+TEST_CASE("a block names the routing of each of its routers", "[feed_forward]") {
+  using Block = FeedForward<MeoLayer<double>, Relu>;
+  for (const bool gated : {false, true}) {
+    for (const bool shared_gate : {false, true}) {
+      for (const bool has_router : {false, true}) {
+        if (!has_router && !shared_gate) continue;
+        FeedForwardOptions options = options_at(Level::sequence, gated, shared_gate);
+        options.has_router = has_router;
+        const FeedForwardWorkspace<double> workspace;
+        std::vector<std::pair<std::string, const void*>> named, expected;
+        Block(options).visit_routings(workspace, [&](const std::string& name, const auto& routing) {
+          named.emplace_back(name, &routing);
+        });
+        if (has_router) expected.emplace_back("up", &workspace.up.routing);
+        if (gated && !shared_gate) expected.emplace_back("gate_up", &workspace.gate_up.routing);
+        if (!shared_gate) expected.emplace_back("down", &workspace.down.routing);
+        CHECK(named == expected);
+      }
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("a block merges in the order that its options say", "[feed_forward]", (MeoLayer<float, 4>),
                    (MeoLayer<double>)) {
   using S = typename TestType::Scalar;
@@ -349,6 +371,48 @@ TEST_CASE("a block's options are checked, and its gate_up is there only when gat
   CHECK(gated.up().out_features() == 11);
   CHECK(gated.down().in_features() == 11);
   CHECK(gated.down().out_features() == 5);
+}
+
+TEST_CASE("a block's projections have its options", "[feed_forward]") {
+  const FeedForwardOptions set{.features = 5,
+                               .hidden_features = 7,
+                               .num_experts = 4,
+                               .top_k = 3,
+                               .bias = false,
+                               .gated = true,
+                               .shared_gate = true,
+                               .routing = {.level = Level::token, .reduce_factor = 2},
+                               .merge_order = MergeOrder::combine_outputs,
+                               .has_router = false};
+  for (const bool shared_gate : {false, true}) {
+    for (const bool has_router : {false, true}) {
+      if (!shared_gate && !has_router) continue;
+      FeedForwardOptions options = set;
+      options.shared_gate = shared_gate;
+      options.has_router = has_router;
+      const FeedForward<MeoLayer<double>> block(options);
+      // An option more, of blocks or of layers, and these two no longer compile: see that it reaches
+      // projections.
+      const auto& [features, hidden_features, num_experts, top_k, bias, gated, shared, routing, merge_order,
+                   any] = options;
+      const auto check = [&](const LayerOptions& layer, Index in, Index out, bool router) {
+        const auto& [in_features, out_features, experts, k, has_bias, layer_routing, order, layer_router] =
+            layer;
+        CHECK(in_features == in);
+        CHECK(out_features == out);
+        CHECK(experts == set.num_experts);
+        CHECK(k == set.top_k);
+        CHECK(has_bias == set.bias);
+        CHECK(layer_routing == set.routing);
+        CHECK(order == set.merge_order);
+        CHECK(layer_router == router);
+      };
+      CHECK(gated);
+      check(block.up().options(), features, hidden_features, has_router);
+      check(block.gate_up().options(), features, hidden_features, !shared_gate);
+      check(block.down().options(), hidden_features, features, !shared_gate);
+    }
+  }
 }
 
 TEMPLATE_TEST_CASE("a block that throws leaves y as it was", "[feed_forward]",

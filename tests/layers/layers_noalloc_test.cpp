@@ -1,5 +1,5 @@
 // forward and backward allocate nothing once their workspace or context has grown. A program of its own: it
-// replaces the global operator new, and Eigen, which calls malloc, reports its allocations through an
+// counts what operator new is asked for, and Eigen, which calls malloc, reports its allocations through an
 // assertion that release builds keep.
 
 #include <stdexcept>
@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <random>
 #include <span>
@@ -22,45 +21,9 @@
 #include <meo/layers/moe_layer.hpp>
 
 #include "support/catch.hpp"
+#include "support/heap.hpp"
 #include "support/options.hpp"
 #include "support/random.hpp"
-
-namespace {
-
-std::size_t allocations = 0;
-
-void* allocate(std::size_t size, std::size_t alignment) {
-  ++allocations;
-  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-/// Kept out of line: GCC would otherwise see free() meet memory from an operator new that it has not inlined,
-/// and warn.
-[[gnu::noinline]] void release(void* memory) { std::free(memory); }
-
-constexpr std::size_t default_alignment = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, default_alignment); }
-void* operator new[](std::size_t size) { return allocate(size, default_alignment); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete[](void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { release(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 namespace {
 
@@ -69,13 +32,8 @@ using namespace meo;
 /// Allocations by operator new during f; throws for one by Eigen.
 template <class Function>
 std::size_t allocations_of(Function&& f) {
-  struct NoMalloc {
-    NoMalloc() { Eigen::internal::set_is_malloc_allowed(false); }
-    ~NoMalloc() { Eigen::internal::set_is_malloc_allowed(true); }
-  } const no_malloc;
-  const std::size_t before = allocations;
-  f();
-  return allocations - before;
+  const test::heap::NoEigenMalloc none;
+  return test::heap::allocations_of(f);
 }
 
 TEST_CASE("allocations are noticed", "[noalloc]") {

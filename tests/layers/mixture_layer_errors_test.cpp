@@ -72,7 +72,7 @@ TEMPLATE_TEST_CASE("options that make no layer are refused", "[routed_layer]", M
   CHECK(lacks([](auto& o) { o.top_k = 0; }, {"top_k", "1 to num_experts = 4", "got 0"}) == "");
   CHECK(lacks([](auto& o) { o.top_k = 5; }, {"top_k", "1 to num_experts = 4", "got 5"}) == "");
   CHECK(lacks([](auto& o) { o.routing.level = static_cast<Level>(7); },
-              {"level", "token, sequence or task", "got 7"}) == "");
+              {"level", "token, sequence, task or segment", "got 7"}) == "");
   CHECK(lacks([](auto& o) { o.routing.reduce_factor = 0; }, {"reduce_factor", "at least 1", "got 0"}) == "");
   CHECK(lacks([](auto& o) { o.routing.task_features = 0; }, {"task_features", "at least 1", "got 0"}) == "");
   CHECK(lacks([](auto& o) { o.routing.loss_coefficient = -0.5; }, {"loss_coefficient", "got -0.5"}) == "");

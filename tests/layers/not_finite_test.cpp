@@ -145,10 +145,9 @@ TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a fi
   GateWorkspace<T> decision;
   gate.route(z, Noise<T>(noise), routing, decision);
   GateGradientWorkspace<T> workspace;
-  detail::AlignedVector<T> scratch;
   Gate<T> gradients(3, 3, 2, T(0.25), T(0.125));
   const std::vector<T> d_weights{T(1), T(2), T(3), T(4)};
-  gate.backward(z, routing, decision, d_weights, T(1), gradients, false, dz.data(), 3, workspace, scratch);
+  gate.backward({z, routing, decision}, d_weights, T(1), gradients, dz, false, workspace);
   for (Index i = 0; i < dz.size(); ++i) CHECK(detail::is_finite(dz.data()[i]));
   for (const T& value : workspace.logits) CHECK(detail::is_finite(value));
   for (const T& value : workspace.noise_logits) CHECK(detail::is_finite(value));

@@ -180,12 +180,9 @@ TEMPLATE_TEST_CASE("a gate of 16 bits counts and weighs as one of double does", 
   Matrix<double> exact_dz(rows, features);
   GateGradientWorkspace<S> workspace;
   GateGradientWorkspace<double> exact_workspace;
-  detail::AlignedVector<S> scratch;
-  detail::AlignedVector<double> exact_scratch;
-  gate.backward(z, routing, decision, in_order, S(1), gradients, false, dz.data(), features, workspace,
-                scratch);
-  exact.backward(exact_z, exact_routing, exact_decision, exact_in_order, 1.0, exact_gradients, false,
-                 exact_dz.data(), features, exact_workspace, exact_scratch);
+  gate.backward({z, routing, decision}, in_order, S(1), gradients, dz, false, workspace);
+  exact.backward({exact_z, exact_routing, exact_decision}, exact_in_order, 1.0, exact_gradients, exact_dz,
+                 false, exact_workspace);
   Index wrong = 0;
   for (std::size_t i = 0; i < in_order.size(); ++i) {
     // w (d − mean), |d| ≤ 1 and the loss's part beside it.

@@ -139,10 +139,9 @@ TEST_CASE("where places K and K + 1 tie, an expert has to beat the last that is 
     term[j] = of_load[j] * std::exp(-distance * distance / 2) / std::sqrt(2 * std::numbers::pi) / sigma;
   }
   GateGradientWorkspace<double> workspace;
-  detail::AlignedVector<double> scratch;
   const std::vector<double> d_weights{0};
-  double dz = 0;
-  gate.backward(z, routing, decision, d_weights, 1, gradients, false, &dz, 1, workspace, scratch);
+  Matrix<double> dz(1, 1);
+  gate.backward({z, routing, decision}, d_weights, 1, gradients, dz, false, workspace);
   const Matrix<double> d = gradients.weight();
   CHECK(std::abs(term[2]) > 0.01);
   CHECK(d(0, 0) == Approx(-term[1] - term[2]).epsilon(1e-12));

@@ -1,15 +1,15 @@
 #pragma once
 
 /// How far a computation in scalar S may end up from the exact value, element by element, and a comparison
-/// that says so.
+/// that says so: for the tests, and for what the benchmarks verify.
 ///
 /// u is the unit roundoff of S and γ_n = n·u / (1 − n·u): n roundings on the way to a term change it by a
 /// factor 1 + θ, |θ| ≤ γ_n (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., lemma 3.1). A
 /// sum of n products is therefore within γ_n Σ|a||b| of the exact one in whatever order it is summed, fused
 /// or not, in blocks or in packets. The bounds add two parts:
 ///
-///   rounding      γ_n × the sum of the magnitudes of the terms, n the longest chain that any sensible order
-///   has propagation   the error of every argument × how much the exact result depends on it
+///   rounding      γ_n × the sum of the magnitudes of the terms, n the longest chain of any sensible order
+///   propagation   the error of every argument × how much the exact result depends on it
 ///
 /// Nothing is tuned: where a bound has a constant that is not a count of operations, it is the one named
 /// below. The reference works in Wide<S>; its own roundings are counted in u as well, so that long double,
@@ -182,9 +182,48 @@ Bounded<S> softmax(const Bounded<S>& logits) {
   return weights;
 }
 
+/// |actual − expected| as a share of the bound: at most 1 within it. Infinite where something is NaN, and for
+/// a bound that is negative or not finite, which could not hold or not fail.
+template <class S>
+S share_of_bound(S actual, S expected, S bound) {
+  const S error = std::abs(actual - expected);
+  if (!(bound >= 0) || !std::isfinite(bound) || std::isnan(error)) return std::numeric_limits<S>::infinity();
+  return error == 0 ? S(0) : error / bound;
+}
+
+/// How a matrix lies within its bounds.
+template <class S>
+struct Comparison {
+  S worst = 0;             ///< the largest share of a bound
+  Index row = 0, col = 0;  ///< of the element that has it
+  Index beyond = 0;        ///< elements that are further off than their bound
+};
+
+/// Of three matrices of one shape.
+template <class Actual, class Expected, class Bound>
+Comparison<typename Expected::Scalar> compare(const Eigen::MatrixBase<Actual>& actual,
+                                              const Eigen::MatrixBase<Expected>& expected,
+                                              const Eigen::MatrixBase<Bound>& bound) {
+  using W = typename Expected::Scalar;
+  eigen_assert(actual.rows() == expected.rows() && actual.cols() == expected.cols());
+  eigen_assert(bound.rows() == expected.rows() && bound.cols() == expected.cols());
+  Comparison<W> comparison;
+  for (Index r = 0; r < expected.rows(); ++r) {
+    for (Index c = 0; c < expected.cols(); ++c) {
+      const W share = share_of_bound(W(actual(r, c)), expected(r, c), W(bound(r, c)));
+      if (share > 1) ++comparison.beyond;
+      if (share > comparison.worst) {
+        comparison.worst = share;
+        comparison.row = r;
+        comparison.col = c;
+      }
+    }
+  }
+  return comparison;
+}
+
 /// Which elements of `actual` lie beyond `bound` from `expected`: empty when none does, so that a test can
-/// say CHECK(disagreement(...) == "") and show the worst element when it fails. NaN never agrees, nor does a
-/// bound that is not finite: it could not fail.
+/// say CHECK(disagreement(...) == "") and show the worst element when it fails.
 template <class Actual, class Expected, class Bound>
 std::string disagreement(const Eigen::MatrixBase<Actual>& actual, const Eigen::MatrixBase<Expected>& expected,
                          const Eigen::MatrixBase<Bound>& bound) {
@@ -197,27 +236,13 @@ std::string disagreement(const Eigen::MatrixBase<Actual>& actual, const Eigen::M
     return report.str();
   }
   using W = typename Expected::Scalar;
-  Index beyond = 0, worst_row = 0, worst_col = 0;
-  W worst = -1;
-  for (Index r = 0; r < expected.rows(); ++r) {
-    for (Index c = 0; c < expected.cols(); ++c) {
-      const W error = std::abs(W(actual(r, c)) - expected(r, c));
-      if (std::isfinite(bound(r, c)) && error <= bound(r, c)) continue;
-      ++beyond;
-      const W ratio = std::isnan(error) ? std::numeric_limits<W>::infinity() : error / bound(r, c);
-      if (!(ratio <= worst)) {
-        worst = ratio;
-        worst_row = r;
-        worst_col = c;
-      }
-    }
-  }
-  if (beyond == 0) return "";
-  const W error = std::abs(W(actual(worst_row, worst_col)) - expected(worst_row, worst_col));
-  report << beyond << " of " << expected.size() << " elements beyond their bound; worst (" << worst_row
-         << ", " << worst_col << "): got " << actual(worst_row, worst_col) << ", expected "
-         << expected(worst_row, worst_col) << ", error " << error << ", bound " << bound(worst_row, worst_col)
-         << ", error/bound " << error / bound(worst_row, worst_col);
+  const Comparison<W> comparison = compare(actual, expected, bound);
+  if (comparison.beyond == 0) return "";
+  const Index row = comparison.row, col = comparison.col;
+  const W error = std::abs(W(actual(row, col)) - expected(row, col));
+  report << comparison.beyond << " of " << expected.size() << " elements beyond their bound; worst (" << row
+         << ", " << col << "): got " << actual(row, col) << ", expected " << expected(row, col) << ", error "
+         << error << ", bound " << bound(row, col) << ", error/bound " << comparison.worst;
   return report.str();
 }
 

@@ -66,6 +66,21 @@ TEST_CASE("disagreement names the worst element", "[bounds]") {
   CHECK(contains(disagreement(actual, expected, bound), "worst (0, 0): got nan"));
 }
 
+TEST_CASE("a comparison has the largest share of a bound, also within all of them", "[bounds]") {
+  const auto within = compare(row({1, 4, -2, 5}), row({1, 2, -1, 5}), row({0, 8, 2, 1}));
+  CHECK(within.worst == 0.5);
+  CHECK(within.col == 2);
+  CHECK(within.beyond == 0);
+  const auto beyond = compare(row({1, 4, 3}), row({1, 1, 1}), row({0, 1, 1}));
+  CHECK(beyond.worst == 3);
+  CHECK(beyond.col == 1);
+  CHECK(beyond.beyond == 2);
+  CHECK(compare(row({2, 2}), row({1, 1}), row({0.5, 0})).worst == infinity);
+  CHECK(compare(row({1, nan}), row({1, 1}), row({1, 1})).worst == infinity);
+  CHECK(compare(row({1, 1}), row({1, 1}), row({1, -1})).beyond == 1);
+  CHECK(compare(Matrix<double>(0, 3), Matrix<double>(0, 3), Matrix<double>(0, 3)).worst == 0);
+}
+
 TEST_CASE("disagreement in max-norm scales with the largest element", "[bounds]") {
   CHECK(disagreement_in_max_norm(row({100, 1.5}), row({100, 1}), 0.0051) == "");
   CHECK(disagreement_in_max_norm(row({100, 1.5}), row({100, 1}), 0.0049) != "");

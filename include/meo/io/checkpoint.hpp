@@ -26,6 +26,7 @@
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
+#include <meo/io/size_only.hpp>
 #include <meo/io/tensor_parts.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
@@ -65,28 +66,47 @@ MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_vie
 
 #endif
 
+/// The most numbers that are held beside a layer while it is loaded.
+inline constexpr Index load_elements = 4096;
+
 /// First all is looked at, every byte of it, and then written over what the parts had, a piece at a time:
 /// what does not fit, or cannot be read, is known before anything has changed. `ignored`: names that may be
 /// there.
 template <class Scalar>
 void load_parts(const std::vector<TensorPart<Scalar>>& parts, const SafetensorsReader& file,
                 std::string_view prefix, const LoadOptions& options, std::set<std::string> ignored = {}) {
-  constexpr Index piece = 16384;
   for (const TensorPart<Scalar>& part : parts) {
     file.check<Scalar>(part.name(), part.shape(), options.require_finite);
     ignored.insert(part.name());
   }
   check_all_used(file, prefix, ignored);
-  std::vector<Scalar> buffer(static_cast<std::size_t>(piece));
+  std::vector<Scalar> buffer(static_cast<std::size_t>(load_elements));
   for (const TensorPart<Scalar>& part : parts) {
-    for (Index first = 0; first < part.size(); first += piece) {
-      const auto count = static_cast<std::size_t>((std::min)(piece, part.size() - first));
+    for (Index first = 0; first < part.size(); first += load_elements) {
+      const auto count = static_cast<std::size_t>((std::min)(load_elements, part.size() - first));
       const std::span<Scalar> values = std::span(buffer).first(count);
-      file.read_into<Scalar>(part.name(), first, values);
+      try {
+        file.read_into<Scalar>(part.name(), first, values);
+      } catch (const Error&) {
+        throw Error(file.file(), part.name(),
+                    text_of({"cannot be read a second time, from element ", first,
+                             " on: all before it is loaded, nothing after it"}));
+      }
       part.write(first, values);
     }
   }
 }
+
+/// For name_tensors.
+struct CheckShape {
+  const SafetensorsReader& file;
+
+  template <class Bank, class Access>
+  void operator()(const std::string& name, const std::vector<Index>& shape, Index, Bank&,
+                  const Access&) const {
+    file.check_shape(name, shape);
+  }
+};
 
 template <class Scalar>
 void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter& writer) {
@@ -105,14 +125,29 @@ MEO_IO_INSTANCES(MEO_INSTANCES)
 
 }  // namespace detail
 
+/// Throws Error unless the file has every parameter of a MoeLayer, a MeoLayer or a block of these options,
+/// each in its shape; std::invalid_argument for options that make none. Takes no memory for the layer: for
+/// options that come from a file, before one is made of them, which then has no more parameters than the
+/// file.
+template <class Layer>
+void check_shapes(const typename Layer::Options& options, const SafetensorsReader& file,
+                  std::string_view prefix = "param.") {
+  const typename detail::SizesOf<Layer>::Type layer(options);
+  detail::name_tensors(layer, prefix, detail::CheckShape{file});
+}
+
 /// Fills a MoeLayer or a MeoLayer. Needs all of its parameters, each in its shape and in any type that can be
-/// read, and no other parameters of the authors' names under the prefix. Throws Error, and then leaves the
-/// layer as it was: the file is read twice, first to see that all of it can be taken. No second layer is in
-/// memory, not even a second expert.
+/// read, and no other parameters of the authors' names under the prefix; else throws Error and leaves the
+/// layer as it was.
+///
+/// The file is read twice: first every byte of these parameters, to see that all of them can be taken, and
+/// then into the layer, piece by piece, so that beside it there is memory for 4096 numbers and about 1 kB for
+/// each tensor alone. If the second reading fails, because somebody has cut the file short since or its
+/// medium has, the layer is loaded in part; the Error then says up to where, in the order of visit.
 template <class Layer>
 void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.",
           const LoadOptions& options = {}) {
-  const auto parts = detail::tensor_parts(layer, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(layer, prefix);
   detail::load_parts(parts, file, prefix, options);
 }
 
@@ -128,16 +163,17 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
         ignored.insert(std::string(prefix).append(projection).append(name));
     }
   }
-  const auto parts = detail::tensor_parts(block, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(block, prefix);
   detail::load_parts(parts, file, prefix, options, std::move(ignored));
 }
 
 /// Adds the parameters of a MoeLayer, a MeoLayer or a block, or of one that holds their gradients or moments,
 /// for load to read. They are not copied: the layer has to live, and to stay as it is, until the writer has
-/// written. Throws Error for a name that the writer has already.
+/// written, which takes memory for SafetensorsWriter::deferred_elements numbers and about 1 kB for each
+/// tensor. Throws Error for a name that the writer has already.
 template <class Layer>
 void save(const Layer& layer, SafetensorsWriter& writer, const std::string& prefix = "param.") {
-  const auto parts = detail::tensor_parts(layer, prefix, Layer::Kind::stacks_experts);
+  const auto parts = detail::tensor_parts(layer, prefix);
   detail::save_parts(parts, writer);
 }
 

@@ -77,7 +77,7 @@ MEO_IO_INLINE std::vector<std::byte> file_head(std::string_view file, std::strin
 class SafetensorsWriter {
  public:
   /// The most elements that are read at a time of what is deferred.
-  static constexpr Index deferred_elements = 16384;
+  static constexpr Index deferred_elements = 4096;
 
   /// Replaces the value that the key has had.
   void set_metadata(const std::string& key, const std::string& value);

@@ -80,151 +80,171 @@ void TensorPart<Scalar>::write(Index first, std::span<const Scalar> values) cons
   for_rows(first, values, write_);
 }
 
-/// Makes TensorParts of the parts that a visit of a layer names. stacks_experts: all experts are one tensor.
-template <class Scalar>
-class TensorPartMaker {
+/// Names the tensors of the parts that a visit of a layer names: calls take(name, shape, cols, bank, access)
+/// for one after another, where access(bank, row, col, values, access to a bank) reads or writes a piece of a
+/// row of the tensor, which has `cols` columns. stacks_experts: all experts are one tensor.
+template <class Scalar, class Take>
+class TensorNamer {
  public:
-  TensorPartMaker(std::string prefix, bool stacks_experts)
-      : prefix_(std::move(prefix)), stacks_experts_(stacks_experts) {}
+  TensorNamer(std::string_view prefix, bool stacks_experts, const Take& take)
+      : prefix_(prefix), stacks_experts_(stacks_experts), take_(take) {}
 
   /// W (out × in) and b under a projection's name.
   template <class LinearType>
   requires std::same_as<std::remove_const_t<LinearType>, Linear<Scalar>>
-  void operator()(std::string_view name, LinearType& linear);
+  void operator()(std::string_view name, LinearType& linear) const;
 
   /// in × out.
   template <class LinearType>
-  void operator()(std::string_view name, const TurnedWeight<LinearType>& turned);
+  void operator()(std::string_view name, const TurnedWeight<LinearType>& turned) const;
 
   /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`.
   template <class Bank>
   requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
-  void operator()(std::string_view name, Bank& bank);
-
-  std::vector<TensorPart<Scalar>>& parts() { return parts_; }
+  void operator()(std::string_view name, Bank& experts) const;
 
  private:
-  struct Reading {
-    template <class Bank>
-    static void row(Bank& bank, Index expert, Index out, Index first, std::span<Scalar> values) {
-      bank.read_row(expert, out, first, values);
-    }
-    template <class Bank>
-    static void bias(Bank& bank, Index expert, Index first, std::span<Scalar> values) {
-      bank.read_bias(expert, first, values);
-    }
-  };
-  struct Writing {
-    template <class Bank>
-    static void row(Bank& bank, Index expert, Index out, Index first, std::span<const Scalar> values) {
-      bank.write_row(expert, out, first, values);
-    }
-    template <class Bank>
-    static void bias(Bank& bank, Index expert, Index first, std::span<const Scalar> values) {
-      bank.write_bias(expert, first, values);
-    }
-  };
-
   template <class Bank>
-  void add_expert(const std::string& name, Bank& bank, Index expert);
-
-  /// access(bank, row, col, values, Reading or Writing): reads or writes a piece of a row of the tensor.
-  template <class Bank, class Access>
-  void add(const std::string& name, std::vector<Index> shape, Index cols, Bank& bank, const Access& access);
+  void name_expert(const std::string& name, Bank& experts, Index expert) const;
 
   std::string prefix_;
   bool stacks_experts_;
-  std::vector<TensorPart<Scalar>> parts_;
+  const Take& take_;
 };
 
-template <class Scalar>
+template <class Scalar, class Take>
 template <class LinearType>
 requires std::same_as<std::remove_const_t<LinearType>, Linear<Scalar>>
-void TensorPartMaker<Scalar>::operator()(std::string_view name, LinearType& linear) {
-  add_expert(std::string(name) + ".", linear.bank(), 0);
+void TensorNamer<Scalar, Take>::operator()(std::string_view name, LinearType& linear) const {
+  name_expert(std::string(name) + ".", linear.bank(), 0);
 }
 
-template <class Scalar>
+template <class Scalar, class Take>
 template <class LinearType>
-void TensorPartMaker<Scalar>::operator()(std::string_view name, const TurnedWeight<LinearType>& turned) {
-  auto& bank = turned.linear().bank();
+void TensorNamer<Scalar, Take>::operator()(std::string_view name,
+                                           const TurnedWeight<LinearType>& turned) const {
   const Index in = turned.in_features(), out = turned.out_features();
-  add(std::string(name), {in, out}, out, bank, [](auto& of, Index row, Index col, auto values, auto access) {
-    for (std::size_t i = 0; i < values.size(); ++i)
-      access.row(of, 0, col + static_cast<Index>(i), row, values.subspan(i, 1));
-  });
+  take_(prefix_ + std::string(name), {in, out}, out, turned.linear().bank(),
+        [](auto& bank, Index row, Index col, auto values, auto access) {
+          for (std::size_t i = 0; i < values.size(); ++i)
+            access.row(bank, 0, col + static_cast<Index>(i), row, values.subspan(i, 1));
+        });
 }
 
-template <class Scalar>
+template <class Scalar, class Take>
 template <class Bank>
 requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
-void TensorPartMaker<Scalar>::operator()(std::string_view name, Bank& bank) {
-  const Index experts = bank.num_experts(), out = bank.out_features(), in = bank.in_features();
+void TensorNamer<Scalar, Take>::operator()(std::string_view name, Bank& experts) const {
+  const Index count = experts.num_experts(), out = experts.out_features(), in = experts.in_features();
   if (!stacks_experts_) {
-    for (Index expert = 0; expert < experts; ++expert)
-      add_expert(std::string(name) + "." + std::to_string(expert) + ".dense.", bank, expert);
+    for (Index expert = 0; expert < count; ++expert)
+      name_expert(std::string(name) + "." + std::to_string(expert) + ".dense.", experts, expert);
     return;
   }
-  const std::string beside(name.substr(0, name.size() - std::string_view("experts").size()));
-  add(beside + "weight", {experts, out, in}, in, bank,
-      [out](auto& of, Index row, Index col, auto values, auto access) {
-        access.row(of, row / out, row % out, col, values);
-      });
-  if (!bank.has_bias()) return;
-  add(beside + "bias", {experts, out}, out, bank,
-      [](auto& of, Index row, Index col, auto values, auto access) { access.bias(of, row, col, values); });
+  const std::string beside =
+      prefix_ + std::string(name.substr(0, name.size() - std::string_view("experts").size()));
+  take_(beside + "weight", {count, out, in}, in, experts,
+        [out](auto& bank, Index row, Index col, auto values, auto access) {
+          access.row(bank, row / out, row % out, col, values);
+        });
+  if (!experts.has_bias()) return;
+  take_(beside + "bias", {count, out}, out, experts,
+        [](auto& bank, Index row, Index col, auto values, auto access) {
+          access.bias(bank, row, col, values);
+        });
 }
 
-template <class Scalar>
+template <class Scalar, class Take>
 template <class Bank>
-void TensorPartMaker<Scalar>::add_expert(const std::string& name, Bank& bank, Index expert) {
-  const Index out = bank.out_features(), in = bank.in_features();
-  add(name + "weight", {out, in}, in, bank,
-      [expert](auto& of, Index row, Index col, auto values, auto access) {
-        access.row(of, expert, row, col, values);
-      });
-  if (!bank.has_bias()) return;
-  add(name + "bias", {out}, out, bank, [expert](auto& of, Index, Index col, auto values, auto access) {
-    access.bias(of, expert, col, values);
-  });
+void TensorNamer<Scalar, Take>::name_expert(const std::string& name, Bank& experts, Index expert) const {
+  const Index out = experts.out_features(), in = experts.in_features();
+  take_(prefix_ + name + "weight", {out, in}, in, experts,
+        [expert](auto& bank, Index row, Index col, auto values, auto access) {
+          access.row(bank, expert, row, col, values);
+        });
+  if (!experts.has_bias()) return;
+  take_(prefix_ + name + "bias", {out}, out, experts,
+        [expert](auto& bank, Index, Index col, auto values, auto access) {
+          access.bias(bank, expert, col, values);
+        });
+}
+
+/// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`. take: see TensorNamer.
+template <class Layer, class Take>
+void name_tensors(Layer& layer, std::string_view prefix, const Take& take) {
+  layer.visit(TensorNamer<typename Layer::Scalar, Take>(prefix, Layer::Kind::stacks_experts, take));
 }
 
 template <class Scalar>
-template <class Bank, class Access>
-void TensorPartMaker<Scalar>::add(const std::string& name, std::vector<Index> shape, Index cols, Bank& bank,
-                                  const Access& access) {
-  typename TensorPart<Scalar>::Write write;
-  if constexpr (!std::is_const_v<Bank>) {
-    write = [&bank, access](Index row, Index col, std::span<const Scalar> values) {
-      access(bank, row, col, values, Writing());
-    };
+struct Reading {
+  static void row(const ExpertBank<Scalar>& bank, Index expert, Index out, Index first,
+                  std::span<Scalar> values) {
+    bank.read_row(expert, out, first, values);
   }
-  parts_.emplace_back(
-      prefix_ + name, std::move(shape), cols,
-      [&bank, access](Index row, Index col, std::span<Scalar> values) {
-        access(bank, row, col, values, Reading());
-      },
-      std::move(write));
-}
+  static void bias(const ExpertBank<Scalar>& bank, Index expert, Index first, std::span<Scalar> values) {
+    bank.read_bias(expert, first, values);
+  }
+};
+template <class Scalar>
+struct Writing {
+  static void row(ExpertBank<Scalar>& bank, Index expert, Index out, Index first,
+                  std::span<const Scalar> values) {
+    bank.write_row(expert, out, first, values);
+  }
+  static void bias(ExpertBank<Scalar>& bank, Index expert, Index first, std::span<const Scalar> values) {
+    bank.write_bias(expert, first, values);
+  }
+};
+
+/// Makes a part of each tensor. For name_tensors: a class, so that layers of one scalar share its instances.
+template <class Scalar>
+class CollectParts {
+ public:
+  explicit CollectParts(std::vector<TensorPart<Scalar>>& parts) : parts_(parts) {}
+
+  template <class Bank, class Access>
+  void operator()(std::string name, std::vector<Index> shape, Index cols, Bank& bank,
+                  const Access& access) const {
+    typename TensorPart<Scalar>::Write write;
+    if constexpr (!std::is_const_v<Bank>) {
+      write = [&bank, access](Index row, Index col, std::span<const Scalar> values) {
+        access(bank, row, col, values, Writing<Scalar>());
+      };
+    }
+    parts_.emplace_back(
+        std::move(name), std::move(shape), cols,
+        [&bank, access](Index row, Index col, std::span<Scalar> values) {
+          access(bank, row, col, values, Reading<Scalar>());
+        },
+        std::move(write));
+  }
+
+ private:
+  std::vector<TensorPart<Scalar>>& parts_;
+};
 
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`.
 template <class Layer>
-std::vector<TensorPart<typename Layer::Scalar>> tensor_parts(Layer& layer, std::string_view prefix,
-                                                             bool stacks_experts) {
-  TensorPartMaker<typename Layer::Scalar> maker{std::string(prefix), stacks_experts};
-  layer.visit([&](std::string_view name, auto&& part) { maker(name, part); });
-  return std::move(maker.parts());
+std::vector<TensorPart<typename Layer::Scalar>> tensor_parts(Layer& layer, std::string_view prefix) {
+  std::vector<TensorPart<typename Layer::Scalar>> parts;
+  name_tensors(layer, prefix, CollectParts<typename Layer::Scalar>(parts));
+  return parts;
 }
 
-#define MEO_INSTANCES(instance, Scalar)                                                                     \
-  instance class TensorPart<Scalar>;                                                                        \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view, Linear<Scalar>&);                     \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view, const Linear<Scalar>&);               \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view, const TurnedWeight<Linear<Scalar>>&); \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view,                                       \
-                                                    const TurnedWeight<const Linear<Scalar>>&);             \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view, ExpertBank<Scalar>&);                 \
-  instance void TensorPartMaker<Scalar>::operator()(std::string_view, const ExpertBank<Scalar>&);
+#define MEO_INSTANCES(instance, Scalar)                                                                      \
+  instance class TensorPart<Scalar>;                                                                         \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, Linear<Scalar>&)     \
+      const;                                                                                                 \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \
+                                                                      const Linear<Scalar>&) const;          \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedWeight<Linear<Scalar>>&) const;                                          \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedWeight<const Linear<Scalar>>&) const;                                    \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, ExpertBank<Scalar>&) \
+      const;                                                                                                 \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \
+                                                                      const ExpertBank<Scalar>&) const;
 MEO_IO_INSTANCES(MEO_INSTANCES)
 #undef MEO_INSTANCES
 

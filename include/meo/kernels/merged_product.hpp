@@ -90,12 +90,10 @@ class MergedProduct {
     Index merges;  ///< 0: there is nothing left
   };
 
-  /// Of a single expert with the weight 1, as a softmax over one logit gives it, the merged expert is the
-  /// expert itself, where it lies.
+  /// Whether the merged expert is one that lies in the bank already.
   bool is_in_place(Index merge) const {
     if constexpr (!std::same_as<Scalar, Storage>) return false;
-    const MergeTerms<Scalar> terms = plan_.terms(merge);
-    return terms.count == 1 && terms.weights[0] == Scalar(1);
+    return plan_.terms(merge).are_one_expert();
   }
 
   // -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,10 @@ struct MergeTerms {
   const Index* experts;
   const Scalar* weights;
   Index count;
+
+  /// Of a single expert with the weight 1, as a softmax over one logit gives it, the merged expert is the
+  /// expert itself.
+  bool are_one_expert() const { return count == 1 && weights[0] == Scalar(1); }
 };
 
 /// The (expert, weight) pairs of all rows, row by row. A view.

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -59,6 +60,13 @@ struct FeedForwardOptions {
 };
 
 namespace detail {
+
+/// Those options of a layer or a block, by reference, that a block and its projections have in common: all of
+/// a projection's but its sizes and whether it has a router.
+template <class Options>
+auto common_options(Options& options) {
+  return std::tie(options.num_experts, options.top_k, options.bias, options.routing, options.merge_order);
+}
 
 /// What a block and its backward keep beside their projections' memory.
 template <class Scalar>
@@ -140,6 +148,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   using Layer = LayerType;
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
+  using Options = FeedForwardOptions;
   static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
                 "meo: Activation must be callable as Scalar(Scalar) const");
 
@@ -187,6 +196,16 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     visit_parts(*this, visit);
   }
 
+  /// Calls visit(name, routing) for what each router of the block decided in the last forward with a
+  /// workspace or context: up, and, unless one router serves the block, gate_up and down.
+  template <class Memory, class Visitor>
+  void visit_routings(const Memory& memory, const Visitor& visit) const {
+    if (options_.has_router) visit("up", memory.up.routing);
+    if (options_.shared_gate) return;
+    if (options_.gated) visit("gate_up", memory.gate_up.routing);
+    visit("down", memory.down.routing);
+  }
+
   using detail::RejectForward<Scalar, FeedForwardWorkspace<Scalar>, FeedForwardContext<Scalar>>::forward;
 
   /// x: T × D, one sequence. Throws as the layers' forwards do.
@@ -213,9 +232,10 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  FeedForwardContext<Scalar>& context) const;
 
-  /// The whole block with one routing from elsewhere: any Assignment of up().gated_rows rows. Of `inputs`
-  /// only the sequences count. Throws as forward does, and std::invalid_argument unless options().shared_gate
-  /// says that one decision serves the block, or for a routing that does not fit.
+  /// The whole block with one routing from elsewhere, be there a router or not: any Assignment of
+  /// up().gated_rows rows. A row without pairs gives zeros. See MixtureLayer::forward_routed, also for what
+  /// it throws; and std::invalid_argument unless options().shared_gate says that one decision serves the
+  /// block.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       FeedForwardWorkspace<Scalar>& workspace) const;
@@ -233,9 +253,11 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                 FeedForwardContext<Scalar>& context, const ConstMatrixRef<Scalar>& dy, FeedForward& gradients,
                 MatrixRef<Scalar> dx, const Scalar& d_loss = Scalar(1)) const;
 
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through a
-  /// gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
-  /// order.
+  /// Gradients of forward_routed(x, inputs, routing, y, context), which left `context`, by the same routing:
+  /// for dy, T × D, adds those of the projections to `gradients`, a block of the same options but not this
+  /// one, and those of the routing's weights, summed over the projections, to d_weights, one for each pair,
+  /// in the routing's order; overwrites dx, T × D. See MixtureLayer::backward_routed, also for what it
+  /// throws.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, FeedForwardContext<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, FeedForward& gradients, MatrixRef<Scalar> dx,
@@ -259,14 +281,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
 
   static LayerOptions projection(const FeedForwardOptions& options, Index in_features, Index out_features,
                                  bool has_shared_router) {
-    return {.in_features = in_features,
-            .out_features = out_features,
-            .num_experts = options.num_experts,
-            .top_k = options.top_k,
-            .bias = options.bias,
-            .routing = options.routing,
-            .merge_order = options.merge_order,
-            .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    LayerOptions projection{
+        .in_features = in_features,
+        .out_features = out_features,
+        .has_router = options.shared_gate ? has_shared_router && options.has_router : true};
+    detail::common_options(projection) = detail::common_options(options);
+    return projection;
   }
 
   template <class Self, class Visitor>
@@ -298,8 +318,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   void check_routing(const Assignment<Scalar>& routing, const detail::Offsets& offsets) const {
     detail::require(options_.shared_gate,
                     "routing: expected a block with one for all projections, got shared_gate = false");
-    const std::span<const Index> tokens = offsets;
-    routing.check(up_.gated_rows(tokens.back(), offsets.num_sequences()), up_.num_experts());
+    routing.check(up_.gated_rows(offsets), up_.num_experts());
   }
 
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
@@ -515,9 +534,9 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                    memory.hidden.data(), memory.gate_hidden.data()},
                   hidden_of(context), memory_of(context.up).mixing, gradient_memory_of(context.up).mixing);
     if (!has_gate) return;
-    up_.router().backward(x, up_.gate_rows(offsets, memory_of(context).gate_rows), inputs, context.up.routing,
-                          memory_of(context.up).router, d_weights, d_loss, gradients.up_.router(), dx.data(),
-                          dx.outerStride(), gradient_memory_of(context.up).router);
+    const detail::GateRows rows = up_.gate_rows(offsets, memory_of(context).gate_rows);
+    up_.router().backward({x, rows, inputs, context.up.routing, memory_of(context.up).router}, d_weights,
+                          d_loss, gradients.up_.router(), dx, gradient_memory_of(context.up).router);
   }
 
   /// The sum over the block's gates.

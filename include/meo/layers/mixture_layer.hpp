@@ -52,6 +52,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
  public:
   using Scalar = ScalarType;
   using Kind = KindType;
+  using Options = LayerOptions;
   static constexpr int num_experts_at_compile_time = NumExperts;
 
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
@@ -159,13 +160,27 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// Whether every token is a row of the router, instead of every sequence.
   bool routes_tokens() const { return Kind::routes_tokens && options_.routing.level == Level::token; }
 
-  /// Rows that a router decides on for a batch of `tokens` tokens in `sequences` sequences.
-  Index gated_rows(Index tokens, Index sequences) const { return routes_tokens() ? tokens : sequences; }
+  /// Rows that a router decides on for a batch whose sequences have these offsets (see Sequences::offsets).
+  Index gated_rows(std::span<const Index> offsets) const {
+    if (routes_tokens()) return offsets.back();
+    if (options_.routing.level == Level::segment)
+      return detail::num_segments(offsets, options_.routing.segment_tokens);
+    return static_cast<Index>(offsets.size()) - 1;
+  }
+  /// The same for `tokens` tokens in `sequences` sequences. Throws std::invalid_argument at segment level,
+  /// where each one's length counts.
+  Index gated_rows(Index tokens, Index sequences) const {
+    detail::require(options_.routing.level != Level::segment,
+                    "gated_rows: expected the offsets of the sequences at segment level");
+    return routes_tokens() ? tokens : sequences;
+  }
 
   /// The rows of a router over a batch with these offsets; `memory` holds what they look at.
   detail::GateRows gate_rows(std::span<const Index> offsets, detail::GateRowsMemory& memory) const {
-    return routes_tokens() ? detail::rows_of_tokens(offsets.back(), memory)
-                           : detail::rows_of_sequences(offsets, memory);
+    if (routes_tokens()) return detail::rows_of_tokens(offsets.back(), memory);
+    if (options_.routing.level == Level::segment)
+      return detail::rows_of_segments(offsets, options_.routing.segment_tokens, memory);
+    return detail::rows_of_sequences(offsets, memory);
   }
 
   using detail::RejectForward<Scalar, Workspace<Scalar>>::forward;
@@ -192,9 +207,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   const Routing<Scalar>& route(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                Workspace<Scalar>& workspace) const;
 
-  /// The experts, and token attention where there is some, with a routing from elsewhere: any Assignment of
-  /// gated_rows rows, one for each sequence, or for each token of a MoeLayer at token level. Of `inputs` only
-  /// the sequences count. Throws as forward does, and std::invalid_argument for a routing that does not fit.
+  /// The experts, and token attention where there is some, with a routing from elsewhere, be there a router
+  /// or not: any Assignment of gated_rows rows, one for each sequence, for each token of a MoeLayer at token
+  /// level, or for each segment at segment level. Its weights count as they are, whatever their sum. x: T ×
+  /// D; y: T × F; what it holds is overwritten, with zeros for tokens of a row without pairs. Of `inputs`
+  /// only the sequences count. Where backward_routed is to follow, the workspace is a Context; its `routing`
+  /// stays as it is. Throws std::invalid_argument for shapes or a routing that do not fit, or a y that
+  /// overlaps x, and then y is untouched. Allocates only where the workspace has to grow.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const;
@@ -215,9 +234,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
                 const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
                 const Scalar& d_loss, std::span<const Scalar> d_weights) const;
 
-  /// Gradients of forward_routed(x, inputs, routing, y, context): as backward, but instead of going through
-  /// the gate it adds the gradient of the routing's weights to d_weights, one for each pair, in the routing's
-  /// order.
+  /// Gradients of forward_routed(x, inputs, routing, y, context), of which `context` is left; that the
+  /// routing is the same is up to the caller, as it is of x. For dy, the gradient of y (T × F), adds those of
+  /// the experts and of token attention to `gradients`, a layer of the same options but not this one, and
+  /// those of the routing's weights to d_weights, one for each pair, in the routing's order; overwrites dx, T
+  /// × D. What reaches parameters and x through the weights is for the routing's maker to add. Throws
+  /// std::invalid_argument for shapes, a routing or a context that do not fit, or a dx that overlaps x or dy,
+  /// and then changes nothing. Allocates only where the context has to grow.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, Context<Scalar>& context,
                        const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
@@ -461,7 +484,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::forward_routed(const ConstM
   auto& memory = memory_of(workspace);
   const detail::Offsets offsets = begin(x, inputs, memory);
   check_output(x, y);
-  routing.check(gated_rows(x.rows(), offsets.num_sequences()), num_experts());
+  routing.check(gated_rows(offsets), num_experts());
   const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
   mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
   finish(offsets, inputs, false, memory);
@@ -496,7 +519,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::backward_routed(
     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
     std::span<Scalar> d_weights) const {
   const detail::Offsets offsets = check(x, inputs);
-  routing.check(gated_rows(x.rows(), offsets.num_sequences()), num_experts());
+  routing.check(gated_rows(offsets), num_experts());
   check_routed_context(offsets, context);
   check_gradients(x, dy, gradients, dx);
   check_weights_gradient(routing, d_weights);
@@ -525,7 +548,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::check_context(std::span<con
 template <class ScalarType, int NumExperts, class KindType>
 void MixtureLayer<ScalarType, NumExperts, KindType>::check_decision(std::span<const Index> offsets,
                                                                     const Routing<Scalar>& routing) const {
-  routing.check(gated_rows(offsets.back(), static_cast<Index>(offsets.size()) - 1), num_experts());
+  routing.check(gated_rows(offsets), num_experts());
   detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
                   ", got ", routing.top_k);
   const auto experts = static_cast<std::size_t>(num_experts());
@@ -629,8 +652,8 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::backward_all(
   auto& memory = gradient_memory_of(context);
   const detail::GateRows rows = gate_rows(offsets, memory_of(context).gate_rows);
   const auto backward_router = [&](const MatrixView<Scalar>& seen, MatrixRef<Scalar> d_seen) {
-    router_->backward(seen, rows, inputs, context.routing, memory_of(context).router, memory.weights, d_loss,
-                      *gradients.router_, d_seen.data(), d_seen.outerStride(), memory.router);
+    router_->backward({seen, rows, inputs, context.routing, memory_of(context).router}, memory.weights,
+                      d_loss, *gradients.router_, d_seen, memory.router);
   };
   if (!token_attention_) {
     backward_mixture(x, rows, context.routing, context, dy, gradients, dx, memory.weights);

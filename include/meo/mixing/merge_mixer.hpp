@@ -94,16 +94,12 @@ void MergeMixer<Scalar>::backward(const Mixture<Scalar>& of, const MixtureGradie
 
 template <class Scalar>
 void MergeMixer<Scalar>::choose(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) const {
-  const Assignment<Scalar>& assignment = of.assignment;
-  memory.is_merged.resize(static_cast<std::size_t>(assignment.rows));
-  memory.is_combined.resize(static_cast<std::size_t>(assignment.rows));
-  for (Index row = 0; row < assignment.rows; ++row) {
+  const Pairs<Scalar> pairs = pairs_of(of.assignment);
+  memory.is_merged.resize(static_cast<std::size_t>(pairs.rows));
+  memory.is_combined.resize(static_cast<std::size_t>(pairs.rows));
+  for (Index row = 0; row < pairs.rows; ++row) {
     const auto r = static_cast<std::size_t>(row);
-    const std::span<const Scalar> weights = assignment.row_weights(row);
-    const bool is_one_expert = weights.size() == 1 && weights[0] == Scalar(1);
-    const Index fewest =
-        fewest_tokens_to_merge<Scalar>(order_, level_, static_cast<Index>(weights.size()), is_one_expert);
-    const bool merges = of.governed[r + 1] - of.governed[r] >= fewest;
+    const bool merges = merges_row(order_, level_, pairs.row(row), of.governed[r + 1] - of.governed[r]);
     memory.is_merged[r] = merges ? 1 : 0;
     memory.is_combined[r] = merges ? 0 : 1;
   }

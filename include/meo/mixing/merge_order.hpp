@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <limits>
 
+#include <meo/kernels/pairs.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/types.hpp>
 
@@ -45,4 +46,13 @@ constexpr Index fewest_tokens_to_merge(MergeOrder order, Level level, Index num_
   return (detail::merge_cost_of_caches<Scalar> + num_experts - 2) / (num_experts - 1);
 }
 
+namespace detail {
+
+/// Whether the experts of a row of so many tokens are merged.
+template <class Scalar>
+bool merges_row(MergeOrder order, Level level, const MergeTerms<Scalar>& row, Index tokens) {
+  return tokens >= fewest_tokens_to_merge<Scalar>(order, level, row.count, row.are_one_expert());
+}
+
+}  // namespace detail
 }  // namespace meo

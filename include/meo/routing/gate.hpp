@@ -19,6 +19,7 @@
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/routing/selection.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -79,6 +80,21 @@ struct GateGradientWorkspace {
   std::vector<detail::Sum<Scalar>> deviations;    ///< N, of one row
   std::vector<detail::Sum<Scalar>> row_logits;    ///< N, of one row
   std::vector<Index> ranking;
+  detail::AlignedVector<Scalar> scratch;
+};
+
+/// What Gate::route was given and has left, and which rows of it are constant. A view.
+template <class Scalar>
+struct GateDecision {
+  MatrixView<Scalar> z;  ///< R × D_g
+  const Routing<Scalar>& routing;
+  const GateWorkspace<Scalar>& workspace;
+  std::span<const unsigned char> constant_rows =
+      {};  ///< R: not 0 for those that no gradient goes through; or none
+
+  bool is_constant(Index row) const {
+    return !constant_rows.empty() && constant_rows[static_cast<std::size_t>(row)] != 0;
+  }
 };
 
 template <class Scalar, int NumExperts = Eigen::Dynamic>
@@ -119,15 +135,14 @@ class Gate {
   void route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise, Routing<Scalar>& routing,
              GateWorkspace<Scalar>& workspace) const;
 
-  /// Gradients of a decision that route made of z, of which `routing` and `decision` are left: through the
-  /// weights, whose gradients are d_weights (R × K, in the routing's order), and through the balance loss,
-  /// whose gradient is d_loss; with noise also through τ and σ. Not through the selection itself. Adds those
-  /// of W_g and W_n to `gradients`, a gate of the same shape, and writes dz, R × gate_features at dz_stride,
-  /// or adds to it with `add`. Allocates only where buffers have to grow.
-  void backward(const MatrixView<Scalar>& z, const Routing<Scalar>& routing,
-                const GateWorkspace<Scalar>& decision, std::span<const Scalar> d_weights,
-                const Scalar& d_loss, Gate& gradients, bool add, Scalar* dz, Index dz_stride,
-                GateGradientWorkspace<Scalar>& workspace, detail::AlignedVector<Scalar>& scratch) const;
+  /// Gradients of a decision of route: through the weights, whose gradients are d_weights (R × K, in the
+  /// routing's order), and through the balance loss, whose gradient is d_loss; with noise also through τ and
+  /// σ. Not through the selection itself, nor through constant rows. Adds those of W_g and W_n to
+  /// `gradients`, a gate of the same shape, and writes dz, R × gate_features, or adds to it with `add`.
+  /// Allocates only where buffers have to grow.
+  void backward(const GateDecision<Scalar>& decision, std::span<const Scalar> d_weights, const Scalar& d_loss,
+                Gate& gradients, MatrixRef<Scalar> dz, bool add,
+                GateGradientWorkspace<Scalar>& workspace) const;
 
   /// Calls visit(name, part) for W_g and W_n, by the names of the MEO authors' state_dict.
   template <class Visitor>
@@ -166,17 +181,11 @@ class Gate {
   /// The load estimate looks one place beyond the selection.
   Index ranked() const { return (std::min)(top_k_ + 1, num_experts()); }
 
-  /// The first experts of a row by descending logit, ties by ascending expert.
+  /// The first experts of a row; see rank_experts.
   void rank(const Scalar* logits, Index* ranking) const {
-    Index count = 0;
-    for (Index j = 0; j < num_experts(); ++j) {
-      if (count == ranked() && !(logits[j] > logits[ranking[count - 1]])) continue;
-      if (count < ranked()) ++count;
-      Index place = count - 1;
-      for (; place > 0 && logits[j] > logits[ranking[place - 1]]; --place)
-        ranking[place] = ranking[place - 1];
-      ranking[place] = j;
-    }
+    if constexpr (NumExperts == Eigen::Dynamic)
+      detail::rank_experts(logits, num_experts(), ranked(), ranking);
+    else detail::rank_experts<NumExperts>(logits, ranked(), ranking);
   }
 
   /// A row's experts, and how far their logits lie below the largest: the exponents of the softmax.
@@ -316,12 +325,13 @@ void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Sc
 }
 
 template <class Scalar, int NumExperts>
-void Gate<Scalar, NumExperts>::backward(const MatrixView<Scalar>& z, const Routing<Scalar>& routing,
-                                        const GateWorkspace<Scalar>& decision,
+void Gate<Scalar, NumExperts>::backward(const GateDecision<Scalar>& decision,
                                         std::span<const Scalar> d_weights, const Scalar& d_loss,
-                                        Gate& gradients, bool add, Scalar* dz, Index dz_stride,
-                                        GateGradientWorkspace<Scalar>& workspace,
-                                        detail::AlignedVector<Scalar>& scratch) const {
+                                        Gate& gradients, MatrixRef<Scalar> dz, bool add,
+                                        GateGradientWorkspace<Scalar>& workspace) const {
+  const MatrixView<Scalar>& z = decision.z;
+  const Routing<Scalar>& routing = decision.routing;
+  const bool is_noisy = decision.workspace.is_noisy;
   const auto experts = static_cast<std::size_t>(num_experts());
   const Sum scale = static_cast<Sum>(d_loss) * static_cast<Sum>(loss_coefficient_);
   workspace.importance.assign(experts, Sum(0));
@@ -330,17 +340,24 @@ void Gate<Scalar, NumExperts>::backward(const MatrixView<Scalar>& z, const Routi
   add_cv_squared_gradient<Sum>(routing.load, scale, workspace.load);
   const Index size = z.rows() * num_experts();
   Scalar* const logits = detail::reserve(workspace.logits, size);
-  Scalar* const noise_logits = decision.is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
+  Scalar* const noise_logits = is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
   for (Index row = 0; row < z.rows(); ++row) {
+    if (decision.is_constant(row)) {
+      std::fill_n(logits + row * num_experts(), num_experts(), Scalar(0));
+      if (is_noisy) std::fill_n(noise_logits + row * num_experts(), num_experts(), Scalar(0));
+      continue;
+    }
     weights_to_logits(routing, d_weights, row, workspace);
-    if (decision.is_noisy) noisy_to_logits(decision, row, logits, noise_logits, workspace);
+    if (is_noisy) noisy_to_logits(decision.workspace, row, logits, noise_logits, workspace);
     else store(workspace.noisy_logits, logits + row * num_experts());
   }
-  logits_.backward(z, {logits, z.rows(), num_experts(), num_experts()}, gradients.logits_, add, dz, dz_stride,
-                   scratch);
-  if (!decision.is_noisy) return;
-  noise_.backward(z, {noise_logits, z.rows(), num_experts(), num_experts()}, gradients.noise_, true, dz,
-                  dz_stride, scratch);
+  const auto through = [&](const Linear<Scalar>& linear, const Scalar* d_output, Linear<Scalar>& gradient,
+                           bool adds) {
+    linear.backward(z, {d_output, z.rows(), num_experts(), num_experts()}, gradient, adds, dz.data(),
+                    dz.outerStride(), workspace.scratch);
+  };
+  through(logits_, logits, gradients.logits_, add);
+  if (is_noisy) through(noise_, noise_logits, gradients.noise_, true);
 }
 
 template <class Scalar, int NumExperts>

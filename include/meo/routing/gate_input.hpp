@@ -27,21 +27,34 @@ struct GateRows {
       governed;  ///< rows + 1: row r decides for the tokens governed[r] … governed[r + 1] − 1
   /// Row r sees the mean of the tokens seen[r]. None: every row sees the one token that it decides for.
   std::span<const TokenRange> seen;
+  /// Not 0 for a row through whose decision no gradient goes. None: it goes through all.
+  std::span<const unsigned char> constant = {};
 
   Index size() const { return static_cast<Index>(governed.size()) - 1; }
+  /// Whether the row sees what the one before it does.
+  bool sees_as_before(Index row) const {
+    const auto r = static_cast<std::size_t>(row);
+    return r > 0 && !seen.empty() && seen[r].begin == seen[r - 1].begin && seen[r].end == seen[r - 1].end;
+  }
+  /// How many tokens the row decides for.
+  Index tokens(Index row) const {
+    const auto r = static_cast<std::size_t>(row);
+    return governed[r + 1] - governed[r];
+  }
 };
 
 /// Memory that GateRows look at.
 struct GateRowsMemory {
-  std::vector<Index> tokens;
+  std::vector<Index> governed;
   std::vector<TokenRange> seen;
+  std::vector<unsigned char> constant;
 };
 
 /// Every token is a row of its own.
 inline GateRows rows_of_tokens(Index tokens, GateRowsMemory& memory) {
-  memory.tokens.resize(static_cast<std::size_t>(tokens) + 1);
-  std::iota(memory.tokens.begin(), memory.tokens.end(), Index{0});
-  return {memory.tokens, {}};
+  memory.governed.resize(static_cast<std::size_t>(tokens) + 1);
+  std::iota(memory.governed.begin(), memory.governed.end(), Index{0});
+  return {memory.governed, {}};
 }
 
 /// Every sequence is a row, which sees the sequence and decides for it.
@@ -49,6 +62,36 @@ inline GateRows rows_of_sequences(std::span<const Index> offsets, GateRowsMemory
   memory.seen.clear();
   for (std::size_t b = 0; b + 1 < offsets.size(); ++b) memory.seen.push_back({offsets[b], offsets[b + 1]});
   return {offsets, memory.seen};
+}
+
+/// Segments of `segment_tokens` tokens, of which only the last of a sequence is shorter; an empty sequence
+/// has none.
+inline Index num_segments(std::span<const Index> offsets, Index segment_tokens) {
+  Index segments = 0;
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b)
+    segments += (offsets[b + 1] - offsets[b] + segment_tokens - 1) / segment_tokens;
+  return segments;
+}
+
+/// Every segment is a row, which sees the segment before it. The first of a sequence sees itself; no gradient
+/// goes through its decision, which alone depends on tokens that come later.
+inline GateRows rows_of_segments(std::span<const Index> offsets, Index segment_tokens,
+                                 GateRowsMemory& memory) {
+  memory.governed.assign(1, 0);
+  memory.seen.clear();
+  memory.constant.clear();
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
+    TokenRange segment{offsets[b], offsets[b]};
+    while (segment.end < offsets[b + 1]) {
+      const TokenRange before = segment;
+      segment = {before.end, (std::min)(before.end + segment_tokens, offsets[b + 1])};
+      const bool is_first = before.size() == 0;
+      memory.governed.push_back(segment.end);
+      memory.seen.push_back(is_first ? segment : before);
+      memory.constant.push_back(is_first ? 1 : 0);
+    }
+  }
+  return {memory.governed, memory.seen, memory.constant};
 }
 
 /// Memory for a sum of at most so many rows: `cols` values, and as many as sum_rows needs beside.

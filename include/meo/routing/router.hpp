@@ -47,6 +47,16 @@ struct RouterGradientWorkspace {
   detail::AlignedVector<Scalar> scratch;
 };
 
+/// What Router::route was given and has left. A view.
+template <class Scalar>
+struct RouterDecision {
+  MatrixView<Scalar> tokens;  ///< T × D, what the rows saw
+  const detail::GateRows& rows;
+  const Inputs<Scalar>& inputs;
+  const Routing<Scalar>& routing;
+  const RouterWorkspace<Scalar>& workspace;
+};
+
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 class Router {
  public:
@@ -102,14 +112,13 @@ class Router {
   void route(const MatrixView<Scalar>& tokens, const detail::GateRows& rows, const Inputs<Scalar>& inputs,
              Routing<Scalar>& routing, RouterWorkspace<Scalar>& workspace) const;
 
-  /// Gradients of a route whose routing and workspace are given: from those of the weights (one for each
-  /// pair, in the routing's order) and of the loss to those of the parameters, which are added to
-  /// `gradients`, and of what it saw: the tokens, T × D at stride, where they are added, or at task level
-  /// the embeddings, which are left in memory.task_embeddings.
-  void backward(const MatrixView<Scalar>& tokens, const detail::GateRows& rows, const Inputs<Scalar>& inputs,
-                const Routing<Scalar>& routing, const RouterWorkspace<Scalar>& workspace,
-                std::span<const Scalar> d_weights, const Scalar& d_loss, Router& gradients, Scalar* d_tokens,
-                Index stride, RouterGradientWorkspace<Scalar>& memory) const;
+  /// Gradients of a decision of route: from those of the weights (one for each pair, in the routing's order)
+  /// and of the loss to those of the parameters, which are added to `gradients`, and of what it saw: the
+  /// tokens, T × D, where they are added to d_tokens, or at task level the embeddings, which are left in
+  /// memory.task_embeddings.
+  void backward(const RouterDecision<Scalar>& decision, std::span<const Scalar> d_weights,
+                const Scalar& d_loss, Router& gradients, MatrixRef<Scalar> d_tokens,
+                RouterGradientWorkspace<Scalar>& memory) const;
 
  private:
   static const RoutingOptions& checked(const RoutingOptions& options) {
@@ -193,26 +202,28 @@ void Router<Scalar, NumExperts>::route(const MatrixView<Scalar>& tokens, const d
 }
 
 template <class Scalar, int NumExperts>
-void Router<Scalar, NumExperts>::backward(const MatrixView<Scalar>& tokens, const detail::GateRows& rows,
-                                          const Inputs<Scalar>& inputs, const Routing<Scalar>& routing,
-                                          const RouterWorkspace<Scalar>& workspace,
+void Router<Scalar, NumExperts>::backward(const RouterDecision<Scalar>& decision,
                                           std::span<const Scalar> d_weights, const Scalar& d_loss,
-                                          Router& gradients, Scalar* d_tokens, Index stride,
+                                          Router& gradients, MatrixRef<Scalar> d_tokens,
                                           RouterGradientWorkspace<Scalar>& memory) const {
+  const detail::GateRows& rows = decision.rows;
+  const auto of_gate = [&](const MatrixView<Scalar>& z) -> GateDecision<Scalar> {
+    return {z, decision.routing, decision.workspace.gate, rows.constant};
+  };
   if (sees_tokens(rows)) {
-    gate_.backward(tokens, routing, workspace.gate, d_weights, d_loss, gradients.gate_, true, d_tokens,
-                   stride, memory.gate, memory.scratch);
+    gate_.backward(of_gate(decision.tokens), d_weights, d_loss, gradients.gate_, d_tokens, true, memory.gate);
     return;
   }
   const Index features = gate_.gate_features();
-  const MatrixView<Scalar> z(workspace.gate_input.data(), rows.size(), features, features);
-  Scalar* const dz = detail::reserve(memory.gate_input, rows.size() * features);
-  gate_.backward(z, routing, workspace.gate, d_weights, d_loss, gradients.gate_, false, dz, features,
-                 memory.gate, memory.scratch);
+  const MatrixView<Scalar> z(decision.workspace.gate_input.data(), rows.size(), features, features);
+  Eigen::Map<Matrix<Scalar>> dz(detail::reserve(memory.gate_input, rows.size() * features), rows.size(),
+                                features);
+  gate_.backward(of_gate(z), d_weights, d_loss, gradients.gate_, dz, false, memory.gate);
   if (options_.level == Level::task) {
-    backward_tasks({dz, rows.size(), features, features}, inputs, workspace, gradients, memory);
+    backward_tasks(dz, decision.inputs, decision.workspace, gradients, memory);
   } else {
-    detail::add_means_gradient(dz, rows.size(), seen_by(rows), features, d_tokens, stride);
+    detail::add_means_gradient(dz.data(), rows.size(), seen_by(rows), features, d_tokens.data(),
+                               d_tokens.outerStride());
   }
 }
 

@@ -1,0 +1,118 @@
+#pragma once
+
+/// Runs the model of a folder on texts, and saves it, as it is or with other feed-forward blocks.
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <meo/io/safetensors_writer.hpp>
+
+#include "model/model_folder.hpp"
+
+namespace transformer {
+
+struct FolderRun {
+  std::filesystem::path folder;
+  std::optional<MixtureConfig> mixture;  ///< instead of the folder's own
+  std::optional<std::filesystem::path> save_to;
+  std::optional<std::filesystem::path> output;  ///< for the logits
+  Index mask_word = 103;                        ///< that masked words are printed for; BERT's
+  Index most_words = 5;                         ///< printed for a place
+};
+
+/// What an id stands for.
+using WordText = std::function<std::string(Index)>;
+
+/// The folder's config, with the mixture that is asked for. Throws meo::io::Error where the folder has
+/// another mixture already.
+inline Config config_of(const FolderRun& run) {
+  Config config = load_config(run.folder);
+  if (!run.mixture) return config;
+  if (config.mixture.kind != Mixture::none) {
+    throw meo::io::Error((run.folder / config_file).string(),
+                         "use_moe: expected none, as a mixture is asked for, got one");
+  }
+  config.mixture = *run.mixture;
+  check_config(config);
+  return config;
+}
+
+/// Prints the most probable of the row's classes or words, which the row becomes the probabilities of.
+template <class Scalar>
+void print_most_probable(Rows<Scalar> logits, Index row, Index most, const WordText& text) {
+  softmax(logits.row(row).data(), logits.cols());
+  std::vector<Index> order(static_cast<std::size_t>(logits.cols()));
+  std::iota(order.begin(), order.end(), Index{0});
+  most = (std::min)(most, logits.cols());
+  std::partial_sort(order.begin(), order.begin() + most, order.end(), [&](Index a, Index b) {
+    return logits(row, a) > logits(row, b) || (logits(row, a) == logits(row, b) && a < b);
+  });
+  for (Index i = 0; i < most; ++i) {
+    const Index at = order[static_cast<std::size_t>(i)];
+    std::cout << "  " << text(at) << " (" << logits(row, at) << ')';
+  }
+  std::cout << '\n';
+}
+
+/// logits are overwritten.
+template <class Scalar>
+void print_outputs(const FolderRun& run, Task task, const Batch& batch, Rows<Scalar> logits,
+                   const WordText& word) {
+  for (Index b = 0; b < batch.sequences.size(); ++b) {
+    const Index begin = batch.sequences.begin(b), end = batch.sequences.begin(b + 1);
+    std::cout << "text " << b << ", " << end - begin << " tokens";
+    switch (task) {
+      case Task::regression:
+        std::cout << ": " << logits.row(b) << '\n';
+        break;
+      case Task::classification:
+        std::cout << ", class (probability):";
+        print_most_probable(logits, b, logits.cols(), [](Index i) { return std::to_string(i); });
+        break;
+      case Task::masked_words:
+        std::cout << '\n';
+        for (Index t = begin; t < end; ++t) {
+          if (batch.words[static_cast<std::size_t>(t)] != run.mask_word) continue;
+          std::cout << "  token " << t - begin << ", word (probability):";
+          print_most_probable(logits, t, run.most_words, word);
+        }
+        break;
+      case Task::next_word:
+        std::cout << ", next word (probability):";
+        print_most_probable(logits, end - 1, run.most_words, word);
+        break;
+    }
+  }
+}
+
+/// Computes in float. batch: without texts, nothing is run. Throws meo::io::Error for a folder or an output
+/// that does not work, std::invalid_argument for texts that the model cannot read.
+inline void run_folder(const FolderRun& run, const Batch& batch, const WordText& word) {
+  AnyModel<float> model = load_model<float>(run.folder, config_of(run));
+  std::visit(
+      [&](const auto& of_kind) {
+        if (run.save_to) save_model(of_kind, *run.save_to);
+        if (batch.sequences.size() == 0) return;
+        typename std::decay_t<decltype(of_kind)>::Context context;
+        const Rows<float> logits = of_kind.forward(batch, nullptr, context);
+        if (run.output) {
+          meo::io::SafetensorsWriter writer;
+          writer.add("logits", logits);
+          writer.write(*run.output);
+        }
+        print_outputs<float>(run, of_kind.config().task, batch, logits, word);
+      },
+      model);
+}
+
+}  // namespace transformer

@@ -1,0 +1,99 @@
+#pragma once
+
+/// What a model is made from.
+
+#include <string_view>
+
+#include <meo/errors.hpp>
+#include <meo/experts/any_activation.hpp>
+#include <meo/layers/layer_options.hpp>
+#include <meo/types.hpp>
+
+namespace transformer {
+
+using meo::Index;
+
+enum class Family { bert, gpt2 };
+
+/// What a model is for. BERT: the first three; GPT-2: the last.
+enum class Task { classification, regression, masked_words, next_word };
+
+/// What the two projections of a feed-forward block are.
+enum class Mixture { none, moe, meo };
+
+struct MixtureConfig {
+  Mixture kind = Mixture::none;
+  // The rest has a meaning for mixtures only.
+  meo::Level level = meo::Level::sequence;
+  Index experts = 8;
+  Index top_k = 2;
+  Index reduce_factor = 64;
+  bool bias = true;  ///< whether experts have biases; BERT's of the MEO authors have none
+};
+
+struct Config {
+  Family family = Family::bert;
+  Task task = Task::classification;
+  Index vocabulary = 0;
+  Index width = 0;
+  Index layers = 0;
+  Index heads = 0;
+  Index hidden = 0;  ///< width of the feed-forward blocks within
+  Index positions = 0;
+  Index types = 2;         ///< BERT: kinds of tokens
+  Index padding_word = 0;  ///< BERT: its embedding has no gradient as an input's; −1 for none
+  Index labels = 2;        ///< classification: classes; regression: values
+  meo::AnyActivation activation = meo::AnyActivation::Kind::gelu;
+  double norm_epsilon = 1e-12;
+  double embedding_dropout = 0.1;
+  double hidden_dropout = 0.1;  ///< of what attention and the feed-forward block add
+  double attention_dropout = 0.1;
+  double classifier_dropout = 0.1;
+  MixtureConfig mixture = {};
+  Index description_size = 128;  ///< task level: width of the tasks' embedded descriptions
+
+  bool has_tasks() const { return mixture.kind != Mixture::none && mixture.level == meo::Level::task; }
+};
+
+/// Throws std::invalid_argument for a config that no model can have. (Layers check the rest.)
+inline void check_config(const Config& config) {
+  const auto require_positive = [](Index value, std::string_view name) {
+    meo::detail::require(value >= 1, name, ": expected at least 1, got ", value);
+  };
+  require_positive(config.vocabulary, "vocabulary");
+  require_positive(config.width, "width");
+  require_positive(config.layers, "layers");
+  require_positive(config.heads, "heads");
+  require_positive(config.hidden, "hidden");
+  require_positive(config.positions, "positions");
+  require_positive(config.labels, "labels");
+  if (config.family == Family::bert) require_positive(config.types, "types");
+  meo::detail::require(config.width % config.heads == 0,
+                       "width: expected a multiple of heads = ", config.heads, ", got ", config.width);
+  for (const double dropout : {config.embedding_dropout, config.hidden_dropout, config.attention_dropout,
+                               config.classifier_dropout}) {
+    meo::detail::require(dropout >= 0 && dropout < 1, "dropout: expected 0 to below 1, got ", dropout);
+  }
+  meo::detail::require(config.norm_epsilon > 0, "norm_epsilon: expected a number above 0, got ",
+                       config.norm_epsilon);
+  meo::detail::require((config.family == Family::gpt2) == (config.task == Task::next_word),
+                       "task: expected next_word for GPT-2 and another for BERT");
+  meo::detail::require(config.family == Family::bert || !config.has_tasks(),
+                       "level: expected token or sequence for GPT-2, got task");
+}
+
+/// Of one projection of a feed-forward block.
+inline meo::LayerOptions layer_options(const Config& config, Index in_features, Index out_features) {
+  const MixtureConfig& mixture = config.mixture;
+  return {.in_features = in_features,
+          .out_features = out_features,
+          .num_experts = mixture.experts,
+          .top_k = mixture.top_k,
+          .bias = mixture.bias,
+          .routing = {.level = mixture.level,
+                      .task_features = config.has_tasks() ? config.description_size : 0,
+                      .reduce_factor = mixture.reduce_factor,
+                      .gate_before_attention = config.family == Family::gpt2}};
+}
+
+}  // namespace transformer

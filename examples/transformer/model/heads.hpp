@@ -1,0 +1,207 @@
+#pragma once
+
+/// What stands on a model's last hidden states h and gives its outputs:
+///
+///     ClassificationHead   classes, or values of a regression, from a text's first token, B × labels:
+///                          tanh(h₀ Pᵀ + p), dropout, a projection (BERT's pooler and classifier)
+///     MaskedWordsHead      words at every token, T × V: dense, activation, norm, the words' decoder
+///     NextWordHead         words at every token, T × V: the words' decoder
+///
+/// Each has forward(h, batch, words, pass, logits, context); backward(…), from d_logits to dh, which is
+/// overwritten; output_rows and output_columns; initialize and visit.
+///
+/// Letters: T tokens, B texts, V vocabulary, d width.
+
+#include <cmath>
+#include <random>
+#include <string>
+
+#include <meo/experts/linear.hpp>
+
+#include "activations.hpp"
+#include "batch.hpp"
+#include "config.hpp"
+#include "feed_forward.hpp"
+#include "initialize.hpp"
+#include "layer_norm.hpp"
+#include "parameter.hpp"
+#include "pass.hpp"
+#include "words.hpp"
+
+namespace transformer {
+
+template <class Scalar>
+class ClassificationHead {
+ public:
+  struct Context {
+    Activations<Scalar> first, pooled, dropped;  ///< B × d
+    Activations<Scalar> d_first, d_pooled;       ///< of backward
+    meo::detail::AlignedVector<Scalar> scratch;
+  };
+
+  explicit ClassificationHead(const Config& config)
+      : pooler_(config.width, config.width),
+        classifier_(config.width, config.labels),
+        dropout_(config.classifier_dropout),
+        dropout_place_(config.layers * dropouts_per_layer + 1) {}
+
+  Index output_rows(const Batch& batch) const { return batch.sequences.size(); }
+  Index output_columns() const { return classifier_.out_features(); }
+
+  void forward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>&, const Pass<Scalar>& pass,
+               Rows<Scalar> logits, Context& context) const {
+    const Index texts = batch.sequences.size();
+    Rows<Scalar> first = context.first.resize(texts, h.cols());
+    Rows<Scalar> pooled = context.pooled.resize(texts, h.cols());
+    Rows<Scalar> dropped = context.dropped.resize(texts, h.cols());
+    for (Index b = 0; b < texts; ++b) first.row(b) = h.row(batch.sequences.begin(b));
+    pooler_.apply(first, pooled.data(), pooled.cols());
+    for (Index i = 0; i < pooled.size(); ++i) pooled.data()[i] = std::tanh(pooled.data()[i]);
+    dropped = pooled;
+    pass.dropout(dropout_, dropout_place_).apply(dropped.data(), dropped.size());
+    classifier_.apply(dropped, logits.data(), logits.cols());
+  }
+
+  void backward(const ConstRows<Scalar>&, const Batch& batch, const Words<Scalar>&, const Pass<Scalar>& pass,
+                const ConstRows<Scalar>& d_logits, Context& context, ClassificationHead& gradients,
+                Words<Scalar>&, Rows<Scalar> dh) const {
+    const ConstRows<Scalar> pooled = context.pooled.get();
+    Rows<Scalar> d_pooled = context.d_pooled.resize(pooled.rows(), pooled.cols());
+    Rows<Scalar> d_first = context.d_first.resize(pooled.rows(), pooled.cols());
+    classifier_.backward(context.dropped.get(), d_logits, gradients.classifier_, false, d_pooled.data(),
+                         d_pooled.cols(), context.scratch);
+    pass.dropout(dropout_, dropout_place_).apply(d_pooled.data(), d_pooled.size());
+    d_pooled.array() *= Scalar(1) - pooled.array().square();
+    pooler_.backward(context.first.get(), d_pooled, gradients.pooler_, false, d_first.data(), d_first.cols(),
+                     context.scratch);
+    dh.setZero();
+    for (Index b = 0; b < d_first.rows(); ++b) dh.row(batch.sequences.begin(b)) = d_first.row(b);
+  }
+
+  void initialize(std::mt19937_64& rng, double deviation) {
+    initialize_normal(pooler_, rng, deviation);
+    initialize_classifier(rng, deviation);
+  }
+
+  /// All that a model without the classifier lacks.
+  void initialize_classifier(std::mt19937_64& rng, double deviation) {
+    initialize_normal(classifier_, rng, deviation);
+  }
+
+  template <class Visitor>
+  void visit(const Visitor& visit) {
+    visit_parts(*this, visit);
+  }
+  template <class Visitor>
+  void visit(const Visitor& visit) const {
+    visit_parts(*this, visit);
+  }
+
+ private:
+  template <class Self, class Visitor>
+  static void visit_parts(Self& self, const Visitor& visit) {
+    visit("bert.pooler.dense", tensors_of(self.pooler_, "bert.pooler.dense"));
+    visit("classifier", tensors_of(self.classifier_, "classifier"));
+  }
+
+  meo::Linear<Scalar> pooler_, classifier_;
+  double dropout_;
+  Index dropout_place_;
+};
+
+template <class Scalar>
+class MaskedWordsHead {
+ public:
+  struct Context {
+    Activations<Scalar> before, normed;  ///< T × d
+    typename LayerNorm<Scalar>::Context norm;
+    Activations<Scalar> d;  ///< of backward
+    meo::detail::AlignedVector<Scalar> scratch;
+  };
+
+  explicit MaskedWordsHead(const Config& config)
+      : dense_(config.width, config.width),
+        norm_(config.width, config.norm_epsilon),
+        activation_(config.activation),
+        vocabulary_(config.vocabulary) {}
+
+  Index output_rows(const Batch& batch) const { return batch.tokens(); }
+  Index output_columns() const { return vocabulary_; }
+
+  void forward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
+               Rows<Scalar> logits, Context& context) const {
+    Rows<Scalar> before = context.before.resize(h.rows(), h.cols());
+    Rows<Scalar> normed = context.normed.resize(h.rows(), h.cols());
+    dense_.apply(h, before.data(), before.cols());
+    activate<Scalar>(activation_, context.before.get(), normed);
+    norm_.forward(context.normed.get(), normed, context.norm);
+    words.decode(context.normed.get(), logits);
+  }
+
+  void backward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
+                const ConstRows<Scalar>& d_logits, Context& context, MaskedWordsHead& gradients,
+                Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
+    Rows<Scalar> d = context.d.resize(h.rows(), h.cols());
+    words.decode_backward(context.normed.get(), d_logits, words_gradients, d, context.scratch);
+    norm_.backward(context.norm, context.d.get(), gradients.norm_, d);
+    activate_backward<Scalar>(activation_, context.before.get(), d);
+    dense_.backward(h, d, gradients.dense_, false, dh.data(), dh.cols(), context.scratch);
+  }
+
+  void initialize(std::mt19937_64& rng, double deviation) { initialize_normal(dense_, rng, deviation); }
+
+  template <class Visitor>
+  void visit(const Visitor& visit) {
+    visit_parts(*this, visit);
+  }
+  template <class Visitor>
+  void visit(const Visitor& visit) const {
+    visit_parts(*this, visit);
+  }
+
+ private:
+  template <class Self, class Visitor>
+  static void visit_parts(Self& self, const Visitor& visit) {
+    visit("cls.predictions.transform.dense", tensors_of(self.dense_, "cls.predictions.transform.dense"));
+    self.norm_.visit("cls.predictions.transform.LayerNorm", visit);
+  }
+
+  meo::Linear<Scalar> dense_;
+  LayerNorm<Scalar> norm_;
+  meo::AnyActivation activation_;
+  Index vocabulary_;
+};
+
+template <class Scalar>
+class NextWordHead {
+ public:
+  struct Context {
+    meo::detail::AlignedVector<Scalar> scratch;
+  };
+
+  explicit NextWordHead(const Config& config) : vocabulary_(config.vocabulary) {}
+
+  Index output_rows(const Batch& batch) const { return batch.tokens(); }
+  Index output_columns() const { return vocabulary_; }
+
+  void forward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
+               Rows<Scalar> logits, Context&) const {
+    words.decode(h, logits);
+  }
+
+  void backward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
+                const ConstRows<Scalar>& d_logits, Context& context, NextWordHead&,
+                Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
+    words.decode_backward(h, d_logits, words_gradients, dh, context.scratch);
+  }
+
+  void initialize(std::mt19937_64&, double) {}
+
+  template <class Visitor>
+  void visit(const Visitor&) const {}
+
+ private:
+  Index vocabulary_;
+};
+
+}  // namespace transformer

@@ -1,0 +1,136 @@
+#pragma once
+
+/// A whole model: BERT or GPT-2 and a head.
+///
+///     transformer::Model<transformer::Bert, transformer::ClassificationHead, float> model(config);
+///     transformer::Context<...> context;
+///     logits = model.forward(batch, nullptr, context);           // inference
+///
+///     model.forward(batch, &training, context);                  // a step of training
+///     loss = transformer::cross_entropy(context.logits(), labels) + context.balance_loss;
+///     model.backward(batch, &training, context, gradients);
+///
+/// gradients is a model of the same config: parameters and gradients are of one form, and
+/// meo::parameters(model) lists them for meo's optimisers.
+
+#include <random>
+#include <vector>
+
+#include <meo/training/parameters.hpp>
+
+#include "activations.hpp"
+#include "batch.hpp"
+#include "bert.hpp"
+#include "config.hpp"
+#include "gpt2.hpp"
+#include "heads.hpp"
+#include "losses.hpp"
+#include "pass.hpp"
+
+namespace transformer {
+
+template <template <class> class TrunkType, template <class> class HeadType, class ScalarType>
+class Model {
+ public:
+  using Scalar = ScalarType;
+  using Trunk = TrunkType<Scalar>;
+  using Head = HeadType<Scalar>;
+
+  /// Memory of a forward and of the backward that follows it. Keeps what it has grown to.
+  struct Context {
+    typename Trunk::Context trunk;
+    typename Head::Context head;
+    Activations<Scalar> outputs, hidden_gradient;
+    Scalar balance_loss = 0;  ///< of all gates, times their coefficient
+
+    /// Of the last forward; losses replace them by their gradient.
+    Rows<Scalar> logits() {
+      const ConstRows<Scalar> rows = outputs.get();
+      return outputs.resize(rows.rows(), rows.cols());
+    }
+  };
+
+  /// Norms' weights one, all else zero. Throws std::invalid_argument for a config that makes no model.
+  explicit Model(const Config& config) : config_(checked(config)), trunk_(config), head_(config) {}
+
+  const Config& config() const { return config_; }
+  Trunk& trunk() { return trunk_; }
+  Head& head() { return head_; }
+
+  /// training: null for inference, which keeps the activations of one layer at a time; else all are kept for
+  /// backward. Throws std::invalid_argument for a batch that the model cannot read.
+  Rows<Scalar> forward(const Batch& batch, const Training<Scalar>* training, Context& context) const {
+    trunk_.check(batch);
+    const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
+    const ConstRows<Scalar> h = trunk_.forward(batch, pass, context.balance_loss, context.trunk);
+    Rows<Scalar> logits = context.outputs.resize(head_.output_rows(batch), head_.output_columns());
+    head_.forward(h, batch, trunk_.words(), pass, logits, context.head);
+    return logits;
+  }
+
+  /// Of a forward with the same arguments, after which context.logits() was replaced by its gradient: adds
+  /// the parameters' to `gradients`, those of the balance loss included.
+  void backward(const Batch& batch, const Training<Scalar>* training, Context& context,
+                Model& gradients) const {
+    meo::detail::require(training != nullptr, "training: expected that of the forward, got none");
+    meo::detail::require(&gradients != this, "gradients: expected another model, got the one itself");
+    const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
+    const ConstRows<Scalar> h = trunk_.hidden(context.trunk);
+    Rows<Scalar> d = context.hidden_gradient.resize(h.rows(), h.cols());
+    head_.backward(h, batch, trunk_.words(), pass, context.outputs.get(), context.head, gradients.head_,
+                   gradients.trunk_.words(), d);
+    trunk_.backward(batch, pass, context.trunk, d, gradients.trunk_);
+  }
+
+  /// Start values as BERT and GPT-2 have them.
+  void initialize(std::mt19937_64& rng, double deviation = 0.02) {
+    trunk_.initialize(rng, deviation);
+    head_.initialize(rng, deviation);
+  }
+
+  /// The same for what a dense model of another task lacks: a classifier, and embeddings of tasks.
+  void initialize_new(std::mt19937_64& rng, double deviation = 0.02) {
+    if constexpr (requires { trunk_.initialize_tasks(rng, deviation); })
+      trunk_.initialize_tasks(rng, deviation);
+    if constexpr (requires { head_.initialize_classifier(rng, deviation); })
+      head_.initialize_classifier(rng, deviation);
+  }
+
+  /// See parameter.hpp.
+  template <class Visitor>
+  void visit(const Visitor& visit) {
+    trunk_.visit(visit);
+    head_.visit(visit);
+  }
+  template <class Visitor>
+  void visit(const Visitor& visit) const {
+    trunk_.visit(visit);
+    head_.visit(visit);
+  }
+
+  /// Calls visit(name, projection) for those of all feed-forward blocks.
+  template <class Visitor>
+  void visit_projections(const Visitor& visit) {
+    trunk_.visit_projections(visit);
+  }
+
+ private:
+  static const Config& checked(const Config& config) {
+    check_config(config);
+    return config;
+  }
+
+  Config config_;
+  Trunk trunk_;
+  Head head_;
+};
+
+/// Classification and regression.
+template <class Scalar>
+using BertClassifier = Model<Bert, ClassificationHead, Scalar>;
+template <class Scalar>
+using BertMaskedWords = Model<Bert, MaskedWordsHead, Scalar>;
+template <class Scalar>
+using Gpt2NextWord = Model<Gpt2, NextWordHead, Scalar>;
+
+}  // namespace transformer

@@ -1,0 +1,63 @@
+#pragma once
+
+/// Folders of models as they are published: config.json, and model.safetensors or several files with an
+/// index.
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <system_error>
+#include <variant>
+
+#include <meo/io/error.hpp>
+#include <meo/io/output_file.hpp>
+#include <meo/io/safetensors_writer.hpp>
+
+#include "any_model.hpp"
+#include "config_json.hpp"
+#include "tensor_files.hpp"
+#include "weights.hpp"
+
+namespace transformer {
+
+inline constexpr const char* config_file = "config.json";
+
+/// Throws meo::io::Error for a config.json that cannot be read or says of no model here.
+inline Config load_config(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / config_file;
+  return config_from_json(read_json(path), path.string());
+}
+
+/// The parameters of a folder in a model of a config that need not be its own: with mixtures where the folder
+/// has dense projections, or with a classifier where it has none. Throws meo::io::Error for tensors that do
+/// not fit.
+template <class Scalar>
+AnyModel<Scalar> load_model(const std::filesystem::path& folder, const Config& config,
+                            const LoadOptions& options = {}) {
+  AnyModel<Scalar> model = make_model<Scalar>(config);
+  std::visit(
+      [&](auto& of_kind) {
+        if (options.training != nullptr) of_kind.initialize_new(*options.training);
+        load(of_kind, TensorFiles::of_folder(folder), options);
+      },
+      model);
+  return model;
+}
+
+/// Creates the folder, or replaces both files in it. Throws meo::io::Error if it cannot.
+template <class Model>
+void save_model(const Model& model, const std::filesystem::path& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw meo::io::Error(folder.string(), "cannot be created: " + error.message());
+  meo::io::SafetensorsWriter writer;
+  writer.set_metadata("format", "pt");  // the package reads no file without it
+  save(model, writer);
+  writer.write(folder / tensors_file);
+  const std::string text = to_json(model.config()).dump(2) + "\n";
+  meo::io::detail::OutputFile file(folder / config_file);
+  file.write(std::as_bytes(std::span(text)));
+  file.commit();
+}
+
+}  // namespace transformer

@@ -1,0 +1,219 @@
+/// Runs BERT and GPT-2, with dense, MoE or MEO feed-forward blocks. `--help` says what it reads and writes.
+
+#include <charconv>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "folder_run.hpp"
+#include "recorded_run.hpp"
+
+namespace {
+
+using transformer::Batch;
+using transformer::Index;
+using transformer::Mixture;
+
+constexpr std::string_view help_text = R"(usage: run_model DIR [options]
+       run_model FILE.safetensors [options]
+
+Runs the model of DIR, a folder with config.json and model.safetensors (or several
+files and model.safetensors.index.json), as BERT and GPT-2 are published.
+
+  --ids "I I …"   run it on this text, as token ids; may be given several times
+  --task-ids "…"  the description of the texts' task, at task level
+  --mask I        the id whose places masked words are printed for       (default 103)
+  --output OUT    write the logits to OUT as safetensors
+  --ffn F         moe or meo: make each feed-forward projection of a dense model a
+                  mixture whose experts are copies of it
+  --level L       token, sequence or task                          (default sequence)
+  --experts N     (default 8)
+  --top-k K       experts that are selected                               (default 2)
+  --save DIR2     save the model, as after --ffn, to DIR2
+
+Or runs the model of FILE, a safetensors file that holds a model and a batch.
+
+  --output OUT    write logits, loss and moe_loss to OUT as safetensors
+  --gradients     compute those of all parameters, and write them too
+
+Metadata of FILE, all strings: sizes under the names of config.json, and
+  model           bert or gpt2
+  head            classification, regression, mlm (masked words) or lm (next word)
+  use_moe         none, MoE or MEO; for GPT-2 Conv1D_MoE and Conv1D_MEO
+  moe_level       token, sequence or task
+  num_experts, top_k, reduce_factor, description_size
+
+Tensors of FILE (B texts of T tokens, R rows that are gated, N experts):
+  input_ids       (B, T); token_type_ids and attention_mask, too, where there are some
+  task_ids        (B, L), at task level
+  labels          (B), or (B, T) for words; -100 is not asked for
+  noise.i         (R, N), of the i-th gate, layer by layer, up before down
+and the parameters under the names of the published models, after param.
+
+OUT gets logits, loss (with the gates' balance losses), moe_loss (those alone) and
+grad.NAME, with the dtypes of FILE's own tensors of these names where there are some.
+
+Options may be written --name=value, too. Exit code: 0 fine, 1 what is read does not
+fit, or OUT or DIR2 cannot be written, 2 wrong options.
+)";
+
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Arguments {
+  std::string path;
+  transformer::FolderRun folder;
+  std::vector<std::vector<Index>> texts;
+  std::vector<Index> task;
+  bool gradients = false;
+  bool help = false;
+  std::string only_folder, only_file;  ///< an option that needs it, if any
+};
+
+Index number(const std::string& option, std::string_view text, Index least) {
+  Index value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < least) {
+    throw UsageError(option + ": expected a number of at least " + std::to_string(least) + ", got '" +
+                     std::string(text) + "'");
+  }
+  return value;
+}
+
+std::vector<Index> ids(const std::string& option, const std::string& text) {
+  std::vector<Index> ids;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) ids.push_back(number(option, word, 0));
+  return ids;
+}
+
+meo::Level level(const std::string& text) {
+  for (const meo::Level level : {meo::Level::token, meo::Level::sequence, meo::Level::task}) {
+    if (text == to_string(level)) return level;
+  }
+  throw UsageError("--level: expected token, sequence or task, got '" + text + "'");
+}
+
+/// The words of a command line one after another, "--name=value" as two.
+class Words {
+ public:
+  explicit Words(const std::vector<std::string>& words) {
+    for (const std::string& word : words) {
+      const std::size_t equals = word.starts_with("--") ? word.find('=') : std::string::npos;
+      words_.push_back(word.substr(0, equals));
+      if (equals != std::string::npos) words_.push_back(word.substr(equals + 1));
+    }
+  }
+
+  bool done() const { return next_ == words_.size(); }
+  const std::string& take() { return words_[next_++]; }
+  const std::string& value_of(const std::string& option) {
+    if (done()) throw UsageError(option + " needs a value");
+    return take();
+  }
+
+ private:
+  std::vector<std::string> words_;
+  std::size_t next_ = 0;
+};
+
+Arguments parse(Words words) {
+  Arguments arguments;
+  transformer::MixtureConfig mixture;
+  std::string of_mixture;  // an option that says something about it
+  while (!words.done()) {
+    const std::string word = words.take();
+    if (word == "--help" || word == "-h") {
+      arguments.help = true;
+    } else if (word == "--gradients") {
+      arguments.gradients = true;
+      arguments.only_file = word;
+    } else if (word == "--output") {
+      arguments.folder.output = words.value_of(word);
+    } else if (!word.starts_with("-")) {
+      if (!arguments.path.empty()) throw UsageError("expected one file or folder, got also '" + word + "'");
+      arguments.path = word;
+    } else {
+      if (word == "--ids") {
+        arguments.texts.push_back(ids(word, words.value_of(word)));
+      } else if (word == "--task-ids") {
+        arguments.task = ids(word, words.value_of(word));
+      } else if (word == "--mask") {
+        arguments.folder.mask_word = number(word, words.value_of(word), 0);
+      } else if (word == "--save") {
+        arguments.folder.save_to = words.value_of(word);
+      } else if (word == "--ffn") {
+        const std::string& kind = words.value_of(word);
+        if (kind != "moe" && kind != "meo")
+          throw UsageError("--ffn: expected moe or meo, got '" + kind + "'");
+        mixture.kind = kind == "moe" ? Mixture::moe : Mixture::meo;
+      } else if (word == "--level") {
+        mixture.level = level(words.value_of(of_mixture = word));
+      } else if (word == "--experts") {
+        mixture.experts = number(word, words.value_of(of_mixture = word), 1);
+      } else if (word == "--top-k") {
+        mixture.top_k = number(word, words.value_of(of_mixture = word), 1);
+      } else {
+        throw UsageError("unknown option '" + word + "'");
+      }
+      arguments.only_folder = word;
+    }
+  }
+  if (arguments.path.empty() && !arguments.help) throw UsageError("expected a file or a folder");
+  if (mixture.kind != Mixture::none) {
+    mixture.reduce_factor = mixture.kind == Mixture::meo ? 64 : 16;
+    arguments.folder.mixture = mixture;
+  } else if (!of_mixture.empty()) {
+    throw UsageError(of_mixture + " needs --ffn");
+  }
+  return arguments;
+}
+
+Batch batch_of(const Arguments& arguments) {
+  Batch batch;
+  for (const std::vector<Index>& text : arguments.texts) batch.add(text);
+  batch.task_words = arguments.task;
+  if (!arguments.task.empty())
+    batch.descriptions = meo::Sequences::uniform(1, static_cast<Index>(arguments.task.size()));
+  return batch;
+}
+
+void run(Arguments arguments) {
+  if (!std::filesystem::exists(arguments.path))
+    throw std::runtime_error(arguments.path + ": no such file or folder");
+  const bool is_folder = std::filesystem::is_directory(arguments.path);
+  const std::string& unfit = is_folder ? arguments.only_file : arguments.only_folder;
+  if (!unfit.empty())
+    throw UsageError(unfit + " is for " + (is_folder ? "a file, not a folder" : "a folder, not a file"));
+  if (!is_folder) {
+    transformer::run_recorded(arguments.path, arguments.gradients, arguments.folder.output);
+    return;
+  }
+  arguments.folder.folder = arguments.path;
+  transformer::run_folder(arguments.folder, batch_of(arguments), [](Index id) { return std::to_string(id); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const Arguments arguments = parse(Words({argv + 1, argv + argc}));
+    if (arguments.help) std::cout << help_text;
+    else run(arguments);
+    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
+    return 0;
+  } catch (const UsageError& error) {
+    std::cerr << "run_model: " << error.what() << "; --help says more\n";
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "run_model: " << error.what() << '\n';
+    return 1;
+  }
+}

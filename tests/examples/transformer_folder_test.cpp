@@ -1,0 +1,378 @@
+// Folders of models of examples/transformer: what is saved is loaded, published names are found, and what is
+// wrong is named.
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "../../examples/transformer/model/model_folder.hpp"
+#include "examples/transformer_models.hpp"
+#include "io/files.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace transformer;
+using namespace transformer::test;
+using meo::Matrix;
+using meo::io::SafetensorsReader;
+using meo::io::SafetensorsWriter;
+using meo::test::Folder;
+using Path = std::filesystem::path;
+
+template <class Model>
+Matrix<float> logits_of(const Model& model, const Batch& batch) {
+  typename Model::Context context;
+  return model.forward(batch, nullptr, context);
+}
+
+Matrix<float> logits_of(const AnyModel<float>& model, const Batch& batch) {
+  return std::visit([&](const auto& of_kind) { return logits_of(of_kind, batch); }, model);
+}
+
+AnyModel<float> load(const Path& folder) { return load_model<float>(folder, load_config(folder)); }
+
+/// Writes the folder's tensors anew, under other names: file → tensors. What gets an empty name is left out.
+void rename(const Path& folder, const std::function<std::string(const std::string&)>& other_name,
+            const std::function<void(SafetensorsWriter&)>& add = {}) {
+  const SafetensorsReader file(folder / tensors_file);
+  SafetensorsWriter writer;
+  for (const std::string& name : file.names()) {
+    if (const std::string other = other_name(name); !other.empty())
+      writer.add(other, file.info(name).shape, file.read<float>(name));
+  }
+  if (add) add(writer);
+  writer.write(folder / tensors_file);
+}
+
+std::string replaced(std::string text, const std::string& part, const std::string& other) {
+  const std::size_t place = text.find(part);
+  return place == std::string::npos ? text : text.replace(place, part.size(), other);
+}
+
+TEST_CASE("a saved model is loaded as it was", "[transformer][folder]") {
+  const Folder folder;
+  for_each_mixture([&](const MixtureConfig& mixture) {
+    for_each_task<float>(mixture, [&](auto model) {
+      CAPTURE(name_of(model.config()));
+      randomize(model, 61);
+      save_model(model, folder / "model");
+      const AnyModel<float> loaded = load(folder / "model");
+      const Batch batch = random_batch(model.config(), {3, 9, 1}, 62);
+      CHECK(meo::test::bit_difference(logits_of(loaded, batch), logits_of(model, batch)) == "");
+      CHECK(to_json(load_config(folder / "model")) == to_json(model.config()));
+      CHECK(meo::test::names_in(folder / "model") ==
+            std::vector<std::string>{"config.json", "model.safetensors"});
+    });
+  });
+}
+
+TEST_CASE("published names are found in all their forms", "[transformer][folder]") {
+  const Folder folder;
+  BertMaskedWords<float> bert(small_config(Task::masked_words));
+  Gpt2NextWord<float> gpt2(small_config(Task::next_word));
+  randomize(bert, 71);
+  randomize(gpt2, 72);
+  const auto check = [&](const auto& model) {
+    const Batch batch = random_batch(model.config(), {3, 9}, 73);
+    CHECK(meo::test::bit_difference(logits_of(load(folder / "m"), batch), logits_of(model, batch)) == "");
+  };
+  const auto as_bert_base = [](const std::string& name) {
+    return replaced(replaced(name, "LayerNorm.weight", "LayerNorm.gamma"), "LayerNorm.bias",
+                    "LayerNorm.beta");
+  };
+  save_model(bert, folder / "m");
+  rename(folder / "m", as_bert_base, [](SafetensorsWriter& writer) {
+    writer.add("bert.pooler.dense.weight", Matrix<float>(12, 12));
+    writer.add("cls.seq_relationship.bias", std::vector<Index>{2}, std::vector<float>(2));
+    writer.add("cls.predictions.decoder.weight", Matrix<float>(11, 12));
+    writer.add("bert.embeddings.position_ids", std::vector<Index>{1, 2}, std::vector<Index>{0, 1});
+  });
+  check(bert);
+  rename(folder / "m", [](const std::string& name) { return replaced(name, "bert.", ""); });
+  check(bert);
+
+  save_model(gpt2, folder / "m");
+  rename(
+      folder / "m", [](const std::string& name) { return replaced(name, "transformer.", ""); },
+      [](SafetensorsWriter& writer) {
+        writer.add("h.0.attn.bias", std::vector<Index>{1, 1, 2, 2}, std::vector<float>(4));
+        writer.add("lm_head.weight", Matrix<float>(11, 12));
+      });
+  check(gpt2);
+  // In × out, as GPT-2's files have them.
+  CHECK(SafetensorsReader(folder / "m/model.safetensors").info("h.0.attn.c_attn.weight").shape ==
+        std::vector<Index>{12, 36});
+  CHECK(SafetensorsReader(folder / "m/model.safetensors").info("h.0.mlp.c_fc.weight").shape ==
+        std::vector<Index>{12, 20});
+}
+
+/// Splits the folder's tensors over two files with an index, of which change makes another.
+void split(const Path& folder, const std::function<void(nlohmann::json&)>& change = {}) {
+  const SafetensorsReader file(folder / tensors_file);
+  SafetensorsWriter writers[2];
+  nlohmann::json index;
+  int place = 0;
+  for (const std::string& name : file.names()) {
+    place = 1 - place;
+    writers[place].add(name, file.info(name).shape, file.read<float>(name));
+    index["weight_map"][name] = place == 0 ? "a.safetensors" : "b.safetensors";
+  }
+  writers[0].write(folder / "a.safetensors");
+  writers[1].write(folder / "b.safetensors");
+  if (change) change(index);
+  std::ofstream(folder / index_file) << index;
+}
+
+TEST_CASE("tensors of several files are found by their index", "[transformer][folder]") {
+  const Folder folder;
+  BertClassifier<float> model(small_config(Task::classification));
+  randomize(model, 81);
+  save_model(model, folder / "m");
+  split(folder / "m");
+  const Path all = folder / "m/model.safetensors";
+  std::filesystem::rename(all, folder / "all");
+  const Batch batch = random_batch(model.config(), {3, 9}, 82);
+  CHECK(meo::test::bit_difference(logits_of(load(folder / "m"), batch), logits_of(model, batch)) == "");
+
+  std::filesystem::rename(folder / "all", all);
+  const auto fault = [&](const std::function<void(nlohmann::json&)>& change) {
+    split(folder / "m", change);
+    return message_of([&] { load(folder / "m"); });
+  };
+  const std::string index = (folder / "m/model.safetensors.index.json").string();
+  CHECK(fault([](nlohmann::json& json) { json["weight_map"] = 1; }) ==
+        "meo: " + index + ": weight_map: expected an object of tensors' names and their files");
+  CHECK(fault([](nlohmann::json& json) { json["weight_map"]["classifier.bias"] = "../a.safetensors"; }) ==
+        "meo: " + index + ": tensor \"classifier.bias\": expected the name of a file beside the index");
+  CHECK(fault([](nlohmann::json& json) { json["weight_map"].erase("classifier.bias"); }) ==
+        "meo: " + index + ": tensor \"classifier.bias\": is not in the file");
+  CHECK(fault([](nlohmann::json& json) { json["weight_map"]["more"] = "a.safetensors"; }) ==
+        "meo: " + (folder / "m/a.safetensors").string() + ": tensor \"more\": is not in the file");
+}
+
+TEST_CASE("a new classifier and new mixtures start what a checkpoint lacks", "[transformer][folder]") {
+  const Folder folder;
+  BertMaskedWords<float> words(small_config(Task::masked_words));
+  randomize(words, 91);
+  save_model(words, folder / "m");
+  rename(
+      folder / "m", [](const std::string& name) { return name; },
+      [](SafetensorsWriter& writer) {
+        writer.add("bert.pooler.dense.weight", Matrix<float>::Identity(12, 12).eval());
+        writer.add("bert.pooler.dense.bias", std::vector<Index>{12}, std::vector<float>(12));
+      });
+  Config config = load_config(folder / "m");
+  config.task = Task::classification;
+  config.labels = 4;
+  config.mixture = small_mixture(Mixture::meo, meo::Level::task);
+  CHECK(message_of([&] {
+          load_model<float>(folder / "m", config);
+        }).ends_with("tensor \"classifier.weight\": is not in the file"));
+  std::mt19937_64 rng(92);
+  AnyModel<float> loaded = load_model<float>(folder / "m", config, {.training = &rng});
+  auto& model = std::get<BertClassifier<float>>(loaded);
+  model.visit([](std::string_view name, auto&& part) {
+    CAPTURE(std::string(name));
+    if constexpr (requires { part.linear; }) {
+      CHECK_FALSE(part.linear.weight().isZero(0));
+    } else if constexpr (requires { part.matrix; }) {
+      CHECK_FALSE(part.matrix.isZero(0));
+    } else if (name.ends_with("w_gate") || name.ends_with("experts")) {
+      CHECK(std::any_of(part.values().begin(), part.values().end(), [](float value) { return value != 0; }));
+    }
+  });
+}
+
+// As they are published, but for fields that say nothing about the model.
+const char* const bert_base = R"({
+  "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": false,
+  "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+  "intermediate_size": 3072, "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+  "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0, "position_embedding_type": "absolute",
+  "type_vocab_size": 2, "use_cache": true, "vocab_size": 30522})";
+const char* const gpt2_small = R"({
+  "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+  "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+  "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
+  "n_positions": 1024, "resid_pdrop": 0.1, "vocab_size": 50257})";
+
+TEST_CASE("config.json of published models", "[transformer][folder]") {
+  const Config bert = config_from_json(nlohmann::json::parse(bert_base), "c");
+  CHECK(bert.family == Family::bert);
+  CHECK(bert.task == Task::masked_words);
+  CHECK(bert.vocabulary == 30522);
+  CHECK(bert.width == 768);
+  CHECK(bert.layers == 12);
+  CHECK(bert.heads == 12);
+  CHECK(bert.hidden == 3072);
+  CHECK(bert.positions == 512);
+  CHECK(bert.types == 2);
+  CHECK(bert.padding_word == 0);
+  CHECK(bert.activation.kind() == meo::AnyActivation::Kind::gelu);
+  CHECK(bert.norm_epsilon == 1e-12);
+  CHECK(bert.hidden_dropout == 0.1);
+  CHECK(bert.mixture.kind == Mixture::none);
+
+  const Config gpt2 = config_from_json(nlohmann::json::parse(gpt2_small), "c");
+  CHECK(gpt2.family == Family::gpt2);
+  CHECK(gpt2.task == Task::next_word);
+  CHECK(gpt2.vocabulary == 50257);
+  CHECK(gpt2.hidden == 3072);
+  CHECK(gpt2.positions == 1024);
+  CHECK(gpt2.activation.kind() == meo::AnyActivation::Kind::gelu_tanh);
+  CHECK(gpt2.norm_epsilon == 1e-5);
+
+  const auto with = [](const char* text, const nlohmann::json& fields) {
+    nlohmann::json json = nlohmann::json::parse(text);
+    json.update(fields);
+    return config_from_json(json, "c");
+  };
+  const nlohmann::json classifier{{"architectures", {"BertForSequenceClassification"}}};
+  nlohmann::json fields = classifier;
+  CHECK(with(bert_base, fields).task == Task::classification);
+  CHECK(with(bert_base, fields).labels == 2);
+  fields["id2label"] = {{"0", "a"}, {"1", "b"}, {"2", "c"}};
+  fields["classifier_dropout"] = 0.3;
+  CHECK(with(bert_base, fields).labels == 3);
+  CHECK(with(bert_base, fields).classifier_dropout == 0.3);
+  fields["classifier_dropout"] = nullptr;
+  CHECK(with(bert_base, fields).classifier_dropout == 0.1);
+  fields["id2label"] = {{"0", "a"}};
+  CHECK(with(bert_base, fields).task == Task::regression);
+
+  const nlohmann::json moe{{"use_moe", "MoE"}, {"moe_level", "task"}, {"num_experts", 8}, {"top_k", 4}};
+  const MixtureConfig mixture = with(bert_base, moe).mixture;
+  CHECK(mixture.kind == Mixture::moe);
+  CHECK(mixture.level == meo::Level::task);
+  CHECK(mixture.experts == 8);
+  CHECK(mixture.top_k == 4);
+  CHECK(mixture.reduce_factor == 16);
+  CHECK_FALSE(mixture.bias);
+  fields = moe;
+  fields["use_moe"] = "Conv1D_MEO";
+  fields["moe_level"] = "token";
+  CHECK(with(gpt2_small, fields).mixture.kind == Mixture::meo);
+  CHECK(with(gpt2_small, fields).mixture.reduce_factor == 64);
+  CHECK(with(gpt2_small, fields).mixture.bias);
+
+  const auto fault = [&](const char* text, const nlohmann::json& changed) {
+    const std::string message = message_of([&] { with(text, changed); });
+    CHECK(message.starts_with("meo: c: "));
+    return message.substr(std::string("meo: c: ").size());
+  };
+  CHECK(fault(bert_base, {{"model_type", "t5"}}) == R"(model_type: expected bert or gpt2, got "t5")");
+  CHECK(fault(bert_base, {{"hidden_size", nullptr}}) == "hidden_size: expected a value, got none");
+  CHECK(fault(bert_base, {{"hidden_size", 0}}) ==
+        "hidden_size: expected a whole number of at least 1, got 0");
+  CHECK(fault(bert_base, {{"hidden_size", 1.5}}) ==
+        "hidden_size: expected a whole number of at least 1, got 1.5");
+  CHECK(fault(bert_base, {{"vocab_size", 1e30}}) ==
+        "vocab_size: expected a whole number of at least 1, got 1e+30");
+  CHECK(fault(bert_base, {{"hidden_size", 770}}) ==
+        "hidden_size: expected a multiple of num_attention_heads = 12, got 770");
+  CHECK(fault(gpt2_small, {{"n_embd", 770}}) == "n_embd: expected a multiple of n_head = 12, got 770");
+  CHECK(fault(bert_base, {{"hidden_act", "tanh"}}) ==
+        R"(hidden_act: expected gelu, gelu_new, gelu_pytorch_tanh, relu, silu or swish, got "tanh")");
+  CHECK(fault(bert_base, {{"hidden_act", 3}}) == "hidden_act: expected a text, got 3");
+  CHECK(fault(bert_base, {{"layer_norm_eps", 0}}) == "layer_norm_eps: expected a number above 0, got 0");
+  CHECK(fault(bert_base, {{"layer_norm_eps", "small"}}) ==
+        R"(layer_norm_eps: expected a number, got "small")");
+  CHECK(fault(bert_base, {{"hidden_dropout_prob", 1}}) ==
+        "hidden_dropout_prob: expected a number from 0 to below 1, got 1");
+  CHECK(fault(bert_base, {{"position_embedding_type", "relative_key"}}) ==
+        R"(position_embedding_type: expected "absolute", got "relative_key")");
+  CHECK(fault(bert_base, {{"pad_token_id", 30522}}) ==
+        "pad_token_id: expected -1 to below vocab_size, got 30522");
+  CHECK(fault(bert_base, {{"architectures", {"BertForTokenClassification"}}}) ==
+        R"(architectures: expected ["BertForMaskedLM"], ["BertForPreTraining"] or )"
+        R"(["BertForSequenceClassification"], got ["BertForTokenClassification"])");
+  fields = classifier;
+  fields["problem_type"] = "multi_label_classification";
+  CHECK(fault(bert_base, fields) ==
+        "problem_type: expected regression or single_label_classification, got "
+        R"("multi_label_classification")");
+  CHECK(fault(gpt2_small, {{"scale_attn_by_inverse_layer_idx", true}}) ==
+        "scale_attn_by_inverse_layer_idx: expected false, got true");
+  CHECK(fault(gpt2_small, {{"tie_word_embeddings", false}}) ==
+        "tie_word_embeddings: expected true, got false");
+  const auto mixture_fault = [&](const char* text, const char* name, const nlohmann::json& value) {
+    nlohmann::json changed = moe;
+    changed[name] = value;
+    return fault(text, changed);
+  };
+  CHECK(mixture_fault(bert_base, "use_moe", "Conv1D_MoE") ==
+        R"(use_moe: expected none, MoE or MEO, got "Conv1D_MoE")");
+  CHECK(mixture_fault(bert_base, "moe_level", "word") ==
+        R"(moe_level: expected token, sequence or task, got "word")");
+  CHECK(mixture_fault(bert_base, "num_experts", nullptr) == "num_experts: expected a value, got none");
+  CHECK(mixture_fault(bert_base, "top_k", 9) == "top_k: expected at most num_experts = 8, got 9");
+  CHECK(mixture_fault(bert_base, "expert_bias", 1) == "expert_bias: expected true or false, got 1");
+  CHECK(mixture_fault(gpt2_small, "use_moe", "Conv1D_MEO") ==
+        R"(moe_level: expected token or sequence, got "task")");
+}
+
+TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folder]") {
+  const Folder folder;
+  const Path model_folder = folder / "m";
+  const std::string file = (model_folder / tensors_file).string();
+  BertClassifier<float> model(small_config(Task::classification));
+  const auto fault = [&](const std::function<std::string(const std::string&)>& other_name,
+                         const std::function<void(SafetensorsWriter&)>& add = {}) {
+    save_model(model, model_folder);
+    rename(model_folder, other_name, add);
+    return message_of([&] { load(model_folder); });
+  };
+  const auto same = [](const std::string& name) { return name; };
+  const auto without = [](const std::string& part) {
+    return [part](const std::string& name) { return name == part ? "" : name; };
+  };
+  const auto at = [&](const std::string& name) { return "meo: " + file + ": tensor \"" + name + "\": "; };
+  const std::string value = "bert.encoder.layer.1.attention.self.value.weight";
+  CHECK(fault(without(value)) == at(value) + "is not in the file");
+  CHECK(fault(without(value), [&](SafetensorsWriter& writer) { writer.add(value, Matrix<float>(12, 13)); }) ==
+        at(value) + "expected shape [12, 12], got [12, 13]");
+  const std::string third = "bert.encoder.layer.2.output.dense.bias";
+  CHECK(fault(same, [&](SafetensorsWriter& writer) {
+          writer.add(third, std::vector<Index>{12}, std::vector<float>(12));
+        }) == at(third) + "is no parameter of the model");
+  CHECK(fault(without("classifier.bias"), [](SafetensorsWriter& writer) {
+          writer.add("classifier.bias", std::vector<Index>{3}, std::vector<float>{1, NAN, 2});
+        }) == at("classifier.bias") + "element 1: expected a finite number, got nan");
+
+  save_model(model, model_folder);
+  std::ofstream(model_folder / config_file) << "[1]";
+  CHECK(message_of([&] { load(model_folder); }) ==
+        "meo: " + (model_folder / config_file).string() + ": expected a JSON object");
+  std::filesystem::remove(model_folder / config_file);
+  CHECK(message_of([&] { load(model_folder); }) ==
+        "meo: " + (model_folder / config_file).string() + ": cannot be opened");
+  std::ofstream(folder / "file") << "";
+  CHECK(message_of([&] {
+          save_model(model, folder / "file");
+        }).starts_with("meo: " + (folder / "file").string() + ": cannot be created: "));
+
+  // A dense projection of another shape than the mixture's, and a mixture with an expert too many.
+  Config config = model.config();
+  config.mixture = small_mixture(Mixture::moe, meo::Level::sequence);
+  save_model(model, model_folder);
+  const std::string up = "bert.encoder.layer.0.intermediate.dense.weight";
+  rename(model_folder, without(up),
+         [&](SafetensorsWriter& writer) { writer.add(up, Matrix<float>(20, 13)); });
+  CHECK(message_of([&] { load_model<float>(model_folder, config); }) ==
+        at(up) + "expected shape [20, 12], got [20, 13]");
+  save_model(BertClassifier<float>(config), model_folder);
+  config.mixture.experts = 2;
+  CHECK(message_of([&] {
+          load_model<float>(model_folder, config);
+        }).starts_with(at("bert.encoder.layer.0.intermediate.dense.w_gate")));
+}
+
+}  // namespace

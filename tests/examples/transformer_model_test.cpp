@@ -1,0 +1,281 @@
+// The models of examples/transformer: gradients of every head against central differences, batches that do
+// not mix their texts, upcycled mixtures that equal the dense model, and what is refused.
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../examples/transformer/model/weights.hpp"
+#include "examples/transformer_models.hpp"
+#include "io/files.hpp"
+#include "support/bounds.hpp"
+#include "support/catch.hpp"
+
+namespace {
+
+using namespace transformer;
+using namespace transformer::test;
+using meo::Matrix;
+
+/// Of all parameters' gradients, or every fifth of large ones, by a fourth-order difference, whose error is
+/// h⁴/30 times the fifth derivative, and roundings of the loss divided by h. h is so small that no seed here
+/// has a token on the way from one selection of experts to another.
+template <class Model>
+void check_gradients(Model model, const std::vector<Index>& lengths) {
+  const Config& config = model.config();
+  CAPTURE(name_of(config));
+  randomize(model, 11);
+  const Batch batch = random_batch(config, lengths, 12);
+  const Labels labels(config, batch, 13);
+  typename Model::Context context;
+  const auto loss = [&] {
+    std::mt19937_64 rng(14);
+    const Training<double> training{.noise = GateNoise<double>(rng), .dropout_seed = 15};
+    const Rows<double> logits = model.forward(batch, &training, context);
+    return loss_of(config, logits, labels) + context.balance_loss;
+  };
+  Model gradients(config);
+  meo::set_zero(meo::parameters(gradients));
+  loss();
+  const Training<double> training{.noise = {}, .dropout_seed = 15};
+  model.backward(batch, &training, context, gradients);
+
+  constexpr double h = 0x1p-15, tolerance = 1e-9;
+  const auto values = meo::parameters(model), expected = meo::parameters(gradients);
+  REQUIRE(values.size() == expected.size());
+  for (std::size_t range = 0; range < values.size(); ++range) {
+    INFO(values[range].name);
+    const auto size = static_cast<Index>(values[range].values.size());
+    const Index step = size > 100 ? 5 : 1;  // for time; no width here is a multiple of it
+    Matrix<double> actual(1, (size + step - 1) / step), differences(1, actual.cols());
+    for (Index i = 0; i < actual.cols(); ++i) {
+      double& value = values[range].values[static_cast<std::size_t>(i * step)];
+      const double at = value;
+      const auto loss_at = [&](double moved) {
+        value = moved;
+        return loss();
+      };
+      const double near = loss_at(at + h) - loss_at(at - h), far = loss_at(at + 2 * h) - loss_at(at - 2 * h);
+      differences(0, i) = (8 * near - far) / (12 * h);
+      actual(0, i) = expected[range].values[static_cast<std::size_t>(i * step)];
+      value = at;
+    }
+    CHECK(meo::test::disagreement(actual, differences,
+                                  Matrix<double>::Constant(1, actual.cols(), tolerance)) == "");
+  }
+}
+
+TEST_CASE("gradients of whole models are those of their losses", "[transformer]") {
+  for_each_mixture([](const MixtureConfig& mixture) {
+    const auto check = [](auto model) { check_gradients(std::move(model), {4, 1, 3}); };
+    for_each_task<double>(mixture, check, 4);
+  });
+}
+
+TEST_CASE("gradients of texts beyond a block of queries", "[transformer]") {
+  Config config = small_config(Task::next_word);
+  config.layers = 1;
+  config.vocabulary = 5;
+  config.hidden = 4;
+  config.positions = 70;
+  check_gradients(Gpt2NextWord<double>(config), {70});
+}
+
+TEMPLATE_TEST_CASE("a text's outputs have the same bits alone and in a batch", "[transformer]", float,
+                   double) {
+  using Scalar = TestType;
+  const std::vector<Index> lengths{3, 1, 70, 2, 17, 66};
+  for_each_mixture([&](const MixtureConfig& mixture) {
+    for_each_task<Scalar>(mixture, [&](auto model) {
+      CAPTURE(name_of(model.config()));
+      randomize(model, 21);
+      const Batch batch = random_batch(model.config(), lengths, 22);
+      typename std::decay_t<decltype(model)>::Context context, alone_context;
+      const Matrix<Scalar> all = model.forward(batch, nullptr, context);
+      const bool of_words = all.rows() == batch.tokens();
+      for (Index b = 0; b < batch.sequences.size(); ++b) {
+        const auto begin = static_cast<std::size_t>(batch.sequences.begin(b));
+        const auto length = static_cast<std::size_t>(batch.sequences.length(b));
+        Batch alone;
+        alone.add(std::span(batch.words).subspan(begin, length),
+                  batch.types.empty() ? std::span<const Index>()
+                                      : std::span<const Index>(batch.types).subspan(begin, length));
+        if (model.config().has_tasks()) {
+          const auto first = batch.task_words.begin() + 4 * b;
+          alone.task_words.assign(first, first + 4);
+          alone.descriptions = meo::Sequences::uniform(1, 4);
+        }
+        const Matrix<Scalar> of_one = model.forward(alone, nullptr, alone_context);
+        const Matrix<Scalar> in_batch =
+            of_words ? Matrix<Scalar>(all.middleRows(batch.sequences.begin(b), batch.sequences.length(b)))
+                     : Matrix<Scalar>(all.row(b));
+        CHECK(meo::test::bit_difference(of_one, in_batch) == "");
+      }
+    });
+  });
+}
+
+TEST_CASE("a forward in training without noise or dropout is inference", "[transformer]") {
+  for_each_mixture([&](const MixtureConfig& mixture) {
+    for_each_task<double>(mixture, [&](auto model) {
+      CAPTURE(name_of(model.config()));
+      randomize(model, 31);
+      const Batch batch = random_batch(model.config(), {5, 2, 66}, 32);
+      typename std::decay_t<decltype(model)>::Context context;
+      const Training<double> training;
+      const Matrix<double> trained = model.forward(batch, &training, context);
+      const Matrix<double> inferred = model.forward(batch, nullptr, context);
+      CHECK(meo::test::bit_difference(trained, inferred) == "");
+    });
+  });
+}
+
+TEST_CASE("mixtures that start from a dense model equal it", "[transformer]") {
+  for_each_task<double>({}, [](auto dense) {
+    using Model = decltype(dense);
+    randomize(dense, 41);
+    meo::io::SafetensorsWriter writer;
+    save(dense, writer);
+    const meo::test::Bytes bytes = writer.bytes();
+    const meo::io::SafetensorsReader file(bytes, "dense");
+    typename Model::Context context;
+    for_each_mixture([&](MixtureConfig mixture) {
+      Config config = dense.config();
+      mixture.bias = true;
+      config.mixture = mixture;
+      if (config.family == Family::gpt2 && config.has_tasks()) return;
+      CAPTURE(name_of(config));
+      Batch batch = random_batch(config, {5, 2, 20}, 42);
+      Model model(config);
+      load(model, TensorFiles(file));
+      typename Model::Context mixed_context;
+      const Matrix<double> actual = model.forward(batch, nullptr, mixed_context);
+      const Matrix<double> expected = dense.forward(batch, nullptr, context);
+      // Two layers of roundings of values that norms keep near one.
+      CHECK(meo::test::disagreement_in_max_norm(actual, expected, 1e-13) == "");
+
+      std::mt19937_64 rng(43);
+      Model spread(config);
+      spread.initialize_new(rng);
+      load(spread, TensorFiles(file), {.training = &rng});
+      const Matrix<double> of_spread = spread.forward(batch, nullptr, mixed_context);
+      if (mixture.kind != Mixture::meo || mixture.level != meo::Level::token)  // where token attention acts
+        CHECK(meo::test::disagreement_in_max_norm(of_spread, expected, 1e-13) == "");
+    });
+  });
+}
+
+TEST_CASE("dropout keeps what it says, scaled, and the same for a seed", "[transformer]") {
+  const auto dropped = [](std::uint64_t seed, std::uint64_t place) {
+    std::vector<double> values(100000, 1.0);
+    Dropout(0.25, seed, place).apply(values.data(), static_cast<Index>(values.size()));
+    return values;
+  };
+  const std::vector<double> values = dropped(1, 2);
+  Index kept = 0;
+  for (const double value : values) {
+    if (value != 0) REQUIRE(value == 1 / 0.75);
+    kept += value != 0;
+  }
+  CHECK(std::abs(static_cast<double>(kept) - 75000) < 5 * std::sqrt(100000 * 0.25 * 0.75));
+  CHECK(values == dropped(1, 2));
+  CHECK(values != dropped(1, 3));
+  CHECK(values != dropped(2, 2));
+  CHECK_FALSE(static_cast<bool>(Dropout(0, 1, 2)));
+}
+
+TEST_CASE("the padding word's embedding has no gradient as an input's", "[transformer]") {
+  const Config config = small_config(Task::classification);
+  BertClassifier<double> model(config), gradients(config);
+  randomize(model, 51);
+  meo::set_zero(meo::parameters(gradients));
+  Batch batch;
+  batch.add(std::vector<Index>{3, 0, 4});
+  BertClassifier<double>::Context context;
+  const Training<double> training;
+  cross_entropy<double>(model.forward(batch, &training, context), std::vector<Index>{1});
+  model.backward(batch, &training, context, gradients);
+  const Matrix<double> words = gradients.trunk().words().table().weight();
+  CHECK(words.row(0).isZero(0));
+  CHECK_FALSE(words.row(3).isZero(0));
+}
+
+TEST_CASE("losses count what is asked for, and refuse labels that are none", "[transformer]") {
+  Matrix<double> logits(3, 2);
+  logits << 1, 2, 50, -50, 0, 0;
+  const auto rows = [&](Matrix<double>& values) { return Rows<double>(values.data(), values.rows(), 2); };
+  Matrix<double> gradient = logits;
+  const double expected = (std::log(std::exp(1) + std::exp(2)) - 1 + std::log(2)) / 2;
+  CHECK(cross_entropy<double>(rows(gradient), std::vector<Index>{0, no_label, 1}) == Approx(expected));
+  CHECK(gradient.row(1).isZero(0));
+  CHECK(gradient(2, 0) == Approx(0.25));
+  CHECK(gradient(2, 1) == Approx(-0.25));
+  gradient = logits;
+  CHECK(cross_entropy<double>(rows(gradient), std::vector<Index>(3, no_label)) == 0);
+  CHECK(gradient.isZero(0));
+  const auto fault = [&](const std::vector<Index>& labels) {
+    return message_of([&] { cross_entropy<double>(rows(gradient), labels); });
+  };
+  CHECK(fault({0, 1}) == "meo: labels: expected 3, got 2");
+  CHECK(fault({0, 1, 2}) == "meo: label 2: expected 0 to 1 or -100, got 2");
+  CHECK(message_of([&] {
+          squared_error<double>(Rows<double>(gradient.data(), 2, 1), std::vector<double>{1});
+        }) == "meo: labels: expected 2, got 1");
+}
+
+TEST_CASE("what a model cannot read is refused", "[transformer]") {
+  Config config = small_config(Task::classification);
+  config.positions = 4;
+  const BertClassifier<float> model(config);
+  BertClassifier<float>::Context context;
+  const auto fault = [&](const Batch& batch) {
+    return message_of([&] { model.forward(batch, nullptr, context); });
+  };
+  const auto of_words = [](const std::vector<Index>& words, const std::vector<Index>& types = {}) {
+    Batch batch;
+    batch.add(words, types);
+    return batch;
+  };
+  CHECK(fault({}) == "meo: batch: expected at least one text, got none");
+  CHECK(fault(of_words({})) == "meo: text 0: expected at least one token, got none");
+  CHECK(fault(of_words({1, 2, 3, 4, 5})) ==
+        "meo: text 0: expected at most 4 tokens, as the model has positions, got 5");
+  CHECK(fault(of_words({1, 11})) == "meo: word 1: expected 0 to 10, got 11");
+  CHECK(fault(of_words({-1})) == "meo: word 0: expected 0 to 10, got -1");
+  CHECK(fault(of_words({1, 2}, {0, 2})) == "meo: type 1: expected 0 to 1, got 2");
+  CHECK(fault(of_words({1, 2}, {0})) == "meo: types: expected 2, one for each word, got 1");
+  Batch batch = of_words({1, 2});
+  batch.places = {0, 4};
+  CHECK(fault(batch) == "meo: place 1: expected 0 to 3, got 4");
+  batch = of_words({1, 2});
+  batch.words.push_back(3);
+  CHECK(fault(batch) == "meo: sequences: expected 3 tokens in all, as there are words, got 2");
+
+  const Gpt2NextWord<float> gpt2(small_config(Task::next_word));
+  Gpt2NextWord<float>::Context gpt2_context;
+  CHECK(message_of([&] { gpt2.forward(of_words({1}, {0}), nullptr, gpt2_context); }) ==
+        "meo: types: expected none by this model, got 1");
+
+  config.mixture = small_mixture(Mixture::meo, meo::Level::task);
+  const BertClassifier<float> with_tasks(config);
+  const auto task_fault = [&](Batch of_tasks) {
+    return message_of([&] { with_tasks.forward(of_tasks, nullptr, context); });
+  };
+  batch = of_words({1, 2});
+  CHECK(task_fault(batch) == "meo: descriptions: expected 1 or one for each of 1 texts, got 0");
+  batch.task_words = {11};
+  batch.descriptions = meo::Sequences::uniform(1, 1);
+  CHECK(task_fault(batch) == "meo: task word 0: expected 0 to 10, got 11");
+
+  config = small_config(Task::classification);
+  config.width = 13;
+  CHECK(message_of([&] { BertClassifier<float>{config}; }) ==
+        "meo: width: expected a multiple of heads = 2, got 13");
+  config = small_config(Task::classification);
+  config.layers = 0;
+  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "meo: layers: expected at least 1, got 0");
+}
+
+}  // namespace
