@@ -225,7 +225,7 @@ class CollectParts {
 
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`.
 template <class Layer>
-auto tensor_parts(Layer& layer, std::string_view prefix) {
+std::vector<TensorPart<typename Layer::Scalar>> tensor_parts(Layer& layer, std::string_view prefix) {
   std::vector<TensorPart<typename Layer::Scalar>> parts;
   name_tensors(layer, prefix, CollectParts<typename Layer::Scalar>(parts));
   return parts;
