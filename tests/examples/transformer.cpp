@@ -9,6 +9,8 @@
 #include <meo/io/safetensors.hpp>
 #include <meo/types.hpp>
 
+#include "../../examples/transformer/model/model_folder.hpp"
+#include "examples/transformer_models.hpp"
 #include "io/files.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -142,16 +144,100 @@ TEST_CASE("run_model names what does not fit", "[transformer]") {
         "64]\n");
 }
 
+TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[transformer]") {
+  using namespace transformer;
+  const Folder folder;
+  const auto output_of = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.errors == "");
+    CHECK(outcome.exit_code == 0);
+    return outcome.output;
+  };
+  const std::string path = (folder / "m").string(), mixed = (folder / "mixed").string(),
+                    out = (folder / "out.safetensors").string();
+
+  BertClassifier<float> classifier(transformer::test::small_config(Task::classification));
+  transformer::test::randomize(classifier, 1);
+  save_model(classifier, path);
+  const std::string printed = output_of({path, "--ids", "3 4 5", "--ids=7", "--output", out});
+  Batch batch;
+  batch.add(std::vector<Index>{3, 4, 5});
+  batch.add(std::vector<Index>{7});
+  BertClassifier<float>::Context context;
+  CHECK(meo::test::bit_difference(SafetensorsReader(out).read_matrix<float>("logits", 2, 3),
+                                  meo::Matrix<float>(classifier.forward(batch, nullptr, context))) == "");
+  CHECK(printed.starts_with("text 0, 3 tokens, class (probability):  "));
+  CHECK(printed.find("\ntext 1, 1 tokens, class (probability):  ") != std::string::npos);
+
+  // Four experts that are copies of the dense projections, by this run and by the model that it saves.
+  const std::string upcycled = output_of({path, "--ffn=meo", "--level=sequence", "--experts=4", "--top-k=3",
+                                          "--ids=3 4 5", "--ids=7", "--save", mixed});
+  CHECK(output_of({mixed, "--ids", "3 4 5", "--ids=7"}) == upcycled);
+  CHECK(output_of({path, "--ids", "3 4 5", "--ids=7"}) == printed);
+  const Config config = load_config(mixed);
+  CHECK(config.mixture.kind == Mixture::meo);
+  CHECK(config.mixture.experts == 4);
+  CHECK(config.mixture.top_k == 3);
+  const SafetensorsReader saved(folder / "mixed/model.safetensors");
+  CHECK(saved.info("bert.encoder.layer.1.output.dense.weight").shape == std::vector<Index>{4, 12, 20});
+  CHECK(saved.info("bert.encoder.layer.1.output.dense.bias").shape == std::vector<Index>{4, 12});
+
+  BertMaskedWords<float> words(transformer::test::small_config(Task::masked_words));
+  transformer::test::randomize(words, 2);
+  save_model(words, path);
+  const std::string of_words = output_of({path, "--mask", "2", "--ids", "3 2 5 2"});
+  CHECK(of_words.starts_with("text 0, 4 tokens\n  token 1, word (probability):  "));
+  CHECK(of_words.find("\n  token 3, word (probability):  ") != std::string::npos);
+
+  Gpt2NextWord<float> gpt2(transformer::test::small_config(Task::next_word));
+  transformer::test::randomize(gpt2, 3);
+  save_model(gpt2, path);
+  CHECK(output_of({path, "--ids", "3 2 5"}).starts_with("text 0, 3 tokens, next word (probability):  "));
+
+  const auto fault = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    return outcome.errors;
+  };
+  CHECK(fault({path, "--ids", ""}) == "run_model: meo: text 0: expected at least one token, got none\n");
+  CHECK(fault({path, "--ids", "1 11"}) == "run_model: meo: word 1: expected 0 to 10, got 11\n");
+  std::string long_text;
+  for (int i = 0; i < 81; ++i) long_text += "1 ";
+  CHECK(fault({path, "--ids", long_text}) ==
+        "run_model: meo: text 0: expected at most 80 tokens, as the model has positions, got 81\n");
+  CHECK(fault({mixed, "--ffn", "moe"}) ==
+        "run_model: meo: " + (folder / "mixed/config.json").string() +
+            ": use_moe: expected none, as a mixture is asked for, got one\n");
+  CHECK(fault({path, "--ffn", "moe", "--level", "task"}) ==
+        "run_model: meo: level: expected token or sequence for GPT-2, got task\n");
+  CHECK(fault({(folder / "nothing").string()}) ==
+        "run_model: " + (folder / "nothing").string() + ": no such file or folder\n");
+}
+
 TEST_CASE("run_model explains its options", "[transformer]") {
   const Folder folder;
-  CHECK(run(folder, {"--help"}).says("usage: run_model FILE.safetensors [options]\n"));
+  CHECK(run(folder, {"--help"}).says("usage: run_model DIR [options]\n"));
   const auto fault = [&](const std::vector<std::string>& arguments) {
     const Outcome outcome = run(folder, arguments);
     CHECK(outcome.exit_code == 2);
     return outcome.errors;
   };
-  CHECK(fault({}) == "run_model: expected a file; --help says more\n");
-  CHECK(fault({"a", "b"}) == "run_model: expected one file, got also 'b'; --help says more\n");
+  CHECK(fault({}) == "run_model: expected a file or a folder; --help says more\n");
+  CHECK(fault({"a", "b"}) == "run_model: expected one file or folder, got also 'b'; --help says more\n");
   CHECK(fault({"a", "--output"}) == "run_model: --output needs a value; --help says more\n");
+  CHECK(fault({"a", "--ffn", "dense"}) ==
+        "run_model: --ffn: expected moe or meo, got 'dense'; --help says more\n");
+  CHECK(fault({"a", "--level=word"}) ==
+        "run_model: --level: expected token, sequence or task, got 'word'; --help says more\n");
+  CHECK(fault({"a", "--top-k=2"}) == "run_model: --top-k needs --ffn; --help says more\n");
+  CHECK(fault({"a", "--experts=0"}) ==
+        "run_model: --experts: expected a number of at least 1, got '0'; --help says more\n");
+  CHECK(fault({"a", "--ids", "1 two"}) ==
+        "run_model: --ids: expected a number of at least 0, got 'two'; --help says more\n");
+  CHECK(fault({golden_models("01_").at(0).string(), "--ids", "1"}) ==
+        "run_model: --ids is for a folder, not a file; --help says more\n");
+  CHECK(fault({std::filesystem::path(folder).string(), "--gradients"}) ==
+        "run_model: --gradients is for a file, not a folder; --help says more\n");
   CHECK(fault({"a", "--gradient"}) == "run_model: unknown option '--gradient'; --help says more\n");
 }
