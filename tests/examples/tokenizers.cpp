@@ -205,6 +205,9 @@ TEST_CASE("special tokens stand for themselves in a text", "[tokenizer]") {
     const WordPieceTokenizer tokenizer = small_tokenizer(uncased);
     CHECK(tokenizer.ids("[CLS] [SEP][PAD] [UNK]un[MASK]") == Ids{2, 3, 0, 1, 5, 4});
     CHECK(tokenizer.ids("un[SEP]un![[CLS]]") == Ids{5, 3, 5, 11, 14, 2, 15});
+    // A character that is left out, within one: found again only in the case that it has.
+    CHECK(tokenizer.ids("[C\u200dLS] x[S\u00adEP]") ==
+          (uncased ? Ids{14, 16, 15, 1, 14, 1, 15} : Ids{2, 1, 14, 1, 15}));
     CHECK(tokenizer.ids("[cls] [CLS") == (uncased ? Ids{14, 16, 15, 14, 16} : Ids{14, 16, 15, 14, 1}));
   }
   // HuggingFace has the unknown token for one that the vocabulary lacks.
