@@ -477,6 +477,7 @@ TEST_CASE("a vocabulary or merges that do not fit are refused", "[tokenizer]") {
         "meo: v.json: expected JSON: parse error at line 1, column 6: syntax error while parsing value - "
         "unexpected "
         "end of input; expected '[', '{', or a literal");
+  CHECK(vocabulary_fault(std::string_view("{}\0", 3)) == "meo: v.json: expected JSON, got a zero byte");
   for (const std::string id : {"-1", "1.5", "\"1\"", "null", "9223372036854775808"}) {
     CHECK(vocabulary_fault("{\"a\": " + id + "}") ==
           "meo: v.json: token 'a': expected a whole number of at least 0, got " + id);
