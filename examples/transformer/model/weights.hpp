@@ -36,13 +36,18 @@ using Tensor = meo::io::detail::TensorPart<Scalar>;
 /// Makes Tensors of the parts that a visit of a model names.
 template <class Scalar>
 class TensorMaker {
+  using Collect = meo::io::detail::CollectParts<Scalar>;
+  using Parts = meo::io::detail::TensorNamer<Scalar, Collect>;
+
  public:
   /// stacks_experts: as MEO's files have all experts of a projection in one tensor.
-  explicit TensorMaker(bool stacks_experts) : parts_("", stacks_experts) {}
+  explicit TensorMaker(bool stacks_experts) : parts_("", stacks_experts, collect_) {}
+  TensorMaker(const TensorMaker&) = delete;  // its parts refer to it
+  TensorMaker& operator=(const TensorMaker&) = delete;
 
   template <class Part>
-  requires std::invocable < meo::io::detail::TensorPartMaker<Scalar>
-  &, std::string_view, Part& > void operator()(std::string_view name, Part& part) { parts_(name, part); }
+  requires std::invocable<const Parts&, std::string_view, Part&>
+  void operator()(std::string_view name, Part& part) { parts_(name, part); }
 
   void operator()(std::string_view name, Parameter<Scalar>& parameter) { add(name, parameter); }
   void operator()(std::string_view name, const Parameter<Scalar>& parameter) { add(name, parameter); }
@@ -52,7 +57,7 @@ class TensorMaker {
     for (const LinearTensor& tensor : part.tensors) add(part.linear.bank(), tensor);
   }
 
-  std::vector<Tensor<Scalar>>& tensors() { return parts_.parts(); }
+  std::vector<Tensor<Scalar>>& tensors() { return tensors_; }
 
  private:
   template <class ParameterType>
@@ -108,7 +113,9 @@ class TensorMaker {
         std::move(write_bias));
   }
 
-  meo::io::detail::TensorPartMaker<Scalar> parts_;
+  std::vector<Tensor<Scalar>> tensors_;
+  Collect collect_{tensors_};
+  Parts parts_;
 };
 
 /// All tensors of a model. They refer to it.
