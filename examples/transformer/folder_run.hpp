@@ -21,12 +21,14 @@
 
 namespace transformer {
 
+inline constexpr Index bert_mask = 103;  ///< [MASK] in the vocabularies of the published BERT models
+
 struct FolderRun {
   std::filesystem::path folder;
   std::optional<MixtureConfig> mixture;  ///< instead of the folder's own
   std::optional<std::filesystem::path> save_to;
   std::optional<std::filesystem::path> output;  ///< for the logits
-  Index mask_word = 103;                        ///< that masked words are printed for; BERT's
+  std::optional<Index> mask_word;               ///< that masked words are printed for; none: BERT's
   Index most_words = 5;                         ///< printed for a place
 };
 
@@ -82,7 +84,7 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, Rows<Sca
       case Task::masked_words:
         std::cout << '\n';
         for (Index t = begin; t < end; ++t) {
-          if (batch.words[static_cast<std::size_t>(t)] != run.mask_word) continue;
+          if (batch.words[static_cast<std::size_t>(t)] != run.mask_word.value_or(bert_mask)) continue;
           std::cout << "  token " << t - begin << ", word (probability):";
           print_most_probable(logits, t, run.most_words, word);
         }
