@@ -364,6 +364,23 @@ TEST_CASE("One expert a row is weighed unless its weight is 1", "[flops]") {
   }
 }
 
+TEST_CASE("Of many merges of one expert, that with the weight 1 is not formed", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::uniform(12, 2);
+  meo::Assignment<Counting> assignment{.rows = 12, .num_experts = ragged_experts, .top_k = 1};
+  for (Index row = 0; row < assignment.rows; ++row) {
+    assignment.experts.push_back(3);
+    assignment.weights.emplace_back(0.25 * static_cast<double>(row));
+  }
+  for (meo::LayerOptions options : sizes()) {
+    options.has_router = false;
+    options.merge_order = meo::MergeOrder::merge_first;
+    CHECK(meo::assignment_shape(Method::meo, options, batch, assignment) ==
+          meo::AssignmentShape{.merged_experts = 11, .products = 24});
+    const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
+    CHECK(count_routed(layer, batch, assignment) == cost_of(Method::meo, layer, batch, assignment).total());
+  }
+}
+
 TEST_CASE("A block of MoE layers with one gate combines the outputs of `down` alone", "[flops]") {
   const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
   const meo::Assignment<Counting> ragged = ragged_assignment();

@@ -161,6 +161,31 @@ TEST_CASE("flops: sequences that share a task share a merge", "[flops]") {
   CHECK((flops(Method::moe, with_merges(shape(Level::task), 1)) == flops(Method::moe, shape(Level::task))));
 }
 
+TEST_CASE("flops: an assignment says all of the experts, at compile time too", "[flops]") {
+  constexpr meo::AssignmentShape assignment{.merged_experts = 5, .products = 40, .combined_outputs = 7};
+  constexpr LayerFlops expected{.gate = 2 * 4 * 96 * 7,
+                                .merge = 2 * 5 * (parameters + 160),
+                                .product = 2 * 40 * parameters,
+                                .combine = 2 * 7 * 160};
+  STATIC_REQUIRE(flops(Method::meo, with_bias(shape(Level::sequence)), assignment) == expected);
+  LayerFlops other = expected;
+  other.merge /= 2;
+  CHECK((flops(Method::meo, with_bias(shape(Level::sequence)), assignment, Convention::paper) == other));
+}
+
+TEST_CASE("flops: without a router there is neither a gate nor a task projection", "[flops]") {
+  for (const Level level : levels) {
+    for (const Method method : {Method::moe, Method::meo}) {
+      LayerShape layer = with_noise(shape(level));
+      LayerFlops expected = flops(method, layer);
+      CHECK(expected.gate > 0);
+      expected.gate = expected.task_projection = 0;
+      layer.has_router = false;
+      CHECK((flops(method, layer) == expected));
+    }
+  }
+}
+
 TEST_CASE("flops: combined tokens cost what MoE's do", "[flops]") {
   LayerShape layer = with_merges(shape(Level::sequence), 3);
   layer.combined_tokens = 20;

@@ -21,14 +21,12 @@
 
 namespace transformer {
 
-inline constexpr Index bert_mask = 103;  ///< [MASK] in the vocabularies of the published BERT models
-
 struct FolderRun {
   std::filesystem::path folder;
   std::optional<MixtureConfig> mixture;  ///< instead of the folder's own
   std::optional<std::filesystem::path> save_to;
   std::optional<std::filesystem::path> output;  ///< for the logits
-  std::optional<Index> mask_word;               ///< that masked words are printed for; none: BERT's
+  Index mask_word = 103;                        ///< that masked words are printed for; BERT's
   Index most_words = 5;                         ///< printed for a place
 };
 
@@ -66,10 +64,28 @@ void print_most_probable(Rows<Scalar> logits, Index row, Index most, const WordT
   std::cout << '\n';
 }
 
-/// logits are overwritten.
+/// The tokens that words are printed for: the masks, or the last of each text.
+inline std::vector<Index> asked_tokens(const FolderRun& run, Task task, const Batch& batch) {
+  std::vector<Index> asked;
+  for (Index b = 0; b < batch.sequences.size(); ++b) {
+    const Index begin = batch.sequences.begin(b), end = batch.sequences.begin(b + 1);
+    if (task == Task::next_word) asked.push_back(end - 1);
+    for (Index t = begin; t < end && task == Task::masked_words; ++t) {
+      if (batch.words[static_cast<std::size_t>(t)] == run.mask_word) asked.push_back(t);
+    }
+  }
+  return asked;
+}
+
+/// asked: see asked_tokens. logits are overwritten.
 template <class Scalar>
-void print_outputs(const FolderRun& run, Task task, const Batch& batch, Rows<Scalar> logits,
-                   const WordText& word) {
+void print_outputs(const FolderRun& run, Task task, const Batch& batch, const std::vector<Index>& asked,
+                   Rows<Scalar> logits, const WordText& word) {
+  std::size_t next = 0;  // of those asked
+  const auto row_of_next = [&] {
+    const std::size_t place = next++;
+    return batch.asked.empty() ? asked[place] : static_cast<Index>(place);
+  };
   for (Index b = 0; b < batch.sequences.size(); ++b) {
     const Index begin = batch.sequences.begin(b), end = batch.sequences.begin(b + 1);
     std::cout << "text " << b << ", " << end - begin << " tokens";
@@ -83,15 +99,14 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, Rows<Sca
         break;
       case Task::masked_words:
         std::cout << '\n';
-        for (Index t = begin; t < end; ++t) {
-          if (batch.words[static_cast<std::size_t>(t)] != run.mask_word.value_or(bert_mask)) continue;
-          std::cout << "  token " << t - begin << ", word (probability):";
-          print_most_probable(logits, t, run.most_words, word);
+        while (next < asked.size() && asked[next] < end) {
+          std::cout << "  token " << asked[next] - begin << ", word (probability):";
+          print_most_probable(logits, row_of_next(), run.most_words, word);
         }
         break;
       case Task::next_word:
         std::cout << ", next word (probability):";
-        print_most_probable(logits, end - 1, run.most_words, word);
+        print_most_probable(logits, row_of_next(), run.most_words, word);
         break;
     }
   }
@@ -99,12 +114,15 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, Rows<Sca
 
 /// Computes in float. batch: without texts, nothing is run. Throws meo::io::Error for a folder or an output
 /// that does not work, std::invalid_argument for texts that the model cannot read.
-inline void run_folder(const FolderRun& run, const Batch& batch, const WordText& word) {
+inline void run_folder(const FolderRun& run, Batch batch, const WordText& word) {
   AnyModel<float> model = load_model<float>(run.folder, config_of(run));
   std::visit(
       [&](const auto& of_kind) {
         if (run.save_to) save_model(of_kind, *run.save_to);
         if (batch.sequences.size() == 0) return;
+        const Task task = of_kind.config().task;
+        const std::vector<Index> asked = asked_tokens(run, task, batch);
+        if (!run.output) batch.asked = asked;  // or all that are written
         typename std::decay_t<decltype(of_kind)>::Context context;
         const Rows<float> logits = of_kind.forward(batch, nullptr, context);
         if (run.output) {
@@ -112,7 +130,7 @@ inline void run_folder(const FolderRun& run, const Batch& batch, const WordText&
           writer.add("logits", logits);
           writer.write(*run.output);
         }
-        print_outputs<float>(run, of_kind.config().task, batch, logits, word);
+        print_outputs<float>(run, task, batch, asked, logits, word);
       },
       model);
 }

@@ -89,6 +89,7 @@ struct Arguments {
   std::vector<Text> texts;
   std::vector<std::vector<Index>> ids;  ///< texts as such
   std::vector<Index> task;
+  std::optional<Index> mask;
   bool gradients = false;
   bool help = false;
   std::string only_folder, only_file;  ///< an option that needs it, if any
@@ -171,7 +172,7 @@ Arguments parse(Words words) {
       } else if (word == "--task-ids") {
         arguments.task = ids(word, words.value_of(word));
       } else if (word == "--mask") {
-        arguments.folder.mask_word = number(word, words.value_of(word), 0);
+        arguments.mask = number(word, words.value_of(word), 0);
       } else if (word == "--save") {
         arguments.folder.save_to = words.value_of(word);
       } else if (word == "--ffn") {
@@ -231,7 +232,7 @@ void run_texts(Arguments& arguments) {
     if (has_types) batch.add(encoding.input_ids, encoding.token_type_ids);
     else batch.add(encoding.input_ids);
   }
-  if (!run.mask_word) run.mask_word = tokenizer.mask();
+  if (const auto mask = tokenizer.mask(); mask && !arguments.mask) run.mask_word = *mask;
   transformer::run_folder(run, batch, [&](Index id) { return tokenizer.spelling(id); });
 }
 #endif
@@ -248,6 +249,7 @@ void run(Arguments arguments) {
     return;
   }
   arguments.folder.folder = arguments.path;
+  if (arguments.mask) arguments.folder.mask_word = *arguments.mask;
 #if defined(TRANSFORMER_TEXT)
   if (!arguments.texts.empty()) {
     run_texts(arguments);

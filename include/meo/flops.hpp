@@ -11,8 +11,9 @@
 ///
 /// Counted are the multiply-adds that the layers execute, two operations each. Not counted, because they are
 /// no multiply-adds: means over tokens, residual and bias additions, activations, softmax, selection, the
-/// element-wise arithmetic of the noise, and the auxiliary loss. Padding of packed panels is not counted
-/// either.
+/// element-wise arithmetic of the noise, and the auxiliary loss. Nor is the padding of packed panels, nor
+/// what MeoLayer merges again for a batch of more than 8 MiB of inputs, which it works on in parts, where a
+/// merge has tokens of several parts.
 
 #include <cstdint>
 

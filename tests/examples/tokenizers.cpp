@@ -144,10 +144,15 @@ TEST_CASE("BERT's words", "[tokenizer]") {
        {U"/", U"09", U":", U"@", U"az", U"[", U"`", U"az", U"{"},
        {U"/", U"09", U":", U"@", U"AZ", U"[", U"`", U"az", U"{"}},
       {U"a東京b", {U"a", U"東", U"京", U"b"}, {U"a", U"東", U"京", U"b"}},
-      {U"\u3400\u4dbf\u4dc0\u4e00\u9fff",
-       {U"\u3400", U"\u4dbf", U"\u4dc0", U"\u4e00", U"\u9fff"},
-       {U"\u3400", U"\u4dbf", U"\u4dc0", U"\u4e00", U"\u9fff"}},
-      {U"\U00020000x\U0002f800", {U"\U00020000", U"x", U"\u4e3d"}, {U"\U00020000", U"x", U"\U0002f800"}},
+      {U"x\u33ffy\u3400z\u4dbfx\u4dc0y\u4e00z\u9fffx\ua000y",
+       {U"x\u33ffy", U"\u3400", U"z", U"\u4dbf", U"x\u4dc0y", U"\u4e00", U"z", U"\u9fff", U"x\ua000y"},
+       {U"x\u33ffy", U"\u3400", U"z", U"\u4dbf", U"x\u4dc0y", U"\u4e00", U"z", U"\u9fff", U"x\ua000y"}},
+      {U"x\uf900y\ufad9z\ufb00x",
+       {U"x", U"\u8c48", U"y", U"\u9f8e", U"z\ufb00x"},
+       {U"x", U"\uf900", U"y", U"\ufad9", U"z\ufb00x"}},
+      {U"x\U00020000y\U0002f800z\U0002fa1d",
+       {U"x", U"\U00020000", U"y", U"\u4e3d", U"z", U"\U0002a600"},
+       {U"x", U"\U00020000", U"y", U"\U0002f800", U"z", U"\U0002fa1d"}},
       {U"a\ufadfb", {U"ab"}, {U"ab"}},  // among the ideographs, but not assigned
       {U"かな", {U"かな"}, {U"かな"}},
       {U"が", {U"か"}, {U"が"}},
@@ -205,6 +210,9 @@ TEST_CASE("special tokens stand for themselves in a text", "[tokenizer]") {
     const WordPieceTokenizer tokenizer = small_tokenizer(uncased);
     CHECK(tokenizer.ids("[CLS] [SEP][PAD] [UNK]un[MASK]") == Ids{2, 3, 0, 1, 5, 4});
     CHECK(tokenizer.ids("un[SEP]un![[CLS]]") == Ids{5, 3, 5, 11, 14, 2, 15});
+    // A character that is left out, within one: found again only in the case that it has.
+    CHECK(tokenizer.ids("[C\u200dLS] x[S\u00adEP]") ==
+          (uncased ? Ids{14, 16, 15, 1, 14, 1, 15} : Ids{2, 1, 14, 1, 15}));
     CHECK(tokenizer.ids("[cls] [CLS") == (uncased ? Ids{14, 16, 15, 14, 16} : Ids{14, 16, 15, 14, 1}));
   }
   // HuggingFace has the unknown token for one that the vocabulary lacks.
@@ -469,6 +477,7 @@ TEST_CASE("a vocabulary or merges that do not fit are refused", "[tokenizer]") {
         "meo: v.json: expected JSON: parse error at line 1, column 6: syntax error while parsing value - "
         "unexpected "
         "end of input; expected '[', '{', or a literal");
+  CHECK(vocabulary_fault(std::string_view("{}\0", 3)) == "meo: v.json: expected JSON, got a zero byte");
   for (const std::string id : {"-1", "1.5", "\"1\"", "null", "9223372036854775808"}) {
     CHECK(vocabulary_fault("{\"a\": " + id + "}") ==
           "meo: v.json: token 'a': expected a whole number of at least 0, got " + id);

@@ -2,10 +2,13 @@
 // not mix their texts, upcycled mixtures that equal the dense model, and what is refused.
 
 #include <cmath>
-#include <limits>
+#include <cstdint>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
+
+#include <meo/training/adamw.hpp>
 
 #include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
@@ -115,6 +118,77 @@ TEMPLATE_TEST_CASE("a text's outputs have the same bits alone and in a batch", "
       }
     });
   });
+}
+
+TEST_CASE("words are computed for the tokens that are asked for", "[transformer]") {
+  const auto check = [](auto model) {
+    using Model = decltype(model);
+    const Config& config = model.config();
+    if (config.task != Task::masked_words && config.task != Task::next_word) return;
+    CAPTURE(name_of(config));
+    randomize(model, 31);
+    Batch batch = random_batch(config, {5, 2, 9}, 32);
+    typename Model::Context context;
+    const Training<double> training;
+    Model of_all(config), of_asked(config);
+    meo::set_zero(meo::parameters(of_all));
+    meo::set_zero(meo::parameters(of_asked));
+    const std::vector<Index> asked{1, 4, 6, 15};
+    std::vector<Index> labels(16, no_label), labels_asked;
+    const Matrix<double> all = model.forward(batch, &training, context);
+    for (const Index token : asked)
+      labels_asked.push_back(labels[static_cast<std::size_t>(token)] = token % 3);
+    const double loss = cross_entropy<double>(context.logits(), labels);
+    model.backward(batch, &training, context, of_all);
+
+    batch.asked = asked;
+    const Matrix<double> rows = model.forward(batch, &training, context);
+    REQUIRE(rows.rows() == 4);
+    for (Index i = 0; i < 4; ++i) {
+      CHECK(meo::test::bit_difference(Matrix<double>(rows.row(i)),
+                                      Matrix<double>(all.row(asked[static_cast<std::size_t>(i)]))) == "");
+    }
+    CHECK(cross_entropy<double>(context.logits(), labels_asked) == Approx(loss).epsilon(1e-14));
+    model.backward(batch, &training, context, of_asked);
+    const auto actual = meo::parameters(of_asked), expected = meo::parameters(of_all);
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      INFO(actual[i].name);
+      const auto as_row = [](std::span<double> values) {
+        return Matrix<double>(
+            Eigen::Map<Matrix<double>>(values.data(), 1, static_cast<Index>(values.size())));
+      };
+      CHECK(meo::test::disagreement(
+                as_row(actual[i].values), as_row(expected[i].values),
+                Matrix<double>::Constant(1, static_cast<Index>(actual[i].values.size()), 1e-13)) == "");
+    }
+    batch.asked = {16};
+    CHECK(message_of([&] { model.forward(batch, nullptr, context); }) ==
+          "meo: asked token 0: expected 0 to 15, got 16");
+  };
+  for_each_task<double>({}, check);
+}
+
+TEST_CASE("steps of training lower the loss", "[transformer]") {
+  Config config = small_config(Task::classification);
+  config.mixture = small_mixture(Mixture::meo, meo::Level::sequence);
+  BertClassifier<float> model(config), gradients(config);
+  std::mt19937_64 rng(35);
+  model.initialize(rng, 0.1);
+  const Batch batch = random_batch(config, {5, 2, 9, 4, 4, 3}, 36);
+  const Labels labels(config, batch, 37);
+  meo::AdamW<float> optimizer(meo::parameters(model), {.learning_rate = 1e-2});
+  BertClassifier<float>::Context context;
+  std::vector<float> losses;
+  for (std::uint64_t step = 0; step < 100; ++step) {
+    const Training<float> training{.noise = GateNoise<float>(rng), .dropout_seed = step};
+    model.forward(batch, &training, context);
+    losses.push_back(cross_entropy<float>(context.logits(), labels.classes));
+    meo::set_zero(meo::parameters(gradients));
+    model.backward(batch, &training, context, gradients);
+    optimizer.step(meo::parameters(model), meo::parameters(gradients));
+  }
+  CHECK(losses.front() > 0.9f);  // log 3 of three classes
+  CHECK(losses.back() < 0.3f);
 }
 
 TEST_CASE("a forward in training without noise or dropout is inference", "[transformer]") {

@@ -75,6 +75,7 @@ TEST_CASE("a comparison has the largest share of a bound, also within all of the
   CHECK(beyond.worst == 3);
   CHECK(beyond.col == 1);
   CHECK(beyond.beyond == 2);
+  CHECK(share_of_bound(1.0, 1.0, 0.0) == 0);
   CHECK(compare(row({2, 2}), row({1, 1}), row({0.5, 0})).worst == infinity);
   CHECK(compare(row({1, nan}), row({1, 1}), row({1, 1})).worst == infinity);
   CHECK(compare(row({1, 1}), row({1, 1}), row({1, -1})).beyond == 1);

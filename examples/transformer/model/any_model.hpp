@@ -14,7 +14,6 @@ using AnyModel = std::variant<BertClassifier<Scalar>, BertMaskedWords<Scalar>, G
 /// Throws std::invalid_argument for a config that makes no model.
 template <class Scalar>
 AnyModel<Scalar> make_model(const Config& config) {
-  check_config(config);
   switch (config.task) {
     case Task::classification:
     case Task::regression:

@@ -26,6 +26,10 @@ struct Batch {
   std::vector<Index> task_words;
   meo::Sequences descriptions;
 
+  /// Words' heads: the tokens whose outputs are wanted; empty: all. A large vocabulary makes them worth
+  /// choosing, as those of the masked words alone.
+  std::vector<Index> asked;
+
   Index tokens() const { return static_cast<Index>(words.size()); }
 
   /// Adds a text. The first call decides whether texts have types.
@@ -79,6 +83,7 @@ inline void require_batch(const Batch& batch, Index vocabulary, Index positions,
   meo::detail::require(types > 0 || batch.types.empty(), "types: expected none by this model, got ",
                        batch.types.size());
   require_ids(batch.types, types, "type");
+  require_ids(batch.asked, tokens, "asked token");
 }
 
 }  // namespace transformer

@@ -4,8 +4,10 @@
 ///
 ///     ClassificationHead   classes, or values of a regression, from a text's first token, B × labels:
 ///                          tanh(h₀ Pᵀ + p), dropout, a projection (BERT's pooler and classifier)
-///     MaskedWordsHead      words at every token, T × V: dense, activation, norm, the words' decoder
-///     NextWordHead         words at every token, T × V: the words' decoder
+///     MaskedWordsHead      words at every token, or those asked for, T × V: dense, activation, norm, the
+///     words'
+///                          decoder
+///     NextWordHead         words at every token, or those asked for, T × V: the words' decoder
 ///
 /// Each has forward(h, batch, words, pass, logits, context); backward(…), from d_logits to dh, which is
 /// overwritten; output_rows and output_columns; initialize and visit.
@@ -29,6 +31,31 @@
 #include "words.hpp"
 
 namespace transformer {
+
+/// The rows of h that the batch asks for: h, or a copy of them in `memory`.
+template <class Scalar>
+ConstRows<Scalar> asked_rows(const ConstRows<Scalar>& h, const Batch& batch, Activations<Scalar>& memory) {
+  if (batch.asked.empty()) return h;
+  Rows<Scalar> rows = memory.resize(static_cast<Index>(batch.asked.size()), h.cols());
+  for (Index i = 0; i < rows.rows(); ++i) rows.row(i) = h.row(batch.asked[static_cast<std::size_t>(i)]);
+  return memory.get();
+}
+
+/// Its backward: calls backward(d_rows), which writes the gradient of these rows, and makes dh of it.
+template <class Scalar, class Backward>
+void asked_rows_backward(const Batch& batch, Activations<Scalar>& memory, Rows<Scalar> dh,
+                         const Backward& backward) {
+  if (batch.asked.empty()) return backward(dh);
+  Rows<Scalar> rows = memory.resize(static_cast<Index>(batch.asked.size()), dh.cols());
+  backward(rows);
+  dh.setZero();
+  for (Index i = 0; i < rows.rows(); ++i) dh.row(batch.asked[static_cast<std::size_t>(i)]) += rows.row(i);
+}
+
+/// How many they are.
+inline Index num_asked(const Batch& batch) {
+  return batch.asked.empty() ? batch.tokens() : static_cast<Index>(batch.asked.size());
+}
 
 template <class Scalar>
 class ClassificationHead {
@@ -113,9 +140,9 @@ template <class Scalar>
 class MaskedWordsHead {
  public:
   struct Context {
-    Activations<Scalar> before, normed;  ///< T × d
+    Activations<Scalar> asked, before, normed;  ///< T × d
     typename LayerNorm<Scalar>::Context norm;
-    Activations<Scalar> d;  ///< of backward
+    Activations<Scalar> d, d_asked;  ///< of backward
     meo::detail::AlignedVector<Scalar> scratch;
   };
 
@@ -125,27 +152,31 @@ class MaskedWordsHead {
         activation_(config.activation),
         vocabulary_(config.vocabulary) {}
 
-  Index output_rows(const Batch& batch) const { return batch.tokens(); }
+  Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
-  void forward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
-               Rows<Scalar> logits, Context& context) const {
-    Rows<Scalar> before = context.before.resize(h.rows(), h.cols());
-    Rows<Scalar> normed = context.normed.resize(h.rows(), h.cols());
-    dense_.apply(h, before.data(), before.cols());
+  void forward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+               const Pass<Scalar>&, Rows<Scalar> logits, Context& context) const {
+    const ConstRows<Scalar> asked = asked_rows(h, batch, context.asked);
+    Rows<Scalar> before = context.before.resize(asked.rows(), asked.cols());
+    Rows<Scalar> normed = context.normed.resize(asked.rows(), asked.cols());
+    dense_.apply(asked, before.data(), before.cols());
     activate<Scalar>(activation_, context.before.get(), normed);
     norm_.forward(context.normed.get(), normed, context.norm);
     words.decode(context.normed.get(), logits);
   }
 
-  void backward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
-                const ConstRows<Scalar>& d_logits, Context& context, MaskedWordsHead& gradients,
-                Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
-    Rows<Scalar> d = context.d.resize(h.rows(), h.cols());
+  void backward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+                const Pass<Scalar>&, const ConstRows<Scalar>& d_logits, Context& context,
+                MaskedWordsHead& gradients, Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
+    const ConstRows<Scalar> asked = batch.asked.empty() ? h : context.asked.get();
+    Rows<Scalar> d = context.d.resize(asked.rows(), asked.cols());
     words.decode_backward(context.normed.get(), d_logits, words_gradients, d, context.scratch);
     norm_.backward(context.norm, context.d.get(), gradients.norm_, d);
     activate_backward<Scalar>(activation_, context.before.get(), d);
-    dense_.backward(h, d, gradients.dense_, false, dh.data(), dh.cols(), context.scratch);
+    asked_rows_backward(batch, context.d_asked, dh, [&](Rows<Scalar> d_asked) {
+      dense_.backward(asked, d, gradients.dense_, false, d_asked.data(), d_asked.cols(), context.scratch);
+    });
   }
 
   void initialize(std::mt19937_64& rng, double deviation) { initialize_normal(dense_, rng, deviation); }
@@ -176,23 +207,28 @@ template <class Scalar>
 class NextWordHead {
  public:
   struct Context {
+    Activations<Scalar> asked;    ///< T × d
+    Activations<Scalar> d_asked;  ///< of backward
     meo::detail::AlignedVector<Scalar> scratch;
   };
 
   explicit NextWordHead(const Config& config) : vocabulary_(config.vocabulary) {}
 
-  Index output_rows(const Batch& batch) const { return batch.tokens(); }
+  Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
-  void forward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
-               Rows<Scalar> logits, Context&) const {
-    words.decode(h, logits);
+  void forward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+               const Pass<Scalar>&, Rows<Scalar> logits, Context& context) const {
+    words.decode(asked_rows(h, batch, context.asked), logits);
   }
 
-  void backward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>& words, const Pass<Scalar>&,
-                const ConstRows<Scalar>& d_logits, Context& context, NextWordHead&,
+  void backward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+                const Pass<Scalar>&, const ConstRows<Scalar>& d_logits, Context& context, NextWordHead&,
                 Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
-    words.decode_backward(h, d_logits, words_gradients, dh, context.scratch);
+    const ConstRows<Scalar> asked = batch.asked.empty() ? h : context.asked.get();
+    asked_rows_backward(batch, context.d_asked, dh, [&](Rows<Scalar> d_asked) {
+      words.decode_backward(asked, d_logits, words_gradients, d_asked, context.scratch);
+    });
   }
 
   void initialize(std::mt19937_64&, double) {}

@@ -35,6 +35,10 @@ inline bool is_bert_ideograph(char32_t point) {
                      [&](const auto& range) { return point >= range.first && point <= range.second; });
 }
 
+/// Tokens that no text is split within.
+inline constexpr std::array<std::string_view, 5> bert_special_tokens = {"[CLS]", "[SEP]", "[PAD]", "[UNK]",
+                                                                        "[MASK]"};
+
 /// Splits a text, UTF-8, at white space, around ideographs, and around punctuation, each sign of which is a
 /// word; without control characters and U+FFFD. uncased: in lower case, without accents (form D, without
 /// category Mn). This is HuggingFace's BasicTokenizer, of the version before 4.32, which left cased text in
@@ -48,9 +52,14 @@ inline std::vector<std::u32string> bert_words(std::string_view text, bool uncase
       run = decomposed(run);
       std::erase_if(run, [](char32_t point) { return category(point) == UTF8PROC_CATEGORY_MN; });
     }
+    // A special token that was written out never comes here, but characters that are left out may have been
+    // within one. In lower case it is none.
+    const bool special = run.starts_with(U'[') &&
+                         std::find(bert_special_tokens.begin(), bert_special_tokens.end(), utf8(run)) !=
+                             bert_special_tokens.end();
     bool joins = false;  // whether the next character goes on with the last word
     for (const char32_t point : run) {
-      const bool alone = is_bert_punctuation(point);
+      const bool alone = !special && is_bert_punctuation(point);
       if (!joins || alone) words.emplace_back();
       words.back() += point;
       joins = !alone;

@@ -32,6 +32,8 @@ inline std::string load_file(const std::filesystem::path& path) {
 
 /// Throws meo::io::Error, which names the file, for what is not JSON.
 inline nlohmann::json parse_json(std::string_view text, const std::string& file) {
+  // nlohmann::json takes a zero byte for the end of its input.
+  if (text.find('\0') != std::string_view::npos) throw meo::io::Error(file, "expected JSON, got a zero byte");
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {

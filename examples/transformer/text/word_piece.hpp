@@ -2,8 +2,6 @@
 
 /// BERT's tokenizer: words, of which those that are not in the vocabulary are pieced together from it.
 
-#include <algorithm>
-#include <array>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -52,7 +50,7 @@ class WordPieceTokenizer {
     return encoding;
   }
 
-  /// The tokens of a text alone. [CLS], [SEP], [PAD], [UNK] and [MASK], written so, stand for themselves
+  /// The tokens of a text alone. [CLS], [SEP], [PAD], [UNK] and [MASK], written out, stand for themselves
   /// wherever they are.
   std::vector<Id> ids(std::string_view text) const {
     std::vector<Id> ids;
@@ -68,9 +66,8 @@ class WordPieceTokenizer {
  private:
   /// Where the first special token of a text begins, and the token; the end and nothing if there is none.
   static std::pair<std::size_t, std::string_view> next_special(std::string_view text) {
-    constexpr std::array<std::string_view, 5> tokens = {"[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"};
     for (std::size_t at = text.find('['); at != std::string_view::npos; at = text.find('[', at + 1)) {
-      for (const std::string_view token : tokens) {
+      for (const std::string_view token : bert_special_tokens) {
         if (text.substr(at).starts_with(token)) return {at, token};
       }
     }

@@ -174,8 +174,9 @@ class MergedProduct {
       if (!is_in_place(m)) most_terms = (std::max)(most_terms, plan_.terms(m).count);
     }
     if (most_terms == 0) return;
-    // Between two of the same experts, all have them: selections are sorted.
-    const bool have_same_experts = plan_.have_same_experts(block.first_merge, last);
+    // Between two of the same experts, all have them: selections are sorted. Of those of a single expert one
+    // may be in place, and a group would form it.
+    const bool have_same_experts = most_terms > 1 && plan_.have_same_experts(block.first_merge, last);
     const Index strip_rows = !have_same_experts ? merge_strip_rows<Scalar>(most_terms, limits_)
                              : most_terms <= merge_terms
                                  ? block.rows
