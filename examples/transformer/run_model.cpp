@@ -14,6 +14,10 @@
 #include "folder_run.hpp"
 #include "recorded_run.hpp"
 
+#if defined(TRANSFORMER_TEXT)
+#include "text/folder_tokenizer.hpp"
+#endif
+
 namespace {
 
 using transformer::Batch;
@@ -26,13 +30,20 @@ constexpr std::string_view help_text = R"(usage: run_model DIR [options]
 Runs the model of DIR, a folder with config.json and model.safetensors (or several
 files and model.safetensors.index.json), as BERT and GPT-2 are published.
 
+  --text "…"      run it on this text, which is read by the folder's vocab.txt (WordPiece,
+                  uncased unless tokenizer_config.json says do_lower_case: false) or its
+                  vocab.json and merges.txt (byte pairs); may be given several times
+  --pair "…"      the second text of a pair with the --text before it
   --ids "I I …"   run it on this text, as token ids; may be given several times
   --task-ids "…"  the description of the texts' task, at task level
-  --mask I        the id whose places masked words are printed for       (default 103)
+  --mask I        the id whose places masked words are printed for  (default that of
+                  [MASK] in vocab.txt with --text, else 103)
   --output OUT    write the logits to OUT as safetensors
   --ffn F         moe or meo: make each feed-forward projection of a dense model a
                   mixture whose experts are copies of it
-  --level L       token, sequence or task                          (default sequence)
+  --level L       token, sequence, task (BERT) or segment (GPT-2)   (default sequence)
+  --segment-tokens S
+                  at level segment: gates decide for S tokens by the S before them
   --experts N     (default 8)
   --top-k K       experts that are selected                               (default 2)
   --save DIR2     save the model, as after --ffn, to DIR2
@@ -46,7 +57,7 @@ Metadata of FILE, all strings: sizes under the names of config.json, and
   model           bert or gpt2
   head            classification, regression, mlm (masked words) or lm (next word)
   use_moe         none, MoE or MEO; for GPT-2 Conv1D_MoE and Conv1D_MEO
-  moe_level       token, sequence or task
+  moe_level       token, sequence, task or segment, the last with segment_tokens
   num_experts, top_k, reduce_factor, description_size
 
 Tensors of FILE (B texts of T tokens, R rows that are gated, N experts):
@@ -67,11 +78,18 @@ struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct Text {
+  std::string text;
+  std::optional<std::string> pair;
+};
+
 struct Arguments {
   std::string path;
   transformer::FolderRun folder;
-  std::vector<std::vector<Index>> texts;
+  std::vector<Text> texts;
+  std::vector<std::vector<Index>> ids;  ///< texts as such
   std::vector<Index> task;
+  std::optional<Index> mask;
   bool gradients = false;
   bool help = false;
   std::string only_folder, only_file;  ///< an option that needs it, if any
@@ -95,10 +113,11 @@ std::vector<Index> ids(const std::string& option, const std::string& text) {
 }
 
 meo::Level level(const std::string& text) {
-  for (const meo::Level level : {meo::Level::token, meo::Level::sequence, meo::Level::task}) {
+  for (const meo::Level level :
+       {meo::Level::token, meo::Level::sequence, meo::Level::task, meo::Level::segment}) {
     if (text == to_string(level)) return level;
   }
-  throw UsageError("--level: expected token, sequence or task, got '" + text + "'");
+  throw UsageError("--level: expected token, sequence, task or segment, got '" + text + "'");
 }
 
 /// The words of a command line one after another, "--name=value" as two.
@@ -141,12 +160,19 @@ Arguments parse(Words words) {
       if (!arguments.path.empty()) throw UsageError("expected one file or folder, got also '" + word + "'");
       arguments.path = word;
     } else {
-      if (word == "--ids") {
-        arguments.texts.push_back(ids(word, words.value_of(word)));
+      if (word == "--text") {
+        arguments.texts.push_back({words.value_of(word), {}});
+      } else if (word == "--pair") {
+        const std::string& pair = words.value_of(word);
+        if (arguments.texts.empty() || arguments.texts.back().pair)
+          throw UsageError("--pair needs a --text of its own before it");
+        arguments.texts.back().pair = pair;
+      } else if (word == "--ids") {
+        arguments.ids.push_back(ids(word, words.value_of(word)));
       } else if (word == "--task-ids") {
         arguments.task = ids(word, words.value_of(word));
       } else if (word == "--mask") {
-        arguments.folder.mask_word = number(word, words.value_of(word), 0);
+        arguments.mask = number(word, words.value_of(word), 0);
       } else if (word == "--save") {
         arguments.folder.save_to = words.value_of(word);
       } else if (word == "--ffn") {
@@ -156,6 +182,8 @@ Arguments parse(Words words) {
         mixture.kind = kind == "moe" ? Mixture::moe : Mixture::meo;
       } else if (word == "--level") {
         mixture.level = level(words.value_of(of_mixture = word));
+      } else if (word == "--segment-tokens") {
+        mixture.segment_tokens = number(word, words.value_of(of_mixture = word), 1);
       } else if (word == "--experts") {
         mixture.experts = number(word, words.value_of(of_mixture = word), 1);
       } else if (word == "--top-k") {
@@ -167,6 +195,14 @@ Arguments parse(Words words) {
     }
   }
   if (arguments.path.empty() && !arguments.help) throw UsageError("expected a file or a folder");
+  if (!arguments.texts.empty() && !arguments.ids.empty())
+    throw UsageError("expected --text or --ids, got both");
+#if !defined(TRANSFORMER_TEXT)
+  if (!arguments.texts.empty())
+    throw UsageError("--text needs utf8proc (Debian: libutf8proc-dev), without which this program was built");
+#endif
+  if ((mixture.level == meo::Level::segment) != (mixture.segment_tokens > 0))
+    throw UsageError("--level=segment and --segment-tokens need each other");
   if (mixture.kind != Mixture::none) {
     mixture.reduce_factor = mixture.kind == Mixture::meo ? 64 : 16;
     arguments.folder.mixture = mixture;
@@ -178,12 +214,28 @@ Arguments parse(Words words) {
 
 Batch batch_of(const Arguments& arguments) {
   Batch batch;
-  for (const std::vector<Index>& text : arguments.texts) batch.add(text);
+  for (const std::vector<Index>& text : arguments.ids) batch.add(text);
   batch.task_words = arguments.task;
   if (!arguments.task.empty())
     batch.descriptions = meo::Sequences::uniform(1, static_cast<Index>(arguments.task.size()));
   return batch;
 }
+
+#if defined(TRANSFORMER_TEXT)
+void run_texts(Arguments& arguments) {
+  transformer::FolderRun& run = arguments.folder;
+  const transformer::FolderTokenizer tokenizer(run.folder);
+  const bool has_types = transformer::load_config(run.folder).family == transformer::Family::bert;
+  Batch batch = batch_of(arguments);
+  for (const Text& text : arguments.texts) {
+    const transformer::Encoding encoding = tokenizer.encode(text.text, text.pair);
+    if (has_types) batch.add(encoding.input_ids, encoding.token_type_ids);
+    else batch.add(encoding.input_ids);
+  }
+  if (const auto mask = tokenizer.mask(); mask && !arguments.mask) run.mask_word = *mask;
+  transformer::run_folder(run, batch, [&](Index id) { return tokenizer.spelling(id); });
+}
+#endif
 
 void run(Arguments arguments) {
   if (!std::filesystem::exists(arguments.path))
@@ -197,6 +249,13 @@ void run(Arguments arguments) {
     return;
   }
   arguments.folder.folder = arguments.path;
+  if (arguments.mask) arguments.folder.mask_word = *arguments.mask;
+#if defined(TRANSFORMER_TEXT)
+  if (!arguments.texts.empty()) {
+    run_texts(arguments);
+    return;
+  }
+#endif
   transformer::run_folder(arguments.folder, batch_of(arguments), [](Index id) { return std::to_string(id); });
 }
 

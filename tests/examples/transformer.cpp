@@ -192,7 +192,12 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
   Gpt2NextWord<float> gpt2(transformer::test::small_config(Task::next_word));
   transformer::test::randomize(gpt2, 3);
   save_model(gpt2, path);
-  CHECK(output_of({path, "--ids", "3 2 5"}).starts_with("text 0, 3 tokens, next word (probability):  "));
+  const std::string of_next = output_of({path, "--ids", "3 2 5"});
+  CHECK(of_next.starts_with("text 0, 3 tokens, next word (probability):  "));
+  const std::string segments = (folder / "segments").string();
+  output_of({path, "--ffn=meo", "--level=segment", "--segment-tokens=2", "--save", segments});
+  CHECK(load_config(segments).mixture.level == meo::Level::segment);
+  CHECK(load_config(segments).mixture.segment_tokens == 2);
 
   const auto fault = [&](const std::vector<std::string>& arguments) {
     const Outcome outcome = run(folder, arguments);
@@ -210,10 +215,121 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
         "run_model: meo: " + (folder / "mixed/config.json").string() +
             ": use_moe: expected none, as a mixture is asked for, got one\n");
   CHECK(fault({path, "--ffn", "moe", "--level", "task"}) ==
-        "run_model: meo: level: expected token or sequence for GPT-2, got task\n");
+        "run_model: meo: level: expected token, sequence or segment for GPT-2, got task\n");
   CHECK(fault({(folder / "nothing").string()}) ==
         "run_model: " + (folder / "nothing").string() + ": no such file or folder\n");
 }
+
+#if defined(TRANSFORMER_TEXT)
+
+namespace {
+
+/// run_model's words, which are ids unless it knows a vocabulary.
+std::string spelled(std::string output, const std::vector<std::string>& vocabulary) {
+  for (std::size_t id = 0; id < vocabulary.size(); ++id) {
+    const std::string word = "  " + std::to_string(id) + " (";
+    for (std::size_t at; (at = output.find(word)) != std::string::npos;)
+      output.replace(at, word.size(), "  " + vocabulary[id] + " (");
+  }
+  return output;
+}
+
+void write(const Path& path, const std::string& text) { meo::test::save(path, meo::test::to_bytes(text)); }
+
+}  // namespace
+
+TEST_CASE("run_model reads texts by a folder's vocabulary", "[transformer]") {
+  using namespace transformer;
+  const Folder folder;
+  const std::string path = (folder / "m").string(), out = (folder / "out.safetensors").string();
+  const auto output_of = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.errors == "");
+    CHECK(outcome.exit_code == 0);
+    return outcome.output;
+  };
+  const auto fault = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    return outcome.errors;
+  };
+
+  BertMaskedWords<float> bert(transformer::test::small_config(Task::masked_words));
+  transformer::test::randomize(bert, 4);
+  save_model(bert, path);
+  CHECK(fault({path, "--text", "the cat"}) ==
+        "run_model: meo: " + path +
+            ": expected vocab.txt, or vocab.json and merges.txt, to read texts, got none of them\n");
+  const std::vector<std::string> pieces{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the",
+                                        "cat",   "##s",   "sat",   ".",     "Cat"};
+  std::string lines;
+  for (const std::string& piece : pieces) lines += piece + "\n";
+  write(folder / "m/vocab.txt", lines);
+  const std::string of_ids = output_of({path, "--ids", "2 5 6 7 4 9 3", "--mask", "4"});
+  CHECK(of_ids.find("  token 4, word (probability):  ") != std::string::npos);
+  CHECK(output_of({path, "--text", "The Cats [MASK]."}) == spelled(of_ids, pieces));
+  CHECK(output_of({path, "--text", "The Cats [MASK].", "--mask=7"}) ==
+        spelled(output_of({path, "--ids", "2 5 6 7 4 9 3", "--mask", "7"}), pieces));
+
+  output_of({path, "--text", "the cat", "--pair", "sat", "--text=dogs", "--output", out});
+  Batch batch;
+  batch.add(std::vector<Index>{2, 5, 6, 3, 8, 3}, std::vector<Index>{0, 0, 0, 0, 1, 1});
+  batch.add(std::vector<Index>{2, 1, 3}, std::vector<Index>{0, 0, 0});
+  BertMaskedWords<float>::Context context;
+  const auto logits = [&] { return SafetensorsReader(out).read_matrix<float>("logits", batch.tokens(), 11); };
+  CHECK(meo::test::bit_difference(logits(), meo::Matrix<float>(bert.forward(batch, nullptr, context))) == "");
+
+  // do_lower_case, and what it is without it.
+  batch = {};
+  for (const auto& [config, id] :
+       {std::pair(R"({"do_lower_case": false})", Index{10}),
+        std::pair(R"({"do_lower_case": true})", Index{6}), std::pair("{}", Index{6})}) {
+    CAPTURE(config);
+    write(folder / "m/tokenizer_config.json", config);
+    output_of({path, "--text", "Cat", "--output", out});
+    batch = {};
+    batch.add(std::vector<Index>{2, id, 3}, std::vector<Index>{0, 0, 0});
+    CHECK(meo::test::bit_difference(logits(), meo::Matrix<float>(bert.forward(batch, nullptr, context))) ==
+          "");
+  }
+  const std::string in_config = "run_model: meo: " + (folder / "m/tokenizer_config.json").string() + ": ";
+  write(folder / "m/tokenizer_config.json", R"({"do_lower_case": 1})");
+  CHECK(fault({path, "--text", "cat"}) == in_config + "do_lower_case: expected true or false, got 1\n");
+  write(folder / "m/tokenizer_config.json", "[]");
+  CHECK(fault({path, "--text", "cat"}) == in_config + "expected an object, got array\n");
+  std::filesystem::remove(folder / "m/tokenizer_config.json");
+
+  CHECK(fault({path, "--text", " "}) == "run_model: text: expected at least one token, got ' '\n");
+  CHECK(fault({path, "--text", "cat", "--pair", ""}) ==
+        "run_model: pair: expected at least one token, got ''\n");
+  std::string long_text;
+  for (int i = 0; i < 79; ++i) long_text += "cat ";
+  CHECK(fault({path, "--text", long_text}) ==
+        "run_model: meo: text 0: expected at most 80 tokens, as the model has positions, got 81\n");
+  write(folder / "m/vocab.txt", "[CLS]\n[SEP]\n");
+  CHECK(fault({path, "--text", "cat"}) == "run_model: meo: " + (folder / "m/vocab.txt").string() +
+                                              ": expected the vocabulary to have '[UNK]'\n");
+  std::filesystem::remove(folder / "m/vocab.txt");
+
+  Gpt2NextWord<float> gpt2(transformer::test::small_config(Task::next_word));
+  transformer::test::randomize(gpt2, 5);
+  save_model(gpt2, path);
+  const std::vector<std::string> tokens{"<|endoftext|>", "a", "b", "ab", "\u0120", "\u0120ab"};  // as a space
+  std::string json = "{";
+  for (std::size_t id = 0; id < tokens.size(); ++id)
+    json += (id > 0 ? ", \"" : "\"") + tokens[id] + "\": " + std::to_string(id);
+  write(folder / "m/vocab.json", json + "}");
+  const Outcome without_merges = run(folder, {path, "--text", "ab"});
+  CHECK(without_merges.exit_code == 1);
+  CHECK(without_merges.errors.find((folder / "m/merges.txt").string() + ": cannot be read") !=
+        std::string::npos);
+  write(folder / "m/merges.txt", "#version: 0.2\na b\n\u0120 ab\n");
+  CHECK(output_of({path, "--text", "ab ab", "--pair", "a"}) ==
+        spelled(output_of({path, "--ids", "3 5 1"}), tokens));
+}
+
+#endif
 
 TEST_CASE("run_model explains its options", "[transformer]") {
   const Folder folder;
@@ -229,7 +345,20 @@ TEST_CASE("run_model explains its options", "[transformer]") {
   CHECK(fault({"a", "--ffn", "dense"}) ==
         "run_model: --ffn: expected moe or meo, got 'dense'; --help says more\n");
   CHECK(fault({"a", "--level=word"}) ==
-        "run_model: --level: expected token, sequence or task, got 'word'; --help says more\n");
+        "run_model: --level: expected token, sequence, task or segment, got 'word'; --help says more\n");
+  CHECK(fault({"a", "--ffn=meo", "--level=segment"}) ==
+        "run_model: --level=segment and --segment-tokens need each other; --help says more\n");
+  CHECK(fault({"a", "--ffn=meo", "--segment-tokens=4"}) ==
+        "run_model: --level=segment and --segment-tokens need each other; --help says more\n");
+  CHECK(fault({"a", "--pair", "b"}) ==
+        "run_model: --pair needs a --text of its own before it; --help says more\n");
+  CHECK(fault({"a", "--ids", "1", "--text", "b"}) ==
+        "run_model: expected --text or --ids, got both; --help says more\n");
+#if !defined(TRANSFORMER_TEXT)
+  CHECK(fault({"a", "--text", "b"}) ==
+        "run_model: --text needs utf8proc (Debian: libutf8proc-dev), without which this program was built; "
+        "--help says more\n");
+#endif
   CHECK(fault({"a", "--top-k=2"}) == "run_model: --top-k needs --ffn; --help says more\n");
   CHECK(fault({"a", "--experts=0"}) ==
         "run_model: --experts: expected a number of at least 1, got '0'; --help says more\n");

@@ -316,7 +316,18 @@ TEST_CASE("config.json of published models", "[transformer][folder]") {
   CHECK(mixture_fault(bert_base, "top_k", 9) == "top_k: expected at most num_experts = 8, got 9");
   CHECK(mixture_fault(bert_base, "expert_bias", 1) == "expert_bias: expected true or false, got 1");
   CHECK(mixture_fault(gpt2_small, "use_moe", "Conv1D_MEO") ==
-        R"(moe_level: expected token or sequence, got "task")");
+        R"(moe_level: expected token, sequence or segment, got "task")");
+  CHECK(mixture_fault(bert_base, "moe_level", "segment") ==
+        R"(moe_level: expected token, sequence or task, got "segment")");
+  fields = moe;
+  fields["use_moe"] = "Conv1D_MEO";
+  fields["moe_level"] = "segment";
+  CHECK(fault(gpt2_small, fields) == "segment_tokens: expected a value, got none");
+  fields["segment_tokens"] = 0;
+  CHECK(fault(gpt2_small, fields) == "segment_tokens: expected a whole number of at least 1, got 0");
+  fields["segment_tokens"] = 128;
+  CHECK(with(gpt2_small, fields).mixture.level == meo::Level::segment);
+  CHECK(with(gpt2_small, fields).mixture.segment_tokens == 128);
 }
 
 TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folder]") {

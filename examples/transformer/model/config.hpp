@@ -24,7 +24,8 @@ enum class Mixture { none, moe, meo };
 struct MixtureConfig {
   Mixture kind = Mixture::none;
   // The rest has a meaning for mixtures only.
-  meo::Level level = meo::Level::sequence;
+  meo::Level level = meo::Level::sequence;  ///< task: BERT only; segment: GPT-2 only
+  Index segment_tokens = 0;  ///< segment level: tokens of a segment, of which a text's last may have fewer
   Index experts = 8;
   Index top_k = 2;
   Index reduce_factor = 64;
@@ -78,8 +79,15 @@ inline void check_config(const Config& config) {
                        config.norm_epsilon);
   meo::detail::require((config.family == Family::gpt2) == (config.task == Task::next_word),
                        "task: expected next_word for GPT-2 and another for BERT");
-  meo::detail::require(config.family == Family::bert || !config.has_tasks(),
-                       "level: expected token or sequence for GPT-2, got task");
+  if (config.mixture.kind == Mixture::none) return;
+  const bool is_bert = config.family == Family::bert;
+  const meo::Level level = config.mixture.level;
+  meo::detail::require(level != (is_bert ? meo::Level::segment : meo::Level::task),
+                       "level: expected token, sequence or ", is_bert ? "task for BERT" : "segment for GPT-2",
+                       ", got ", to_string(level));
+  meo::detail::require(level != meo::Level::segment || config.mixture.segment_tokens >= 1,
+                       "segment_tokens: expected at least 1 at segment level, got ",
+                       config.mixture.segment_tokens);
 }
 
 /// Of one projection of a feed-forward block.
@@ -92,6 +100,7 @@ inline meo::LayerOptions layer_options(const Config& config, Index in_features, 
           .bias = mixture.bias,
           .routing = {.level = mixture.level,
                       .task_features = config.has_tasks() ? config.description_size : 0,
+                      .segment_tokens = mixture.segment_tokens,
                       .reduce_factor = mixture.reduce_factor,
                       .gate_before_attention = config.family == Family::gpt2}};
 }

@@ -3,7 +3,8 @@
 /// config.json: sizes under the names of published BERT and GPT-2 models, mixtures under the MEO authors'.
 ///
 ///     use_moe         none, MoE or MEO; GPT-2's are called Conv1D_MoE and Conv1D_MEO       (default none)
-///     moe_level       token, sequence or task
+///     moe_level       token, sequence, task (BERT) or segment (GPT-2)
+///     segment_tokens  segment level: tokens of a segment; gates decide for one by the one before it
 ///     num_experts, top_k
 ///     reduce_factor   of token attention and task projection      (default 64 for MEO, 16 for MoE)
 ///     description_size
@@ -117,12 +118,14 @@ inline std::string name_of(const meo::AnyActivation& activation) {
   return "linear";
 }
 
-inline meo::Level level_of(const ConfigFields& fields, const char* name) {
+inline meo::Level level_of(const ConfigFields& fields, const char* name, Family family) {
+  const bool is_bert = family == Family::bert;
   const std::string text = fields.text(name);
-  for (const meo::Level level : {meo::Level::token, meo::Level::sequence, meo::Level::task}) {
+  for (const meo::Level level :
+       {meo::Level::token, meo::Level::sequence, is_bert ? meo::Level::task : meo::Level::segment}) {
     if (text == to_string(level)) return level;
   }
-  fields.fail(name, "token, sequence or task");
+  fields.fail(name, is_bert ? "token, sequence or task" : "token, sequence or segment");
 }
 
 inline MixtureConfig mixture_of(const ConfigFields& fields, Family family) {
@@ -134,9 +137,8 @@ inline MixtureConfig mixture_of(const ConfigFields& fields, Family family) {
   if (kind == "MoE") mixture.kind = Mixture::moe;
   else if (kind == "MEO") mixture.kind = Mixture::meo;
   else fields.fail("use_moe", family == Family::gpt2 ? "none, Conv1D_MoE or Conv1D_MEO" : "none, MoE or MEO");
-  mixture.level = level_of(fields, "moe_level");
-  if (family == Family::gpt2 && mixture.level == meo::Level::task)
-    fields.fail("moe_level", "token or sequence");
+  mixture.level = level_of(fields, "moe_level", family);
+  if (mixture.level == meo::Level::segment) mixture.segment_tokens = fields.count("segment_tokens");
   mixture.experts = fields.count("num_experts");
   mixture.top_k = fields.count("top_k");
   if (mixture.top_k > mixture.experts)
@@ -288,6 +290,7 @@ inline nlohmann::json to_json(const Config& config) {
   if (mixture.kind == Mixture::none) return json;
   json["use_moe"] = std::string(is_bert ? "" : "Conv1D_") + (mixture.kind == Mixture::moe ? "MoE" : "MEO");
   json["moe_level"] = std::string(to_string(mixture.level));
+  if (mixture.level == meo::Level::segment) json["segment_tokens"] = mixture.segment_tokens;
   json["num_experts"] = mixture.experts;
   json["top_k"] = mixture.top_k;
   json["reduce_factor"] = mixture.reduce_factor;

@@ -37,17 +37,19 @@ using Tensor = meo::io::detail::TensorPart<Scalar>;
 template <class Scalar>
 class TensorMaker {
   using Collect = meo::io::detail::CollectParts<Scalar>;
-  using Parts = meo::io::detail::TensorNamer<Scalar, Collect>;
+  using LayerPart = meo::io::detail::TensorNamer<Scalar, Collect>;
 
  public:
-  /// stacks_experts: as MEO's files have all experts of a projection in one tensor.
-  explicit TensorMaker(bool stacks_experts) : parts_("", stacks_experts, collect_) {}
-  TensorMaker(const TensorMaker&) = delete;  // its parts refer to it
+  /// stacks_experts: as MEO's files have all experts of a projection in one tensor. tensors: get the new
+  /// ones.
+  TensorMaker(bool stacks_experts, std::vector<Tensor<Scalar>>& tensors)
+      : tensors_(tensors), collect_(tensors), layer_part_("", stacks_experts, collect_) {}
+  TensorMaker(const TensorMaker&) = delete;
   TensorMaker& operator=(const TensorMaker&) = delete;
 
   template <class Part>
-  requires std::invocable<const Parts&, std::string_view, Part&>
-  void operator()(std::string_view name, Part& part) { parts_(name, part); }
+  requires std::invocable<const LayerPart&, std::string_view, Part&>
+  void operator()(std::string_view name, Part& part) { layer_part_(name, part); }
 
   void operator()(std::string_view name, Parameter<Scalar>& parameter) { add(name, parameter); }
   void operator()(std::string_view name, const Parameter<Scalar>& parameter) { add(name, parameter); }
@@ -56,8 +58,6 @@ class TensorMaker {
   void operator()(std::string_view, const LinearTensors<LinearType>& part) {
     for (const LinearTensor& tensor : part.tensors) add(part.linear.bank(), tensor);
   }
-
-  std::vector<Tensor<Scalar>>& tensors() { return tensors_; }
 
  private:
   template <class ParameterType>
@@ -69,7 +69,7 @@ class TensorMaker {
         std::copy(values.begin(), values.end(), &matrix(row, column));
       };
     }
-    tensors().emplace_back(
+    tensors_.emplace_back(
         std::string(name), parameter.shape(), matrix.cols(),
         [&matrix](Index row, Index column, std::span<Scalar> values) {
           std::copy_n(&matrix(row, column), values.size(), values.begin());
@@ -96,7 +96,7 @@ class TensorMaker {
     }
     std::vector<Index> shape{out, in};
     if (tensor.turned) std::swap(shape[0], shape[1]);
-    tensors().emplace_back(
+    tensors_.emplace_back(
         tensor.weight, shape, shape[1],
         [&bank, first, turned = tensor.turned](Index row, Index column, std::span<Scalar> values) {
           if (!turned) return bank.read_row(0, first + row, column, values);
@@ -105,7 +105,7 @@ class TensorMaker {
         },
         std::move(write));
     if (!bank.has_bias()) return;
-    tensors().emplace_back(
+    tensors_.emplace_back(
         tensor.bias, std::vector<Index>{out}, out,
         [&bank, first](Index, Index column, std::span<Scalar> values) {
           bank.read_bias(0, first + column, values);
@@ -113,17 +113,18 @@ class TensorMaker {
         std::move(write_bias));
   }
 
-  std::vector<Tensor<Scalar>> tensors_;
-  Collect collect_{tensors_};
-  Parts parts_;
+  std::vector<Tensor<Scalar>>& tensors_;
+  Collect collect_;
+  LayerPart layer_part_;  ///< refers to collect_
 };
 
 /// All tensors of a model. They refer to it.
 template <class Model>
 std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
-  TensorMaker<typename Model::Scalar> maker(model.config().mixture.kind == Mixture::meo);
+  std::vector<Tensor<typename Model::Scalar>> tensors;
+  TensorMaker<typename Model::Scalar> maker(model.config().mixture.kind == Mixture::meo, tensors);
   model.visit([&](std::string_view name, auto&& part) { maker(name, part); });
-  return std::move(maker.tensors());
+  return tensors;
 }
 
 /// Adds all tensors, not copied: the model has to live, and to stay as it is, until the writer has written.

@@ -64,6 +64,8 @@ class Vocabulary {
     throw std::invalid_argument("expected the vocabulary to have '" + std::string(token) + "'");
   }
 
+  bool contains(Id id) const { return tokens_.contains(id); }
+
   /// Throws std::invalid_argument for an id that is not there.
   const std::string& token(Id id) const {
     const auto found = tokens_.find(id);

@@ -1,0 +1,118 @@
+#pragma once
+
+/// That models which are timed do the work that is counted for them.
+
+#include <cstddef>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <meo/flops.hpp>
+#include <meo/layers/layer_shape.hpp>
+#include <meo/types.hpp>
+
+#include "model_flops.hpp"
+#include "subject.hpp"
+
+namespace transformer::bench {
+
+/// A model computes something else than it has to.
+struct WrongResult : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+namespace detail {
+
+/// Throws WrongResult unless all differences are within 2⁻¹² of the largest expected value: float's roundings
+/// leave some 2⁻¹⁷ in twelve layers, while a block, an expert or a text left out leaves about one.
+inline void require_close(const std::string& what, const meo::Matrix<float>& actual,
+                          const meo::Matrix<float>& expected) {
+  const float difference = (actual - expected).lpNorm<Eigen::Infinity>(),
+              largest = expected.lpNorm<Eigen::Infinity>();
+  if (actual.allFinite() && difference <= 0x1p-12f * largest) return;
+  throw WrongResult(what + ": expected what the dense model has, up to " + std::to_string(largest) +
+                    ", got differences of up to " + std::to_string(difference));
+}
+
+/// An expert's, out × (in + 1) with a bias.
+template <class Bank>
+meo::Matrix<float> weight_and_bias(const Bank& bank, Index expert) {
+  meo::Matrix<float> all = bank.weight(expert);
+  if (!bank.has_bias()) return all;
+  all.conservativeResize(Eigen::NoChange, all.cols() + 1);
+  all.rightCols(1) = bank.bias(expert);
+  return all;
+}
+
+}  // namespace detail
+
+/// Throws WrongResult unless a model whose experts are copies has the dense model's outputs.
+template <class Model>
+void verify_outputs(Subject<Model>& dense, Subject<Model>& subject, const Work& work,
+                    typename Model::Context& context) {
+  const meo::Matrix<float> expected = dense.model().forward(work.batch, nullptr, context);
+  const Rows<float> actual = subject.model().forward(work.batch, nullptr, context);
+  detail::require_close(subject.name() + "'s outputs", actual, expected);
+}
+
+/// Throws WrongResult unless such a model has the dense model's gradients, those of a projection's experts
+/// summed. Its gates are zero: nothing goes through them.
+template <class Model>
+void verify_gradients(Subject<Model>& dense, Subject<Model>& subject, const Work& work,
+                      typename Model::Context& context) {
+  const Training<float> without_noise;
+  for (Subject<Model>* const each : {&dense, &subject}) {
+    meo::set_zero(meo::parameters(each->gradients()));
+    each->pass_both_ways(work, without_noise, context);
+  }
+  std::map<std::string, meo::Matrix<float>> expected;
+  dense.gradients().visit([&](std::string_view name, auto&& part) {
+    if constexpr (requires { part.linear; })
+      expected[std::string(name)] = detail::weight_and_bias(part.linear.bank(), 0);
+    else if constexpr (requires { part.matrix; }) expected[std::string(name)] = part.matrix;
+  });
+  subject.gradients().visit([&](std::string_view name, auto&& part) {
+    const std::string what = subject.name() + "'s gradient of " + std::string(name);
+    if constexpr (requires {
+                    part.num_experts();
+                    part.weight(0);
+                  }) {
+      meo::Matrix<float> sum = detail::weight_and_bias(part, 0);
+      for (Index e = 1; e < part.num_experts(); ++e) sum += detail::weight_and_bias(part, e);
+      const std::string of_dense(name.substr(0, name.rfind('.')));
+      detail::require_close(what, sum, expected.at(of_dense));
+    } else if constexpr (requires { part.linear.bank(); }) {
+      detail::require_close(what, detail::weight_and_bias(part.linear.bank(), 0),
+                            expected.at(std::string(name)));
+    } else if constexpr (requires { part.matrix; }) {
+      detail::require_close(what, part.matrix, expected.at(std::string(name)));
+    }  // else of gates and token attention
+  });
+}
+
+/// Throws WrongResult unless what the gates of the batch decide costs as many FLOPs as were counted.
+template <class Model>
+void verify_routings(Subject<Model>& subject, const Work& work, typename Model::Context& context) {
+  const Training<float> without_noise;
+  subject.model().forward(work.batch, &without_noise, context);  // keeps the routings of all layers
+  const meo::Method method = method_of(subject.model().config().mixture.kind);
+  std::size_t number = 0;
+  subject.model().visit_projections([&](const std::string& name, auto& projection) {
+    const auto& layer = context.trunk.layers[number / 2].feed_forward;
+    const meo::Routing<float>& routing = (number % 2 == 0 ? layer.up : layer.down).routing;
+    const meo::LayerOptions& options = projection.mixture_options();
+    const meo::LayerShape shape = meo::layer_shape<float>(options, work.batch.sequences);
+    const std::int64_t counted = meo::flops(method, shape).total();
+    const std::int64_t decided =
+        meo::flops(method, shape, meo::assignment_shape(method, options, work.batch.sequences, routing))
+            .total();
+    if (decided != counted) {
+      throw WrongResult(subject.name() + ": the routing of " + name + ": expected " +
+                        std::to_string(counted) + " FLOPs, got " + std::to_string(decided));
+    }
+    ++number;
+  });
+}
+
+}  // namespace transformer::bench
