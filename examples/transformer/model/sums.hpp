@@ -4,6 +4,7 @@
 /// many threads there are.
 
 #include <algorithm>
+#include <type_traits>
 
 #include <Eigen/Core>
 
@@ -35,8 +36,8 @@ auto values_at(const Scalar* x, std::integral_constant<int, lanes>) {
   return Eigen::Map<const Eigen::Array<Scalar, lanes, 1>>(x);
 }
 
-/// Adds Σ over rows of terms(first row, rows, first column, columns), an expression of an array, to `sums`,
-/// one for each column: rows in parts, so that rounding hardly grows with their number.
+/// Adds Σ over rows of terms(row, first column, columns), an array of one row, to `sums`, one for each
+/// column: in parts of rows, so that rounding grows less with their number.
 template <class Scalar, class Terms>
 void add_column_sums(Index rows, Index columns, const Terms& terms, Scalar* sums) {
   constexpr Index part = 128, at_once = 256;
