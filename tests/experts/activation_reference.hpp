@@ -71,10 +71,11 @@ inline ExactActivation exact(GeluTanh, long double x) {
 /// The distance of two neighbours in S where `value` is; for what is below the normal numbers that of those.
 template <class S>
 long double unit_in_last_place(long double value) {
-  int exponent = std::numeric_limits<S>::min_exponent;
+  constexpr int min_exponent =
+      std::numeric_limits<S>::min_exponent;  // Eigen's have no definition to refer to
+  int exponent = min_exponent;
   if (value != 0) std::frexp(value, &exponent);
-  return std::ldexp(
-      1.0L, std::max(exponent, std::numeric_limits<S>::min_exponent) - std::numeric_limits<S>::digits);
+  return std::ldexp(1.0L, std::max(exponent, min_exponent) - std::numeric_limits<S>::digits);
 }
 
 template <class S>
