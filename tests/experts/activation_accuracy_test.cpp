@@ -97,7 +97,8 @@ TEST_CASE("with other scalars activations are as exact as their exponent", "[act
     for (S x = -150; x <= 150; x += 0.03125L) {
       const ExactActivation expected = exact(f, x);
       const S tail = x < 0 ? expected.slope_terms : 1;
-      const auto roundings = function_roundings + 8 + 12 * Index(std::ceil(-std::log(std::min(tail, 1.0L))));
+      const S exponent = -std::log(std::clamp(tail, std::numeric_limits<S>::min(), S(1)));
+      const auto roundings = function_roundings + 8 + 12 * Index(std::ceil(exponent));
       const S least = 200 * std::numeric_limits<S>::denorm_min();
       value.see(f(x), expected.value, gamma<S>(roundings) * std::fabs(expected.value) + least, x);
       slope.see(f.derivative(x), expected.slope, gamma<S>(roundings) * expected.slope_terms + least, x);
