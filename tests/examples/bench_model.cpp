@@ -1,0 +1,125 @@
+// The example transformer's program bench_model: what it counts, that it verifies and times all of its
+// models, and what it refuses. Times themselves are nobody's business here.
+
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "io/files.hpp"
+#include "support/catch.hpp"
+#include "support/program.hpp"
+
+namespace {
+
+using meo::test::Folder;
+using meo::test::Outcome;
+
+const std::vector<std::string> small{"--layers=1", "--width=16",      "--hidden=32",
+                                     "--heads=2",  "--vocabulary=50", "--tokens=64",
+                                     "--top-k=2",  "--sequences=2",   "--repetitions=2"};
+
+Outcome run(const Folder& folder, std::vector<std::string> arguments,
+            const std::vector<std::string>& more = {}) {
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return meo::test::run_program(MEO_BENCH_MODEL, folder, arguments);
+}
+
+/// The cells of each line but the heading.
+std::vector<std::vector<std::string>> lines(const std::filesystem::path& csv) {
+  std::vector<std::vector<std::string>> lines;
+  std::istringstream text(meo::test::load_text(csv));
+  for (std::string line; std::getline(text, line);) {
+    auto& cells = lines.emplace_back();
+    std::istringstream of_line(line);
+    for (std::string cell; std::getline(of_line, cell, ',');) cells.push_back(cell);
+  }
+  REQUIRE(!lines.empty());
+  CHECK(lines[0].back() == "adamw_seconds");
+  lines.erase(lines.begin());
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("bench_model counts and times each row", "[transformer][bench]") {
+  const Folder folder;
+  const std::filesystem::path csv = folder / "o.csv";
+  const Outcome outcome = run(folder, small, {"--csv", csv.string()});
+  CHECK(outcome.errors == "");
+  REQUIRE(outcome.exit_code == 0);
+  // 128 tokens: projections 8·128·16² and scores 4·16·2·64²; of the blocks two products of 2·128·16·32.
+  const int attention = 262144 + 524288, dense = 262144;
+  // Gates 2·R·8·(16 + 32); a merge 2·2·(2·16·32 + 16 + 32) a text; ⌊16/64⌋ and ⌊32/64⌋ are at least 1.
+  const int meo = dense + 2 * 2 * 8 * 48 + 2 * 4 * 1072, token_attention = 4 * 48 * 128;
+  const int moe = 2 * dense + 2 * 2 * 128 * 48;
+  const std::vector<std::pair<std::string, int>> expected{{"dense", dense},
+                                                          {"meo-sequence", meo},
+                                                          {"meo-token", meo + token_attention},
+                                                          {"moe-token", moe + 2 * 128 * 8 * 48},
+                                                          {"moe-sequence", moe + 2 * 2 * 8 * 48}};
+  const auto rows = lines(csv);
+  REQUIRE(rows.size() == expected.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    REQUIRE(rows[i].size() == 14);
+    CHECK(std::vector<std::string>(rows[i].begin(), rows[i].begin() + 3) ==
+          std::vector<std::string>{"bert", "none", "forward"});
+    CHECK(rows[i][3] == expected[i].first);
+    CHECK(rows[i][9] == std::to_string(attention + expected[i].second));
+    CHECK(rows[i][10] == std::to_string(expected[i].second));
+    CHECK(std::stod(rows[i][11]) > 0);
+    CHECK(std::stod(rows[i][12]) > 0);
+    CHECK(outcome.says(expected[i].first));
+  }
+  CHECK(rows[0][12] == "1");
+}
+
+TEST_CASE("bench_model runs all its models, in training too", "[transformer][bench]") {
+  const Folder folder;
+  const std::filesystem::path csv = folder / "o.csv";
+  for (const std::vector<std::string>& model : {std::vector<std::string>{"--head=mlm"},
+                                                {"--model=gpt2"},
+                                                {"--model=gpt2", "--head=lm"},
+                                                {"--training"},
+                                                {"--training", "--head=mlm", "--rows=moe-token,meo-token"},
+                                                {"--training", "--model=gpt2", "--top-k=1,8"},
+                                                {"--training", "--model=gpt2", "--head=lm"}}) {
+    CAPTURE(model);
+    std::vector<std::string> arguments = small;
+    arguments.insert(arguments.end(), {"--segment-tokens=5", "--csv=" + csv.string()});
+    const Outcome outcome = run(folder, arguments, model);
+    CHECK(outcome.errors == "");
+    CHECK(outcome.exit_code == 0);
+    const bool trains = model[0] == "--training";
+    for (const auto& cells : lines(csv)) CHECK((std::stod(cells.back()) > 0) == trains);
+  }
+}
+
+TEST_CASE("bench_model explains its options", "[transformer][bench]") {
+  const Folder folder;
+  CHECK(run(folder, {"--help"}).says("usage: bench_model [options]\n"));
+  const auto fault = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 2);
+    CHECK(outcome.output == "");
+    return outcome.errors;
+  };
+  const std::string end = "; --help says more\n";
+  CHECK(fault({"--model=t5"}) == "bench_model: --model: expected bert or gpt2, got 't5'" + end);
+  CHECK(fault({"--head=lm"}) == "bench_model: --head: expected none or mlm, got 'lm'" + end);
+  CHECK(fault({"--top-k=1,x"}) ==
+        "bench_model: --top-k: expected a whole number from 1 to 1000000, got 'x'" + end);
+  CHECK(fault({"--top-k=9"}) == "bench_model: --top-k: expected at most --experts = 8, got 9" + end);
+  CHECK(fault({"--tokens=513"}) ==
+        "bench_model: --tokens: expected at most the model's 512 positions, got 513" + end);
+  CHECK(fault({"--heads=10"}) == "bench_model: --width: expected a multiple of --heads = 10, got 768" + end);
+  CHECK(fault({"--rows=moe"}) ==
+        "bench_model: --rows: expected meo-sequence, meo-token, moe-token, moe-sequence, or none alone, got "
+        "'moe'" +
+            end);
+  CHECK(fault({"--layers"}) == "bench_model: --layers needs a value" + end);
+  CHECK(fault({"--depth=1"}) == "bench_model: unknown option '--depth'" + end);
+  const Outcome outcome = run(folder, small, {"--csv", (folder / "no/o.csv").string()});
+  CHECK(outcome.exit_code == 1);
+  CHECK(outcome.errors == "bench_model: --csv: cannot write to " + (folder / "no/o.csv").string() + "\n");
+}
