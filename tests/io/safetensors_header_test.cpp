@@ -1,7 +1,7 @@
 #include <string>
 #include <vector>
 
-#include <meo/io/safetensors_header.hpp>
+#include <meo/io/safetensors_reader.hpp>
 
 #include "io/files.hpp"
 #include "support/catch.hpp"

@@ -15,6 +15,7 @@
 
 #include "../model/activations.hpp"
 #include "../model/batch.hpp"
+#include "../model/config.hpp"
 #include "../model/initialize.hpp"
 
 namespace transformer::bench {

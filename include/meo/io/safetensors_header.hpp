@@ -74,7 +74,3 @@ MEO_IO_INLINE SafetensorsHeader parse_header(const std::string& file, std::strin
 }  // namespace detail
 
 }  // namespace meo::io
-
-#if defined(MEO_DEFINES_IO)
-#include <meo/io/header_parser.hpp>
-#endif

@@ -32,6 +32,10 @@
 #include <meo/io/safetensors_header.hpp>
 #include <meo/types.hpp>
 
+#if defined(MEO_DEFINES_IO)
+#include <meo/io/header_parser.hpp>
+#endif
+
 namespace meo::inline MEO_ABI::io {
 
 /// Bytes of a tensor that are read and converted at a time: beyond a stream's buffer, within the L1 cache.
