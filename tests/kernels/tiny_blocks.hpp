@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/gradient_blocking.hpp>
@@ -13,7 +15,10 @@ template <class S>
 constexpr detail::Blocks tiny_blocks() {
   constexpr Index columns = detail::Tile<S>::columns, rows = detail::Tile<S>::rows;
   constexpr Index size = static_cast<Index>(sizeof(S));
-  return {.scratch_bytes = 2 * detail::packed_gradient_rows * (2 * columns + 32) * size,
+  // Room for rows of dy of two panels, and for two merges of 2 × 2 turned panels.
+  constexpr Index scratch =
+      (std::max)(2 * detail::packed_gradient_rows * (2 * columns + 32), 2 * 2 * 4 * columns * columns);
+  return {.scratch_bytes = scratch * size,
           .l1_bytes = 8 * (columns + rows) * size * 5 / 7 + 8,
           .strip_bytes = 1,
           .activation_bytes = 3 * 5 * size,
