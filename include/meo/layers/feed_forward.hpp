@@ -397,7 +397,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     return loss;
   }
 
-  /// One decision, experts merged: one merged block for every sequence.
+  /// One decision, experts merged: one merged block for every row of it.
   template <class Memory>
   void run_merged(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                   const Assignment<Scalar>* routing, MatrixRef<Scalar> y, const Hidden& h,

@@ -3,7 +3,8 @@
 /// Which experts work on which rows of a batch, and with which weights: what a router makes, and all that the
 /// experts need to know of it. Plain data, so that any router may fill one.
 ///
-/// Letters: R rows (sequences, or tokens for an MoE at token level), N num_experts, K top_k.
+/// Letters: R rows (sequences, segments of them, or tokens for an MoE at token level), N num_experts, K
+/// top_k.
 
 #include <algorithm>
 #include <cstddef>
