@@ -37,7 +37,8 @@ struct Blocks {
 
   // Gradients.
 
-  Index gradient_merges = max_gradient_merges;  ///< whose gradients are formed together
+  /// Merges whose gradients are formed together; no more than max_gradient_merges, which arrays are made for.
+  Index gradient_merges = max_gradient_merges;
 
   /// Inputs whose gradients of merged experts are formed, and spread, at a time: with those of all merges,
   /// the rows of the experts that they are spread to are to stay in L2.
