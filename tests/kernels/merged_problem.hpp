@@ -45,15 +45,17 @@ struct MergedProblem {
   Index length(Index b) const { return begin(b + 1) - begin(b); }
 
   /// merged_product's y, computed amid guards.
-  Matrix<S> computed(Index threads = 1, const detail::Blocks& limits = {}) const {
+  Matrix<S> computed(Index threads = 1, const detail::Blocks& limits = detail::machine_blocks()) const {
     const auto bank = experts.bank.panels();
     detail::MergePlan<S> plan;
     detail::plan_merges<S>(selections.pairs(), offsets, plan);
     GuardedMatrix<S> input(x), y(x.rows(), bank.out_features),
-        scratch(1, threads * detail::merged_product_scratch_size(bank, plan.num_merges(), limits));
-    detail::merged_product<S>(bank, plan, offsets, input.inputs(), y.rows(), {scratch.data(), threads},
-                              limits);
+        packed(1, detail::merged_product_packed_size<S>(bank, x.rows(), limits)),
+        scratch(1, threads * detail::merged_product_scratch_size<S>(bank, limits));
+    detail::merged_product<S>(bank, plan, offsets, input.inputs(), y.rows(),
+                              {packed.data(), {scratch.data(), threads}}, limits);
     CHECK(y.guards_intact());
+    CHECK(packed.guards_intact());
     CHECK(scratch.guards_intact());
     return y.values();
   }
@@ -85,7 +87,7 @@ struct MergedProblem {
 
 /// Every edge of tiles, panels and groups of merges, and with tiny blocks of the blocks of depth.
 template <class S, class Storage = S>
-void check_merged_products(const detail::Blocks& limits = {}) {
+void check_merged_products(const detail::Blocks& limits = detail::machine_blocks()) {
   constexpr Index columns = detail::Tile<S>::columns, tile_rows = detail::Tile<S>::rows;
   Generator rng(12);
   for (const bool has_bias : {false, true}) {

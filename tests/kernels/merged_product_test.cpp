@@ -6,6 +6,7 @@
 
 #include "kernels/merged_problem.hpp"
 #include "kernels/threads.hpp"
+#include "kernels/tiny_blocks.hpp"
 #include "support/block_sizes.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -86,13 +87,13 @@ TEMPLATE_TEST_CASE("merged_product is dense_product with the merged experts, to 
   }
 }
 
-TEMPLATE_TEST_CASE("blocks of depth and chunks of tokens change no bit", "[merged_product]", float, double) {
+TEMPLATE_TEST_CASE("slices of inputs and chunks of tokens change no bit", "[merged_product]", float, double) {
   using S = TestType;
   Generator rng(15);
   const MergedShape shape{5, 2, 2 * Blocks{}.depth - 1, Tile<S>::columns + 1, true};
   const std::vector<Index> lengths{3, 2100, 40, 0, 70};
-  const MergeBlocks blocks = merge_blocks<S>(shape.in_features + 1, 4, 2213);
-  REQUIRE(blocks.depth < shape.in_features);
+  const MergeBlocks blocks = merge_blocks<S>(shape.in_features, 4, 2213, machine_blocks());
+  REQUIRE(blocks.inputs < shape.in_features);
   REQUIRE(blocks.tokens < 2100);
   const MergedProblem<S> problem(rng, shape, lengths);
   CHECK(bit_difference(problem.computed(), problem.expected()) == "");
@@ -107,9 +108,12 @@ TEMPLATE_TEST_CASE("more merges than are formed at a time change no bit", "[merg
     INFO(top_k << " of " << num_experts << " experts, " << in_features << " inputs");
     const MergedProblem<S> problem(rng, {num_experts, top_k, in_features, 40, false},
                                    std::vector<Index>(39, 5));
-    REQUIRE(merge_blocks<S>(in_features, 39, 39 * 5).merges == 16);
-    REQUIRE((in_features > group_strip_rows<S>(top_k, 16)) == (in_features == 400));
-    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+    const Blocks limits;
+    const MergeBlocks blocks = merge_blocks<S>(in_features, 39, 39 * 5, limits);
+    REQUIRE(blocks.merges < 39);
+    REQUIRE((blocks.inputs > group_strip_rows<S>(top_k, blocks.merges, limits)) ==
+            (in_features == 400 && top_k > 8));
+    CHECK(bit_difference(problem.computed(1, limits), problem.expected()) == "");
   }
 }
 
@@ -151,26 +155,26 @@ TEMPLATE_TEST_CASE("sizes beyond every block change no bit of a merged product",
   check(3, 5, experts_beyond_blocks(), experts_beyond_blocks() - 1, {1, 2});
   check(3, 5, 7, 3, std::vector<Index>(static_cast<std::size_t>(merges_beyond_blocks()), 2));
   check(3, 5, 3, 2, {tokens_beyond_blocks<S>(), 1});
-  check(Blocks{}.depth, 3, 3, 2, {1, tokens_beyond_cache<S>(Blocks{}.depth), 1});
+  check(Blocks{}.depth, 3, 3, 2, {1, tokens_beyond_chunks<S>(Blocks{}.depth), 1});
 }
 
-TEMPLATE_TEST_CASE("a thread's scratch has room for every block, at most 2 MiB, and no less for more merges",
-                   "[merged_product]", float, double, long double) {
+TEMPLATE_TEST_CASE("a thread's scratch has room for every block and is at most 2 MiB", "[merged_product]",
+                   float, double, long double) {
   using S = TestType;
-  for (const Index in_features : {1, 100, 768, 5000}) {
-    const PanelBank<S> bank{nullptr, 4, in_features, 100, true};
-    Index smaller = 0;
-    for (Index merges = 0; merges <= 40; ++merges) {
-      INFO(in_features << " inputs, " << merges << " merges");
-      const Index size = merged_product_scratch_size(bank, merges);
-      CHECK(size >= smaller);
-      CHECK(size * Index(sizeof(S)) <= Index{2} << 20);
-      for (const Index tokens : {merges, 3 * merges, 100 * merges}) {
-        const MergeBlocks blocks = merge_blocks<S>(bank.depth(), merges, tokens);
-        if (merges > 0)
-          CHECK(size >= blocks.panels * blocks.merges * padded_rows<S>(blocks.depth) * Tile<S>::columns);
+  constexpr Index columns = Tile<S>::columns;
+  for (const Blocks& limits : {Blocks{}, machine_blocks(), tiny_blocks<S>()}) {
+    for (const Index in_features : {1, 100, 768, 5000}) {
+      const PanelBank<S> bank{nullptr, 4, in_features, 100, true};
+      const Index size = merged_product_scratch_size<S>(bank, limits);
+      CHECK(size * Index(sizeof(S)) <= max_scratch_bytes);
+      for (Index merges = 1; merges <= 40; ++merges) {
+        for (const Index tokens : {merges, 3 * merges, 100 * merges}) {
+          INFO(in_features << " inputs, " << merges << " merges, " << tokens << " tokens");
+          const MergeBlocks blocks = merge_blocks<S>(in_features, merges, tokens, limits);
+          CHECK(size >= blocks.group * blocks.tokens * columns +
+                            blocks.panels * blocks.merges * merged_rows<S>(blocks.inputs) * columns);
+        }
       }
-      smaller = size;
     }
   }
 }

@@ -3,7 +3,9 @@
 #include <numeric>
 #include <vector>
 
+#include <meo/kernels/parts/blocking.hpp>
 #include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/parts/packed_rows.hpp>
 
 #include "kernels/chain.hpp"
 #include "kernels/guarded_matrix.hpp"
@@ -119,25 +121,100 @@ TEMPLATE_TEST_CASE("what is ahead is asked for at the queue's rate, and no bit c
   constexpr Index half = 2 * Tile<S>::rows, count = 2 * half;
   const std::vector<char> memory(1 << 14);
   Generator rng(36);
-  for (const Index depth : {prefetch_interval<S>, 3 * prefetch_interval<S> + 1}) {
+  constexpr Index whole = std::max(prefetch_interval<S>, line_size<S>);
+  for (const Index depth : {whole, 3 * whole + 1}) {
     const RandomPanels<S> random(rng, depth, outputs);
     const Matrix<S> x = random_normal<S>(rng, count, depth);
     const Matrix<S> expected = chain_product(x, random.weight, bias_rows(random.bias, count, outputs));
-    const Index steps = prefetch_steps(count, random.panels());
-    REQUIRE(steps == 4 * 2 * (depth / prefetch_interval<S>));
-    for (const Index lines : {1, 2, 4}) {
+    const Index intervals = prefetch_intervals(count, random.panels());
+    REQUIRE(intervals == 4 * 2 * (depth / whole * (whole / prefetch_interval<S>)));
+    for (const Index lines : {1, 4, 8}) {
       INFO("depth " << depth << ", lines " << lines);
       PrefetchQueue ahead;
-      ahead.add(memory.data(), lines * steps * line - 1);
-      ahead.spread(steps);
+      ahead.add(memory.data(), lines * intervals * line - 1);
+      ahead.spread(intervals);
       REQUIRE(ahead.lines() == lines);
       Matrix<S> y(count, outputs);
       multiply_panels(ProductRows<S>{{x.data(), depth}, {y.data(), outputs}}, half, random.panels(), ahead);
-      CHECK(ahead.at() == memory.data() + lines * steps / 2 * line);
+      // A tile asks at least once in a cache line of inputs, however long an interval is.
+      const Index asked = std::max<Index>(lines, prefetch_interval<S> / line_size<S>);
+      if (asked < 2 * lines) CHECK(ahead.at() == memory.data() + asked * intervals / 2 * line);
+      else CHECK(ahead.lines() == 0);
       multiply_panels(ProductRows<S>{{x.data() + half * depth, depth}, {y.data() + half * outputs, outputs}},
                       half, random.panels(), ahead);
       CHECK(ahead.lines() == 0);
       CHECK(bit_difference(y, expected) == "");
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("packed rows give what the rows give where they lie", "[multiply]", float, double,
+                   long double) {
+  using S = TestType;
+  constexpr Index line = line_size<S>;
+  Generator rng(40);
+  for (Index count = 0; count <= 2 * Tile<S>::rows + 1; ++count) {
+    for (const Index depth : {Index{1}, line - 1, line, line + 1, 3 * line + 2}) {
+      for (const Index outputs : {Index{1}, 4 * Index{Tile<S>::columns} + 1}) {
+        if (depth == 0) continue;
+        INFO("rows " << count << ", depth " << depth << ", outputs " << outputs);
+        const RandomPanels<S> random(rng, depth, outputs);
+        const Matrix<S> values = random_normal<S>(rng, count, depth);
+        const Index stride = whole_lines<S>(depth);
+        REQUIRE(packed_rows_size<S>(count, depth, depth) == count * stride);
+        GuardedMatrix<S> x(values), packed(1, count * stride), y(count, outputs);
+        pack_rows(x.inputs(), count, depth, packed.data());
+        CHECK(packed.guards_intact());
+        ProductRows<S> rows{{packed.data(), stride}, y.rows()};
+        rows.is_packed = true;
+        multiply(rows, count, random.panels());
+        const Matrix<S> starts = bias_rows(random.bias, count, outputs);
+        CHECK(bit_difference(y.values(), chain_product(values, random.weight, starts)) == "");
+        CHECK(y.guards_intact());
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("chains go from one matrix of sums to another place", "[multiply]", float, double,
+                   long double) {
+  using S = TestType;
+  constexpr Index depth = 5, columns = Tile<S>::columns;
+  Generator rng(41);
+  for (Index count = 1; count <= 2 * Tile<S>::rows + 1; ++count) {
+    for (const Index outputs : {Index{1}, columns, 5 * columns - 1}) {
+      INFO("rows " << count << ", outputs " << outputs);
+      const RandomPanels<S> random(rng, depth, outputs);
+      const Matrix<S> values = random_normal<S>(rng, count, depth);
+      const Matrix<S> starts = random_normal<S>(rng, count, outputs);
+      // Of each panel, NR sums of each row.
+      const Index count_panels = (outputs + columns - 1) / columns;
+      Matrix<S> sums = Matrix<S>::Zero(count_panels * count, columns);
+      for (Index r = 0; r < count; ++r) {
+        for (Index out = 0; out < outputs; ++out)
+          sums(out / columns * count + r, out % columns) = starts(r, out);
+      }
+      Panels<S> panels = random.panels();
+      panels.starts = sums.data();
+      panels.starts_stride = count * columns;
+      panels.starts_row_stride = columns;
+      const Matrix<S> expected = chain_product(values, random.weight, starts);
+      GuardedMatrix<S> x(values), y(count, outputs), next(count_panels * count, columns);
+      multiply(ProductRows<S>{x.inputs(), y.rows()}, count, panels);
+      CHECK(bit_difference(y.values(), expected) == "");
+      CHECK(y.guards_intact());
+      ProductRows<S> rows{x.inputs(), {next.data(), next.stride()}};
+      rows.panel_stride = count * next.stride();
+      panels.outputs = count_panels * columns;
+      multiply(rows, count, panels);
+      CHECK(next.guards_intact());
+      Matrix<S> gathered(count, outputs);
+      const Matrix<S> written = next.values();
+      for (Index r = 0; r < count; ++r) {
+        for (Index out = 0; out < outputs; ++out)
+          gathered(r, out) = written(out / columns * count + r, out % columns);
+      }
+      CHECK(bit_difference(gathered, expected) == "");
     }
   }
 }

@@ -9,8 +9,8 @@
 
 namespace meo::test {
 
-/// Blocks so small that every edge of them is met within a few rows: five inputs, two merges, three tokens of
-/// a product, of which twice as many are still one chunk, and stretches of five tokens of a gradient.
+/// Blocks so small that every edge of them is met within a few rows: five inputs, or a line of them, two
+/// merges, three tokens and two panels of a product, and stretches of five tokens of a gradient.
 template <class S>
 constexpr detail::Blocks tiny_blocks() {
   constexpr Index columns = detail::Tile<S>::columns, rows = detail::Tile<S>::rows;
@@ -21,7 +21,12 @@ constexpr detail::Blocks tiny_blocks() {
   return {.scratch_bytes = scratch * size,
           .l1_bytes = 8 * (columns + rows) * size * 5 / 7 + 8,
           .strip_bytes = 1,
-          .activation_bytes = 3 * 5 * size,
+          .slice_bytes = 5 * columns * size,
+          .merged_bytes = 2 * 6 * columns * size,
+          .sums_bytes = 2 * 3 * columns * size,
+          .activation_bytes = 1,
+          .merged_tokens = 3,
+          .dense_rows = 3,
           .depth = 5,
           .merges = 2,
           .gradient_merges = 2,

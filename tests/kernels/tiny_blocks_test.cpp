@@ -27,8 +27,10 @@ TEMPLATE_TEST_CASE("tiny blocks are as small as they are meant to be", "[tiny_bl
   constexpr detail::Blocks limits = tiny_blocks<S>();
   const detail::MergeBlocks blocks = detail::merge_blocks<S>(100, 100, 100, limits);
   CHECK(blocks.merges == 2);
-  CHECK(blocks.depth == 5);
+  CHECK(blocks.inputs == (detail::line_size<S> > 5 ? 5 : 4));
   CHECK(blocks.tokens == 3);
+  CHECK(blocks.group == 2);
+  CHECK(detail::merge_blocks<S>(100, 1, 1, limits).panels == 2);
   CHECK(detail::merge_strip_rows<S>(1, limits) <= 10);
   CHECK(detail::group_strip_rows<S>(9, 2, limits) == 4);
   const detail::DenseBlocks dense = detail::dense_blocks<S>(100, 100, limits);

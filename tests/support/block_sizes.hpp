@@ -28,10 +28,13 @@ constexpr Index outputs_beyond_blocks() {
   return (2 * panels + 1) * detail::Tile<S>::columns + 1;
 }
 
-/// Inputs beyond a block of depth, those whose gradients are formed at a time, and those packed at a time.
+/// Inputs beyond a block of depth and a slice, those whose gradients are formed at a time, and those packed
+/// at a time.
 template <class S>
-constexpr Index inputs_beyond_blocks() {
-  return 2 * std::max({detail::Blocks{}.depth, detail::gradient_inputs<S>(), detail::packed_inputs_at_once}) +
+Index inputs_beyond_blocks() {
+  const Index slice = detail::slice_inputs<S>(Index{1} << 30, detail::machine_blocks());
+  return 2 * std::max({detail::Blocks{}.depth, slice, detail::gradient_inputs<S>(),
+                       detail::packed_inputs_at_once}) +
          detail::Tile<S>::rows + 1;
 }
 
@@ -62,10 +65,12 @@ constexpr Index tokens_beyond_scratch() {
   return detail::gradient_tokens<S>() + detail::outer_product_tokens<S>() + 1;
 }
 
-/// Tokens of so many inputs beyond what stays in a shared cache.
+/// Tokens of so many inputs beyond those that all panels pass over before the next.
 template <class S>
-Index tokens_beyond_cache(Index inputs) {
-  return 2 * detail::Blocks{}.activation_bytes / (inputs * static_cast<Index>(sizeof(S))) + 3;
+Index tokens_beyond_chunks(Index inputs) {
+  const detail::Blocks limits = detail::machine_blocks();
+  const Index rows = limits.activation_bytes / (inputs * static_cast<Index>(sizeof(S)));
+  return 2 * std::max({limits.merged_tokens, limits.dense_rows, rows}) + 3;
 }
 
 }  // namespace meo::test

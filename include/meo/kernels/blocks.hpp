@@ -2,6 +2,10 @@
 
 /// How much kernels work on at a time.
 
+#include <algorithm>
+
+#include <Eigen/Core>
+
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -11,6 +15,9 @@ inline constexpr Index max_scratch_bytes = Index{1} << 21;
 
 /// Merges whose gradients are formed together at most, however small the experts are.
 inline constexpr Index max_gradient_merges = 32;
+
+/// Upper bound of slice_bytes.
+inline constexpr Index most_slice_bytes = Index{1} << 16;
 
 /// Limits; a kernel stays below them, and takes one of a thing at least. They change the speed only: no
 /// product depends on them, to the bit, and of gradients only how the parts of a long sum are added.
@@ -23,13 +30,31 @@ struct Blocks {
   /// Strips of experts and of merges that stay in L2 from one group of merges to the next.
   Index strip_bytes = Index{3} << 16;
 
-  /// Activations that are passed over again and again, by each group of panels: what can be hoped to stay in
-  /// a shared L3.
-  Index activation_bytes = Index{1} << 22;
+  // Products; what machine_blocks takes from the caches of the machine.
 
-  /// Inputs whose partial sums are formed at a time: the whole depth if it is at most this, else about equal
-  /// parts. Shorter ones would have sums go through memory more often: with 256 inputs a product is 5 %
-  /// slower (Zen 4).
+  /// A slice of a merged panel, which all rows of activations are multiplied with before the next: half of an
+  /// L1, so that it stays there.
+  Index slice_bytes = Index{1} << 14;
+
+  /// Slices that are merged together: an eighth of an L2.
+  Index merged_bytes = Index{1} << 17;
+
+  /// Sums of panels that go on from slice to slice: a quarter of an L2. As many panels share what is read of
+  /// the activations.
+  Index sums_bytes = Index{1} << 18;
+
+  /// Activations that a dense product passes over again and again, by each group of panels: what stays in L2
+  /// beside the panels.
+  Index activation_bytes = Index{5} << 16;
+
+  /// Rows of activations that are passed over by all panels before the next. Each such chunk reads the
+  /// experts anew, in a merged product many.
+  Index merged_tokens = 1280;
+  Index dense_rows = 256;
+
+  /// Inputs whose partial sums a dense product forms at a time: the whole depth if it is at most this, else
+  /// about equal parts. Shorter ones would have sums go through memory more often: with 256 inputs a product
+  /// is 5 % slower (Zen 4).
   Index depth = 1024;
 
   /// Merges formed together: they share the bytes of experts that are read, of which 16 leave each little.
@@ -57,5 +82,17 @@ struct Blocks {
   /// Merges whose gradients are added to an expert's one after another; the same.
   Index serial_merges = 256;
 };
+
+/// Blocks for the caches of this machine, as Eigen finds them; Eigen::setCpuCacheSizes says otherwise.
+inline Blocks machine_blocks() {
+  const Index l1 = std::clamp<Index>(Eigen::l1CacheSize(), Index{1} << 14, 2 * most_slice_bytes);
+  const Index l2 = std::clamp<Index>(Eigen::l2CacheSize(), Index{1} << 18, Index{1} << 22);
+  Blocks blocks;
+  blocks.slice_bytes = l1 / 2;
+  blocks.merged_bytes = l2 / 8;
+  blocks.sums_bytes = l2 / 4;
+  blocks.activation_bytes = l2 * 5 / 16;
+  return blocks;
+}
 
 }  // namespace meo::detail

@@ -18,7 +18,7 @@ namespace meo::inline MEO_ABI::detail {
 /// x: `rows` rows of in_features; y: as many of out_features, not overlapping x.
 template <class Scalar>
 void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Rows<const Scalar> x,
-                   Index rows, Rows<Scalar> y, const Blocks& limits = {}) {
+                   Index rows, Rows<Scalar> y, const Blocks& limits = machine_blocks()) {
   if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
   const Index group = panels_at_once<Scalar>(rows);
@@ -39,7 +39,7 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Ro
             ahead.add(bank.panel(next, expert) + input * columns,
                       panels.depth * columns * static_cast<Index>(sizeof(Scalar)));
           }
-          ahead.spread(prefetch_steps(count, panels));
+          ahead.spread(prefetch_intervals(count, panels));
           multiply_panels(product, count, panels, ahead);
         }
       }

@@ -37,6 +37,10 @@ struct Tile {
   static constexpr int rows = num_registers >= 32 ? 8 : num_registers >= 16 ? 4 : 2;  // MR
 };
 
+/// Scalars of a cache line.
+template <class Scalar>
+inline constexpr Index line_size = (std::max<Index>)(64 / static_cast<Index>(sizeof(Scalar)), 1);
+
 /// What it costs to pass a merged weight through caches, in multiply-adds of a weight; see
 /// mixing/merge_order.hpp. Rounded up, so that it is at least 1 for the smallest scalar.
 template <class Scalar>

@@ -20,6 +20,7 @@ struct MixingMemory {
   MergePlan<Scalar> merges;
   std::vector<unsigned char> is_merged;    ///< of each row
   std::vector<unsigned char> is_combined;  ///< of each row
+  AlignedVector<Scalar> packed_rows;       ///< of a chunk of tokens, as merged products read them
   AlignedVector<Scalar> scratch;           ///< of kernels, at most max_scratch_bytes a thread
 
   /// So many scalars for each thread.

@@ -60,8 +60,10 @@ void MergeMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Sca
   dispatch_tokens<Scalar>(pairs, of.experts.num_experts(), of.governed, memory.dispatch,
                           memory.is_merged.data());
   const auto bank = of.experts.panels();
-  const Scratch<Scalar> scratch = memory.reserve_scratch(merged_product_scratch_size(bank, pairs.rows));
-  merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), scratch);
+  const MergedProductMemory<Scalar> work{
+      reserve(memory.packed_rows, merged_product_packed_size(bank, x.rows())),
+      memory.reserve_scratch(merged_product_scratch_size(bank))};
+  merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), work);
   dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y));
 }
 

@@ -20,9 +20,10 @@ constexpr Index panels_at_once(Index rows) {
 
 struct MergeBlocks {
   Index panels;  ///< merged and multiplied with together
-  Index merges;  ///< Q: merges formed together, so that an expert's panel is read once for all of them
-  Index depth;   ///< rows of a panel that are merged, multiplied with and forgotten at a time
+  Index merges;  ///< Q: merges formed together, so that an expert's slice is read once for all of them
+  Index inputs;  ///< of a slice, which is merged, multiplied with and forgotten
   Index tokens;  ///< that are passed over by all panels before the next
+  Index group;   ///< panels whose sums are kept from slice to slice
 };
 
 /// `size` cut into parts of at most `limit`, as equal as may be: the size of all but the last; 0 for nothing.
@@ -31,40 +32,54 @@ inline Index even_part(Index size, Index limit) {
   return (size + parts - 1) / parts;
 }
 
-/// Inputs of a block. A sum of 16 bits would be rounded wherever it goes through memory: it is formed whole.
+/// `inputs` in whole cache lines of activations.
+template <class Scalar>
+constexpr Index whole_lines(Index inputs) {
+  return (inputs + line_size<Scalar> - 1) / line_size<Scalar> * line_size<Scalar>;
+}
+
+/// Rows that a merged slice takes in scratch: of the biases, too, which are merged with the first.
+template <class Scalar>
+Index merged_rows(Index inputs) {
+  return padded_rows<Scalar>(inputs + 1);
+}
+
+/// Inputs of a dense product's block. A sum of 16 bits would be rounded wherever it goes through memory: it
+/// is formed whole.
 template <class Scalar>
 Index block_depth(Index depth, const Blocks& limits) {
   return is_16_bit<Scalar> ? depth : even_part(depth, limits.depth);
 }
 
-/// Tokens that are passed over at a time, of `tokens` in all, for `depth` inputs. Each chunk reads the
-/// experts anew, so up to twice as much as stays in L3 is one chunk: in double, 8 sequences of 128 tokens
-/// take 8 % less than in two (Zen 4).
+/// Inputs of a slice of a merged panel: whole lines, where there is more than one.
 template <class Scalar>
-Index chunk_tokens(Index depth, Index tokens, const Blocks& limits) {
-  const Index most =
-      (std::max<Index>)(limits.activation_bytes / (depth * static_cast<Index>(sizeof(Scalar))), 1);
-  return tokens <= 2 * most ? (std::max<Index>)(tokens, 1) : even_part(tokens, most);
+Index slice_inputs(Index in_features, const Blocks& limits) {
+  if (is_16_bit<Scalar>) return in_features;
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  const Index most = (std::max<Index>)(limits.slice_bytes / row_bytes, 1);
+  if (in_features <= most) return in_features;
+  if (most < line_size<Scalar>) return even_part(in_features, most);
+  return whole_lines<Scalar>(even_part(in_features, most / line_size<Scalar> * line_size<Scalar>));
 }
 
-/// For `merges` merges of `tokens` tokens in all. Merged panels are written once and read by many tiles, so
-/// they may outgrow L2; a large Q matters more, as merges are bound by the bytes of experts that they read,
-/// and comes before several panels at once.
+/// For `merges` merges of `tokens` tokens in all. A large Q matters more than several panels at once, as
+/// merges are bound by the bytes of experts that they read.
 template <class Scalar>
-MergeBlocks merge_blocks(Index depth, Index merges, Index tokens, const Blocks& limits = {}) {
-  const Index panels = panels_at_once<Scalar>(tokens / (std::max<Index>)(merges, 1));
-  const Index block_rows = block_depth<Scalar>(std::max<Index>(depth, 1), limits);
-  const Index panel_bytes =
-      padded_rows<Scalar>(block_rows) * Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index space = (std::max<Index>)(limits.scratch_bytes / panel_bytes, 1);  // of merged panels
+MergeBlocks merge_blocks(Index in_features, Index merges, Index tokens, const Blocks& limits) {
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  const Index inputs = slice_inputs<Scalar>((std::max<Index>)(in_features, 1), limits);
+  const Index most_tokens = std::clamp<Index>(limits.sums_bytes / row_bytes, 1, limits.merged_tokens);
+  const Index tokens_at_once = even_part((std::max<Index>)(tokens, 1), most_tokens);
+  const Index group = std::clamp<Index>(limits.sums_bytes / (tokens_at_once * row_bytes), 1, 4);
+  const Index space = (std::max<Index>)(limits.merged_bytes / (merged_rows<Scalar>(inputs) * row_bytes), 1);
   const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(limits.merges, space));
-  return {(std::min)(panels, space / merges_at_once), merges_at_once, block_rows,
-          chunk_tokens<Scalar>(block_rows, tokens, limits)};
+  const Index panels = panels_at_once<Scalar>(tokens / (std::max<Index>)(merges, 1));
+  return {(std::min)({panels, group, space / merges_at_once}), merges_at_once, inputs, tokens_at_once, group};
 }
 
 /// Rows of a panel that are merged for all Q merges before the next: the experts' strips fill half of an L1.
 template <class Scalar>
-Index merge_strip_rows(Index experts, const Blocks& limits = {}) {
+Index merge_strip_rows(Index experts, const Blocks& limits) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   return (std::max<Index>)(limits.l1_bytes / 2 / (row_bytes * experts), 4);
 }
@@ -72,7 +87,7 @@ Index merge_strip_rows(Index experts, const Blocks& limits = {}) {
 /// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2
 /// from one group of merges to the next.
 template <class Scalar>
-Index group_strip_rows(Index experts, Index merges, const Blocks& limits = {}) {
+Index group_strip_rows(Index experts, Index merges, const Blocks& limits) {
   const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   return (std::max<Index>)(limits.strip_bytes / (row_bytes * (experts + merges)), 4);
 }
@@ -84,9 +99,10 @@ struct DenseBlocks {
 };
 
 template <class Scalar>
-DenseBlocks dense_blocks(Index depth, Index rows, const Blocks& limits = {}) {
+DenseBlocks dense_blocks(Index depth, Index rows, const Blocks& limits) {
   const Index inputs = block_depth<Scalar>(std::max<Index>(depth, 1), limits);
-  return {inputs, chunk_tokens<Scalar>(inputs, rows, limits)};
+  const Index most = limits.activation_bytes / (inputs * static_cast<Index>(sizeof(Scalar)));
+  return {inputs, even_part((std::max<Index>)(rows, 1), (std::max)(most, limits.dense_rows))};
 }
 
 }  // namespace meo::detail

@@ -52,10 +52,6 @@ constexpr Index gradient_tokens(const Blocks& limits = {}) {
 // ---------------------------------------------------------------------------------------------------------------
 // The gradient of x
 
-/// Scalars of a cache line.
-template <class Scalar>
-inline constexpr Index line_size = (std::max<Index>)(64 / static_cast<Index>(sizeof(Scalar)), 1);
-
 /// From a packed row of dy to the next: an odd number of cache lines. Where dy lies, rows are often a
 /// multiple of 4 KiB apart, and would compete for few sets of an L1.
 template <class Scalar>

@@ -23,6 +23,7 @@ struct TokenChunk {
   TokenCursor end;
   Index first_merge;
   Index end_merge;
+  Index tokens;
 };
 
 /// Merges that are worked on together.
@@ -64,18 +65,22 @@ class MergeTokens {
   TokenChunk chunk_from(TokenCursor begin, Index space) const {
     const auto num_sequences = static_cast<Index>(plan_.sequences.size());
     TokenCursor end = begin;
-    for (Index left = space; end.position < num_sequences;) {
+    Index tokens = 0;
+    while (end.position < num_sequences) {
       const Index count = length(end.position) - end.row;
-      if (count > left) {
-        if (left == space) end.row += even_part(count, space);
+      if (tokens + count > space) {
+        if (tokens == 0) {
+          tokens = even_part(count, space);
+          end.row += tokens;
+        }
         break;
       }
       end = {end.position + 1, 0};
-      left -= count;
+      tokens += count;
     }
     const Index end_position = end.row > 0 ? end.position + 1 : end.position;
-    if (begin.position == end_position) return {begin, end, 0, 0};
-    return {begin, end, merge_of(begin.position), merge_of(end_position - 1) + 1};
+    if (begin.position == end_position) return {begin, end, 0, 0, 0};
+    return {begin, end, merge_of(begin.position), merge_of(end_position - 1) + 1, tokens};
   }
 
   /// From merge `first` on the most, up to `limit`, whose tokens fill no more than `space`; one at least, if

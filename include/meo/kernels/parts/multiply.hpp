@@ -27,6 +27,7 @@ struct Panels {
   Index outputs;         ///< columns that exist; only the last panel may have fewer than NR
   const Scalar* starts;  ///< NR values for each panel; null: chains go on from what y holds
   Index starts_stride = 0;
+  Index starts_row_stride = 0;  ///< 0: all rows have the same
 
   Index count() const { return (outputs + Tile<Scalar>::columns - 1) / Tile<Scalar>::columns; }
 };
@@ -40,40 +41,66 @@ Panels<Scalar> panels_of(const PanelBank<Scalar, const Scalar>& bank, Index expe
   return {first + Tile<Scalar>::columns, stride, bank.in_features, outputs, first, stride};
 }
 
-/// The rows of a product and where they go: y_r = start + x_r · panel, or, where y has weights, y_r += g_r
-/// (start + x_r · panel), where the first row that goes to a place overwrites what it held. Rows of y without
-/// weights stand in their order; chains of rows with weights always have a start.
+/// The rows of a product and where they go: y_r = start_r + x_r · panel, or, where y has weights, y_r += g_r
+/// (start_r + x_r · panel), where the first row that goes to a place overwrites what it held. Rows of y
+/// without weights stand in their order; chains of rows with weights always have a start.
 template <class Scalar>
 struct ProductRows {
   Rows<const Scalar> x;
   Rows<Scalar> y;
   const unsigned char* is_first = nullptr;  ///< of each row; null without weights
+  /// Whether x is a slice that pack_rows has packed; its stride is that of a row there.
+  bool is_packed = false;
+  Index panel_stride = Tile<Scalar>::columns;  ///< of y, from what a panel gives to the next
 
-  Scalar* output(Index r, Index panel) const { return y.row(r) + panel * Tile<Scalar>::columns; }
+  Scalar* output(Index r, Index panel) const { return y.row(r) + panel * panel_stride; }
   const Scalar* addend(Index r, Index panel) const {
     return is_first[r] != 0 ? zero_row<Scalar>.data() : output(r, panel);
   }
   /// Without the rows before `row`.
   ProductRows from(Index row) const {
-    return {x.from(row), y.from(row), is_first != nullptr ? is_first + row : nullptr};
+    return {x.from(row), y.from(row), is_first != nullptr ? is_first + row : nullptr, is_packed,
+            panel_stride};
   }
 };
 
-/// Rows r … r + Count − 1 times the Width panels from `panel` on. Asks for Lines lines from `ahead` on at
-/// every prefetch interval, as far as `ahead_end`, and returns how far it came.
+/// How a tile reads its rows of x, a cache line of inputs of each row at a time.
+template <int Count, class Scalar>
+struct TileInputs {
+  TileInputs(const ProductRows<Scalar>& rows, Index r) {
+    constexpr Index line = line_size<Scalar>;
+    for (int i = 0; i < Count; ++i) {
+      at[i] = rows.is_packed ? rows.x.data + r * rows.x.stride + i * line : rows.x.row(r + i);
+    }
+    to_next_line = rows.is_packed ? Count * line : line;
+    if (rows.is_packed || rows.x.order == nullptr) to_next_tile = Count * rows.x.stride;
+  }
+
+  void advance() {
+    for (int i = 0; i < Count; ++i) at[i] += to_next_line;
+  }
+
+  const Scalar* at[Count];
+  Index to_next_line;
+  Index to_next_tile = 0;  ///< 0: unknown
+};
+
+/// Rows r … r + Count − 1 times the Width panels from `panel` on. A whole tile has its next tile's rows on
+/// their way to L1, and asks for Lines lines from `ahead` on in every prefetch interval, as far as
+/// `ahead_end`. Returns how far it came.
 template <int Count, int Width, int Lines, class Scalar>
 const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
                           const char* ahead = nullptr, const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
-  const Scalar* x[Count];
+  constexpr Index line = line_size<Scalar>;
+  TileInputs<Count, Scalar> x(rows, r);
   Packet<Scalar> sums[Count][Width][packets];
-  MEO_UNROLL_ALL
-  for (int i = 0; i < Count; ++i) x[i] = rows.x.row(r + i);
   const bool begins = panels.starts != nullptr;
-  const Scalar* start = begins ? panels.starts + panel * panels.starts_stride : rows.output(r, panel);
-  const Index to_next_panel = begins ? panels.starts_stride : Tile<Scalar>::columns;
-  const Index to_next_row = begins ? 0 : rows.y.stride;
+  const Scalar* start = begins ? panels.starts + r * panels.starts_row_stride + panel * panels.starts_stride
+                               : rows.output(r, panel);
+  const Index to_next_panel = begins ? panels.starts_stride : rows.panel_stride;
+  const Index to_next_row = begins ? panels.starts_row_stride : rows.y.stride;
   MEO_UNROLL_ALL
   for (int i = 0; i < Count; ++i) {
     MEO_UNROLL_ALL
@@ -94,29 +121,37 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
       }
       MEO_UNROLL_ALL
       for (int i = 0; i < Count; ++i) {
-        const Packet<Scalar> activation = broadcast<Scalar>(x[i][k]);
+        const Packet<Scalar> activation = broadcast<Scalar>(x.at[i][k]);
         MEO_UNROLL_ALL
         for (int p = 0; p < packets; ++p) sums[i][w][p] = multiply_add(activation, weights[p], sums[i][w][p]);
       }
     }
     weights_at += Tile<Scalar>::columns;
   };
-  const Index depth = panels.depth;
-  Index k = 0;
-  if constexpr (Lines > 0) {
-    constexpr Index interval = prefetch_interval<Scalar>;
-    for (; k + interval <= depth; k += interval) {
-      for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
-      ahead = (std::min)(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
-      MEO_UNROLL(8)
-      for (Index step = 0; step < interval; ++step) add_products(k + step);
+  Index left = panels.depth;
+  for (; left >= line; left -= line) {
+    if constexpr (Count == Tile<Scalar>::rows) {
+      MEO_UNROLL_ALL
+      for (int i = 0; i < Count; ++i) prefetch_near(x.at[i] + x.to_next_tile);
     }
-    MEO_UNROLL(1)
-    for (; k < depth; ++k) add_products(k);
-  } else {
-    MEO_UNROLL(4)
-    for (; k < depth; ++k) add_products(k);
+    if constexpr (Lines > 0) {
+      constexpr Index interval = prefetch_interval<Scalar>;
+      constexpr Index steps = std::clamp<Index>(interval / Lines, 1, line);
+      constexpr Index lines_at_once = (std::max<Index>)(Lines / interval, 1);
+      for (Index at = 0; at < line; at += steps) {
+        for (Index i = 0; i < lines_at_once; ++i) prefetch(ahead + i * PrefetchQueue::line_bytes);
+        ahead = (std::min)(ahead + lines_at_once * PrefetchQueue::line_bytes, ahead_end);
+        MEO_UNROLL(8)
+        for (Index step = 0; step < steps; ++step) add_products(at + step);
+      }
+    } else {
+      MEO_UNROLL(4)
+      for (Index k = 0; k < line; ++k) add_products(k);
+    }
+    x.advance();
   }
+  MEO_UNROLL(1)
+  for (Index k = 0; k < left; ++k) add_products(k);
   if (rows.y.weights == nullptr) {
     Scalar* y = rows.output(r, panel);
     MEO_UNROLL_ALL
@@ -124,8 +159,7 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
       MEO_UNROLL_ALL
       for (int w = 0; w < Width; ++w) {
         MEO_UNROLL_ALL
-        for (int p = 0; p < packets; ++p)
-          store<Scalar>(y + w * Tile<Scalar>::columns + p * size, sums[i][w][p]);
+        for (int p = 0; p < packets; ++p) store<Scalar>(y + w * rows.panel_stride + p * size, sums[i][w][p]);
       }
       y += rows.y.stride;
     }
@@ -161,7 +195,7 @@ void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
   whole.y = {outputs, columns, nullptr, whole.y.weights};
   Panels<Scalar> edge = panels;
   edge.first += panel * panels.stride;
-  if (edge.starts != nullptr) edge.starts += panel * panels.starts_stride;
+  if (edge.starts != nullptr) edge.starts += r * panels.starts_row_stride + panel * panels.starts_stride;
   multiply_tile<Count, 1, 0>(whole, 0, edge, 0);
   for (Index i = 0; i < Count; ++i) std::copy_n(outputs + i * columns, valid, rows.output(r + i, panel));
 }
@@ -178,8 +212,8 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
     case 1:
       ahead.advance(multiply_tile<count, 1, 1>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
-    case 2:
-      ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
+    case 4:
+      ahead.advance(multiply_tile<count, 1, 4>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
     default:
       ahead.advance(
@@ -219,11 +253,17 @@ void multiply_last_rows(const ProductRows<Scalar>& rows, Index r, Index count, c
 
 /// Asks for the stored values that the chains of rows begin … end − 1 go on from.
 template <class Scalar>
-void prefetch_outputs(const ProductRows<Scalar>& rows, Index begin, Index end, const Panels<Scalar>& panels) {
-  const Index bytes = panels.outputs * static_cast<Index>(sizeof(Scalar));
-  for (Index r = begin; r < end; ++r) {
-    const char* const output = reinterpret_cast<const char*>(rows.output(r, 0));
-    for (Index at = 0; at < bytes; at += PrefetchQueue::line_bytes) prefetch(output + at);
+void prefetch_starts(const ProductRows<Scalar>& rows, Index begin, Index end, const Panels<Scalar>& panels) {
+  constexpr Index columns = Tile<Scalar>::columns;
+  for (Index panel = 0; panel < panels.count(); ++panel) {
+    const Index bytes = (std::min)(columns, panels.outputs - panel * columns) * Index{sizeof(Scalar)};
+    for (Index r = begin; r < end; ++r) {
+      const Scalar* const start = panels.starts != nullptr ? panels.starts + r * panels.starts_row_stride +
+                                                                 panel * panels.starts_stride
+                                                           : rows.output(r, panel);
+      for (Index at = 0; at < bytes; at += PrefetchQueue::line_bytes)
+        prefetch(reinterpret_cast<const char*>(start) + at);
+    }
   }
 }
 
@@ -236,18 +276,19 @@ void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<
   constexpr int tile_rows = Tile<Scalar>::rows;
   Index r = 0;
   for (; r + tile_rows <= count; r += tile_rows) {
-    if (panels.starts == nullptr)
-      prefetch_outputs(rows, r + tile_rows, (std::min)(r + 2 * tile_rows, count), panels);
+    if (panels.starts == nullptr || panels.starts_row_stride > 0)
+      prefetch_starts(rows, r + tile_rows, (std::min)(r + 2 * tile_rows, count), panels);
     multiply_rows<tile_rows>(rows, r, panels, ahead);
   }
   multiply_last_rows<tile_rows - 1>(rows, r, count - r, panels, ahead);
 }
 
-/// Steps at which a product of `rows` rows prefetches.
+/// Prefetch intervals that a product of `rows` rows has.
 template <class Scalar>
-Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
+Index prefetch_intervals(Index rows, const Panels<Scalar>& panels) {
   const Index tiles = rows / Tile<Scalar>::rows * (panels.outputs / Tile<Scalar>::columns);
-  return tiles * (panels.depth / prefetch_interval<Scalar>);
+  const Index steps = panels.depth / line_size<Scalar> * line_size<Scalar>;
+  return tiles * (steps / prefetch_interval<Scalar>);
 }
 
 }  // namespace meo::detail
