@@ -111,13 +111,13 @@ class MergedInputGradient {
                   rows * columns * static_cast<Index>(sizeof(Scalar)));
       });
     }
-    Index intervals = 0;
+    Index steps = 0;
     for (Index q = 0; q < block.merges; ++q) {
       for_stretches(block.first_merge + q, [&](Index, Index tokens) {
-        intervals += prefetch_intervals(tokens, turned(block, q).panels(false));
+        steps += prefetch_steps(tokens, turned(block, q).panels(false));
       });
     }
-    ahead.spread(intervals);
+    ahead.spread(steps);
     return ahead;
   }
 

@@ -41,16 +41,14 @@ Panels<Scalar> panels_of(const PanelBank<Scalar, const Scalar>& bank, Index expe
   return {first + Tile<Scalar>::columns, stride, bank.in_features, outputs, first, stride};
 }
 
-/// The rows of a product and where they go: y_r = start_r + x_r · panel, or, where y has weights, y_r += g_r
-/// (start_r + x_r · panel), where the first row that goes to a place overwrites what it held. Rows of y
-/// without weights stand in their order; chains of rows with weights always have a start.
+/// The rows of a product and where they go: y_r = start + x_r · panel, or, where y has weights, y_r += g_r
+/// (start + x_r · panel), where the first row that goes to a place overwrites what it held. Rows of y without
+/// weights stand in their order; chains of rows with weights always have a start.
 template <class Scalar>
 struct ProductRows {
   Rows<const Scalar> x;
   Rows<Scalar> y;
-  const unsigned char* is_first = nullptr;  ///< of each row; null without weights
-  /// Whether x is a slice that pack_rows has packed; its stride is that of a row there.
-  bool is_packed = false;
+  const unsigned char* is_first = nullptr;     ///< of each row; null without weights
   Index panel_stride = Tile<Scalar>::columns;  ///< of y, from what a panel gives to the next
 
   Scalar* output(Index r, Index panel) const { return y.row(r) + panel * panel_stride; }
@@ -59,43 +57,21 @@ struct ProductRows {
   }
   /// Without the rows before `row`.
   ProductRows from(Index row) const {
-    return {x.from(row), y.from(row), is_first != nullptr ? is_first + row : nullptr, is_packed,
-            panel_stride};
+    return {x.from(row), y.from(row), is_first != nullptr ? is_first + row : nullptr, panel_stride};
   }
 };
 
-/// How a tile reads its rows of x, a cache line of inputs of each row at a time.
-template <int Count, class Scalar>
-struct TileInputs {
-  TileInputs(const ProductRows<Scalar>& rows, Index r) {
-    constexpr Index line = line_size<Scalar>;
-    for (int i = 0; i < Count; ++i) {
-      at[i] = rows.is_packed ? rows.x.data + r * rows.x.stride + i * line : rows.x.row(r + i);
-    }
-    to_next_line = rows.is_packed ? Count * line : line;
-    if (rows.is_packed || rows.x.order == nullptr) to_next_tile = Count * rows.x.stride;
-  }
-
-  void advance() {
-    for (int i = 0; i < Count; ++i) at[i] += to_next_line;
-  }
-
-  const Scalar* at[Count];
-  Index to_next_line;
-  Index to_next_tile = 0;  ///< 0: unknown
-};
-
-/// Rows r … r + Count − 1 times the Width panels from `panel` on. A whole tile has its next tile's rows on
-/// their way to L1, and asks for Lines lines from `ahead` on in every prefetch interval, as far as
-/// `ahead_end`. Returns how far it came.
+/// Rows r … r + Count − 1 times the Width panels from `panel` on. Asks for Lines lines from `ahead` on at
+/// every prefetch interval, as far as `ahead_end`, and returns how far it came.
 template <int Count, int Width, int Lines, class Scalar>
 const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
                           const char* ahead = nullptr, const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
-  constexpr Index line = line_size<Scalar>;
-  TileInputs<Count, Scalar> x(rows, r);
+  const Scalar* x[Count];
   Packet<Scalar> sums[Count][Width][packets];
+  MEO_UNROLL_ALL
+  for (int i = 0; i < Count; ++i) x[i] = rows.x.row(r + i);
   const bool begins = panels.starts != nullptr;
   const Scalar* start = begins ? panels.starts + r * panels.starts_row_stride + panel * panels.starts_stride
                                : rows.output(r, panel);
@@ -121,37 +97,29 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
       }
       MEO_UNROLL_ALL
       for (int i = 0; i < Count; ++i) {
-        const Packet<Scalar> activation = broadcast<Scalar>(x.at[i][k]);
+        const Packet<Scalar> activation = broadcast<Scalar>(x[i][k]);
         MEO_UNROLL_ALL
         for (int p = 0; p < packets; ++p) sums[i][w][p] = multiply_add(activation, weights[p], sums[i][w][p]);
       }
     }
     weights_at += Tile<Scalar>::columns;
   };
-  Index left = panels.depth;
-  for (; left >= line; left -= line) {
-    if constexpr (Count == Tile<Scalar>::rows) {
-      MEO_UNROLL_ALL
-      for (int i = 0; i < Count; ++i) prefetch_near(x.at[i] + x.to_next_tile);
+  const Index depth = panels.depth;
+  Index k = 0;
+  if constexpr (Lines > 0) {
+    constexpr Index interval = prefetch_interval<Scalar>;
+    for (; k + interval <= depth; k += interval) {
+      for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
+      ahead = (std::min)(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
+      MEO_UNROLL(8)
+      for (Index step = 0; step < interval; ++step) add_products(k + step);
     }
-    if constexpr (Lines > 0) {
-      constexpr Index interval = prefetch_interval<Scalar>;
-      constexpr Index steps = std::clamp<Index>(interval / Lines, 1, line);
-      constexpr Index lines_at_once = (std::max<Index>)(Lines / interval, 1);
-      for (Index at = 0; at < line; at += steps) {
-        for (Index i = 0; i < lines_at_once; ++i) prefetch(ahead + i * PrefetchQueue::line_bytes);
-        ahead = (std::min)(ahead + lines_at_once * PrefetchQueue::line_bytes, ahead_end);
-        MEO_UNROLL(8)
-        for (Index step = 0; step < steps; ++step) add_products(at + step);
-      }
-    } else {
-      MEO_UNROLL(4)
-      for (Index k = 0; k < line; ++k) add_products(k);
-    }
-    x.advance();
+    MEO_UNROLL(1)
+    for (; k < depth; ++k) add_products(k);
+  } else {
+    MEO_UNROLL(4)
+    for (; k < depth; ++k) add_products(k);
   }
-  MEO_UNROLL(1)
-  for (Index k = 0; k < left; ++k) add_products(k);
   if (rows.y.weights == nullptr) {
     Scalar* y = rows.output(r, panel);
     MEO_UNROLL_ALL
@@ -193,6 +161,7 @@ void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
   }
   ProductRows<Scalar> whole = rows.from(r);
   whole.y = {outputs, columns, nullptr, whole.y.weights};
+  whole.panel_stride = columns;
   Panels<Scalar> edge = panels;
   edge.first += panel * panels.stride;
   if (edge.starts != nullptr) edge.starts += r * panels.starts_row_stride + panel * panels.starts_stride;
@@ -212,8 +181,8 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
     case 1:
       ahead.advance(multiply_tile<count, 1, 1>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
-    case 4:
-      ahead.advance(multiply_tile<count, 1, 4>(rows, r, panels, panel, ahead.at(), ahead.end()));
+    case 2:
+      ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
     default:
       ahead.advance(
@@ -256,13 +225,12 @@ template <class Scalar>
 void prefetch_starts(const ProductRows<Scalar>& rows, Index begin, Index end, const Panels<Scalar>& panels) {
   constexpr Index columns = Tile<Scalar>::columns;
   for (Index panel = 0; panel < panels.count(); ++panel) {
-    const Index bytes = (std::min)(columns, panels.outputs - panel * columns) * Index{sizeof(Scalar)};
+    const Index count = (std::min)(columns, panels.outputs - panel * columns);
     for (Index r = begin; r < end; ++r) {
       const Scalar* const start = panels.starts != nullptr ? panels.starts + r * panels.starts_row_stride +
                                                                  panel * panels.starts_stride
                                                            : rows.output(r, panel);
-      for (Index at = 0; at < bytes; at += PrefetchQueue::line_bytes)
-        prefetch(reinterpret_cast<const char*>(start) + at);
+      for (Index at = 0; at < count; at += line_size<Scalar>) prefetch(start + at);
     }
   }
 }
@@ -283,12 +251,11 @@ void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<
   multiply_last_rows<tile_rows - 1>(rows, r, count - r, panels, ahead);
 }
 
-/// Prefetch intervals that a product of `rows` rows has.
+/// Steps at which a product of `rows` rows prefetches.
 template <class Scalar>
-Index prefetch_intervals(Index rows, const Panels<Scalar>& panels) {
+Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
   const Index tiles = rows / Tile<Scalar>::rows * (panels.outputs / Tile<Scalar>::columns);
-  const Index steps = panels.depth / line_size<Scalar> * line_size<Scalar>;
-  return tiles * (steps / prefetch_interval<Scalar>);
+  return tiles * (panels.depth / prefetch_interval<Scalar>);
 }
 
 }  // namespace meo::detail

@@ -1,16 +1,10 @@
 #pragma once
 
-/// Rows of activations in the order in which tiles read them.
+/// Rows of activations, a slice of their inputs in one stretch of memory.
 ///
-/// All panels pass over the same rows again and again, a slice of their inputs at a time. Where they lie, a
-/// slice is as many short stretches as there are rows, of which caches hold few when their distances are
-/// alike and which no hardware foresees; packed, it is one stretch. A tile's rows stand side by side, a cache
-/// line of inputs of each:
-///
-///     slice of inputs ▸ tile of rows ▸ line of inputs ▸ row of the tile ▸ input
-///
-/// where the last tile of a stretch of rows has what is left, and the last line of a slice a rest that nobody
-/// reads.
+/// All panels pass over the same rows again and again, a slice at a time. Where x lies, a slice is as many
+/// short stretches as there are rows, of which a cache holds few when their distances are alike; packed,
+/// slices stand one after another, rows of whole cache lines side by side in each.
 
 #include <algorithm>
 
@@ -28,18 +22,12 @@ Index packed_rows_size(Index rows, Index in_features, Index slice) {
   return rows * (in_features / slice * whole_lines<Scalar>(slice) + whole_lines<Scalar>(last));
 }
 
-/// Packs a slice of `count` rows, `inputs` inputs from x's first column on. packed: count times the inputs in
-/// whole lines.
+/// Packs a slice of `count` rows, `inputs` inputs from x's first column on. Returns the packed rows.
 template <class Scalar>
-void pack_rows(const Rows<const Scalar>& x, Index count, Index inputs, Scalar* packed) {
-  constexpr Index line = line_size<Scalar>, tile_rows = Tile<Scalar>::rows;
-  for (Index first = 0; first < count; first += tile_rows) {
-    const Index rows = (std::min)(tile_rows, count - first);
-    for (Index input = 0; input < inputs; input += line) {
-      const Index size = (std::min)(line, inputs - input);
-      for (Index r = 0; r < rows; ++r, packed += line) std::copy_n(x.row(first + r) + input, size, packed);
-    }
-  }
+Rows<const Scalar> pack_rows(const Rows<const Scalar>& x, Index count, Index inputs, Scalar* packed) {
+  const Index stride = whole_lines<Scalar>(inputs);
+  for (Index r = 0; r < count; ++r) std::copy_n(x.row(r), inputs, packed + r * stride);
+  return {packed, stride};
 }
 
 }  // namespace meo::detail
