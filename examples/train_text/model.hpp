@@ -194,15 +194,15 @@ struct Model {
     context.pooled.resize(batch.size(), width());
     for (Index b = 0; b < batch.size(); ++b)
       context.pooled.row(b) = x.middleRows(b * batch.window, batch.window).colwise().mean();
-    return (context.pooled * classifier.transpose()).rowwise() + classifier_bias.transpose();
+    return context.pooled.lazyProduct(classifier.transpose()).rowwise() + classifier_bias.transpose();
   }
 
   /// d_logits: B × C. The balance loss counts in full. Adds to gradients.
   void backward(const Batch& batch, const meo::Inputs<float>& inputs, Context& context,
                 const Matrix<float>& d_logits, Model& gradients) const {
-    gradients.classifier += d_logits.transpose() * context.pooled;
+    gradients.classifier += d_logits.transpose().lazyProduct(context.pooled);
     gradients.classifier_bias += d_logits.colwise().sum().transpose();
-    const Matrix<float> d_pooled = d_logits * classifier / static_cast<float>(batch.window);
+    const Matrix<float> d_pooled = d_logits.lazyProduct(classifier) / static_cast<float>(batch.window);
     Matrix<float> dx(batch.size() * batch.window, width()), through_block(dx.rows(), dx.cols());
     for (Index t = 0; t < dx.rows(); ++t) dx.row(t) = d_pooled.row(t / batch.window);
     dx = final_norm.backward(context.final_norm, dx, gradients.final_norm);
