@@ -50,9 +50,23 @@ inline std::vector<unsigned char> read_file(const std::string& path) {
   return bytes;
 }
 
+/// What a model is trained for.
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  /// What tells this task from another.
+  virtual std::string description() const = 0;
+  virtual Index classes() const = 0;
+  /// `count` windows for a step.
+  virtual Batch training(std::mt19937_64& rng, Index count) const = 0;
+  /// About `count` windows that are not trained with.
+  virtual Batch validation(Index count) const = 0;
+};
+
 /// Every file is a class. A file is cut into 20 stretches; each fifth is for validation, and no window
 /// crosses from one to the other.
-class FileTask {
+class FileTask : public Task {
  public:
   /// Throws std::runtime_error for a file that cannot be read or is too short.
   FileTask(const std::vector<std::string>& paths, Index window) : window_(window) {
@@ -66,17 +80,17 @@ class FileTask {
     }
   }
 
-  /// What tells this task from another: the sizes of the files.
-  std::string description() const {
+  /// The sizes of the files.
+  std::string description() const override {
     std::string text = "files of ";
     for (Index file = 0; file < classes(); ++file)
       text += (file == 0 ? "" : ", ") + std::to_string(size_of(file));
     return text + " bytes";
   }
 
-  Index classes() const { return static_cast<Index>(files_.size()); }
+  Index classes() const override { return static_cast<Index>(files_.size()); }
 
-  Batch training(std::mt19937_64& rng, Index count) const {
+  Batch training(std::mt19937_64& rng, Index count) const override {
     Batch batch{window_, {}, {}};
     while (batch.size() < count) {
       const Index file = draw(rng, classes()), stretch = draw(rng, stretches);
@@ -89,7 +103,7 @@ class FileTask {
 
   /// As many windows of each file, `count` in all but for a remainder, spread evenly over its validation
   /// stretches. In a short file they overlap.
-  Batch validation(Index count) const {
+  Batch validation(Index count) const override {
     Batch batch{window_, {}, {}};
     const Index per_file = count / classes();
     for (Index file = 0; file < classes(); ++file) {
@@ -126,7 +140,7 @@ class FileTask {
 /// its bytes name. The others are random symbols, and the domain has a map of its own from symbols to four
 /// classes; the label is the class that most symbols have. Windows without such a class are drawn again, so
 /// that no class is more likely than another.
-class DomainTask {
+class DomainTask : public Task {
  public:
   /// Throws std::runtime_error for windows too short to have a symbol.
   DomainTask(std::uint64_t seed, Index window) : window_(window), validation_seed_(seed + 1) {
@@ -144,11 +158,11 @@ class DomainTask {
     }
   }
 
-  std::string description() const { return "domains"; }
+  std::string description() const override { return "domains"; }
 
-  Index classes() const { return 4; }
+  Index classes() const override { return 4; }
 
-  Batch training(std::mt19937_64& rng, Index count) const {
+  Batch training(std::mt19937_64& rng, Index count) const override {
     Batch batch{window_, {}, {}};
     std::vector<unsigned char> bytes(static_cast<std::size_t>(window_));
     while (batch.size() < count) {
@@ -169,7 +183,7 @@ class DomainTask {
     return batch;
   }
 
-  Batch validation(Index count) const {
+  Batch validation(Index count) const override {
     std::mt19937_64 rng(validation_seed_);
     return training(rng, count);
   }

@@ -50,18 +50,18 @@ std::string experts_log_header() {
   return line.str().substr(0, line.str().size() - 1);  // without its end
 }
 
-template <class Layer, class Task>
-void train(const Arguments& a, const Task& task) {
+void train(const Arguments& a, const train_text::Task& task) {
   train_text::ModelOptions options;
   options.feed_forward = {.features = a.width,
                           .hidden_features = a.hidden,
                           .num_experts = a.experts,
                           .top_k = a.top_k,
                           .routing = {.level = a.level, .reduce_factor = a.reduce_factor}};
+  options.is_moe = a.layer == "moe";
   options.blocks = a.blocks;
   options.window = a.window;
   options.classes = task.classes();
-  train_text::Trainer<Layer> trainer(options, {.learning_rate = a.learning_rate}, a.seed);
+  train_text::Trainer trainer(options, {.learning_rate = a.learning_rate}, a.seed);
   const train_text::Settings settings = train_text::settings(a, task.description());
   if (!a.resume.empty()) trainer.load(a.resume, settings);
   if (trainer.steps() >= a.steps) {
@@ -114,12 +114,6 @@ void train(const Arguments& a, const Task& task) {
   }
   std::cout << "every gate over the steps of the last line:\n" << experts_log_header() << '\n';
   statistics.write_csv(std::cout, trainer.steps());
-}
-
-template <class Task>
-void train(const Arguments& a, const Task& task) {
-  if (a.layer == "moe") train<meo::MoeLayer<float>>(a, task);
-  else train<meo::MeoLayer<float>>(a, task);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <random>
 #include <string>
 #include <type_traits>
+#include <variant>
 #include <vector>
 
 #include <meo/io/checkpoint.hpp>
@@ -22,8 +23,13 @@ namespace train_text {
 using meo::Matrix;
 using meo::Vector;
 
+/// Chosen when the program runs: a model for each would be compiled as often.
+using FeedForward = std::variant<meo::FeedForward<meo::MeoLayer<float>, meo::Relu>,
+                                 meo::FeedForward<meo::MoeLayer<float>, meo::Relu>>;
+
 struct ModelOptions {
   meo::FeedForwardOptions feed_forward;
+  bool is_moe = false;  ///< whether its layers are MoE instead of MEO
   Index blocks = 2;
   Index window = 64;
   Index classes = 2;
@@ -64,11 +70,10 @@ struct Norm {
 };
 
 /// Parameters, or what has their shape, as gradients: zero at first.
-template <class Layer>
 struct Model {
   struct Block {
     Norm norm;
-    meo::FeedForward<Layer, meo::Relu> feed_forward;
+    FeedForward feed_forward;
   };
 
   /// What backward needs of a forward pass.
@@ -94,8 +99,11 @@ struct Model {
         final_norm(width()),
         classifier(Matrix<float>::Zero(of.classes, width())),
         classifier_bias(Vector<float>::Zero(of.classes)) {
-    for (Index i = 0; i < of.blocks; ++i)
-      blocks.push_back({Norm(width()), meo::FeedForward<Layer, meo::Relu>(of.feed_forward)});
+    for (Index i = 0; i < of.blocks; ++i) {
+      if (of.is_moe)
+        blocks.push_back({Norm(width()), std::variant_alternative_t<1, FeedForward>(of.feed_forward)});
+      else blocks.push_back({Norm(width()), std::variant_alternative_t<0, FeedForward>(of.feed_forward)});
+    }
   }
 
   Index width() const { return options.feed_forward.features; }
@@ -110,7 +118,7 @@ struct Model {
     fill(classifier, 1 / std::sqrt(static_cast<double>(width())));
     for (Block& block : blocks) {
       block.norm.scale.setOnes();
-      block.feed_forward.initialize(rng);
+      std::visit([&](auto& feed_forward) { feed_forward.initialize(rng); }, block.feed_forward);
     }
     final_norm.scale.setOnes();
   }
@@ -153,10 +161,11 @@ struct Model {
   template <class Visit>
   void visit_gates(const Context& context, Visit&& visit) const {
     for (std::size_t i = 0; i < context.feed_forwards.size(); ++i) {
-      blocks[i].feed_forward.visit_routings(
-          context.feed_forwards[i], [&](const std::string& projection, const meo::Routing<float>& routing) {
-            visit(std::to_string(i) + "." + projection, routing);
-          });
+      const auto visit_gate = [&](const std::string& projection, const meo::Routing<float>& routing) {
+        visit(std::to_string(i) + "." + projection, routing);
+      };
+      std::visit([&](const auto& block) { block.visit_routings(context.feed_forwards[i], visit_gate); },
+                 blocks[i].feed_forward);
     }
   }
 
@@ -174,29 +183,37 @@ struct Model {
     balance_loss = 0;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       context.normed[i] = blocks[i].norm.forward(x, context.norms[i]);
-      balance_loss += blocks[i].feed_forward.forward(context.normed[i], inputs, y, context.feed_forwards[i]);
+      balance_loss += std::visit(
+          [&](const auto& block) {
+            return block.forward(context.normed[i], inputs, y, context.feed_forwards[i]);
+          },
+          blocks[i].feed_forward);
       x += y;
     }
     x = final_norm.forward(x, context.final_norm);
     context.pooled.resize(batch.size(), width());
     for (Index b = 0; b < batch.size(); ++b)
       context.pooled.row(b) = x.middleRows(b * batch.window, batch.window).colwise().mean();
-    return (context.pooled * classifier.transpose()).rowwise() + classifier_bias.transpose();
+    return context.pooled.lazyProduct(classifier.transpose()).rowwise() + classifier_bias.transpose();
   }
 
   /// d_logits: B × C. The balance loss counts in full. Adds to gradients.
   void backward(const Batch& batch, const meo::Inputs<float>& inputs, Context& context,
                 const Matrix<float>& d_logits, Model& gradients) const {
-    gradients.classifier += d_logits.transpose() * context.pooled;
+    gradients.classifier += d_logits.transpose().lazyProduct(context.pooled);
     gradients.classifier_bias += d_logits.colwise().sum().transpose();
-    const Matrix<float> d_pooled = d_logits * classifier / static_cast<float>(batch.window);
+    const Matrix<float> d_pooled = d_logits.lazyProduct(classifier) / static_cast<float>(batch.window);
     Matrix<float> dx(batch.size() * batch.window, width()), through_block(dx.rows(), dx.cols());
     for (Index t = 0; t < dx.rows(); ++t) dx.row(t) = d_pooled.row(t / batch.window);
     dx = final_norm.backward(context.final_norm, dx, gradients.final_norm);
     for (std::size_t i = blocks.size(); i-- > 0;) {
       Block& block_gradients = gradients.blocks[i];
-      blocks[i].feed_forward.backward(context.normed[i], inputs, context.feed_forwards[i], dx,
-                                      block_gradients.feed_forward, through_block);
+      std::visit(
+          [&]<class Block>(const Block& block) {
+            block.backward(context.normed[i], inputs, context.feed_forwards[i], dx,
+                           std::get<Block>(block_gradients.feed_forward), through_block);
+          },
+          blocks[i].feed_forward);
       dx += blocks[i].norm.backward(context.norms[i], through_block, block_gradients.norm);
     }
     for (Index t = 0; t < dx.rows(); ++t) {
@@ -218,7 +235,7 @@ struct Model {
     for (std::size_t i = 0; i < self.blocks.size(); ++i) {
       const std::string prefix = "blocks." + std::to_string(i) + ".";
       norm(prefix + "norm", self.blocks[i].norm);
-      block(prefix + "feed_forward.", self.blocks[i].feed_forward);
+      std::visit([&](auto& of) { block(prefix + "feed_forward.", of); }, self.blocks[i].feed_forward);
     }
     norm("final_norm", self.final_norm);
     matrix("classifier", self.classifier);

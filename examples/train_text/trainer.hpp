@@ -22,7 +22,6 @@ namespace train_text {
 /// Names and values of what determines a run, in the order in which they are compared.
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
-template <class Layer>
 class Trainer {
  public:
   Trainer(const ModelOptions& options, const meo::AdamWOptions& optimizer_options, std::uint64_t seed)
@@ -65,7 +64,7 @@ class Trainer {
   /// Part of the windows whose class gets the largest logit.
   double accuracy(const Batch& batch) const {
     constexpr Index at_a_time = 64;
-    typename Model<Layer>::Context context;
+    Model::Context context;
     Index right = 0;
     for (Index first = 0; first < batch.size(); first += at_a_time) {
       Batch part{batch.window, {}, {}};
@@ -97,7 +96,7 @@ class Trainer {
     meo::io::SafetensorsWriter writer;
     model_.save(writer, "model.");
     // The writer reads them when it writes: both have to live until then.
-    Model<Layer> first_moments(model_.options), second_moments(model_.options);
+    Model first_moments(model_.options), second_moments(model_.options);
     meo::copy_values(optimizer_.first_moments(), first_moments.parameters());
     first_moments.save(writer, "first_moments.");
     meo::copy_values(optimizer_.second_moments(), second_moments.parameters());
@@ -118,7 +117,7 @@ class Trainer {
       }
     }
     const Index steps = steps_of(reader);
-    Model<Layer> model(model_.options), first_moments(model_.options), second_moments(model_.options);
+    Model model(model_.options), first_moments(model_.options), second_moments(model_.options);
     model.load(reader, "model.");
     first_moments.load(reader, "first_moments.");
     second_moments.load(reader, "second_moments.");
@@ -141,10 +140,10 @@ class Trainer {
   }
 
   std::uint64_t seed_;
-  Model<Layer> model_;
-  Model<Layer> gradients_;
+  Model model_;
+  Model gradients_;
   meo::AdamW<float> optimizer_;
-  typename Model<Layer>::Context context_;
+  Model::Context context_;
 };
 
 }  // namespace train_text

@@ -11,7 +11,8 @@
 ///
 /// where `instance` is `extern template`, or `template` in the source in compiled/ that has them, which says
 /// so before it includes anything. Members that are defined in their class are inline, and compilers make
-/// instances of those all the same: so what is long is defined below its class.
+/// instances of those all the same: so what is long is defined below its class, as are copies, moves and
+/// destructors of what has many parts.
 ///
 /// All of this is in the namespace MEO_ABI: a program of other flags than the library's does not link.
 
@@ -35,7 +36,7 @@
 #define MEO_IO extern template
 #endif
 
-/// Of kernels/; of the layers and what they are made of; of io/.
+/// Of kernels/; of the layers, what they are made of and what trains them; of io/.
 #define MEO_KERNEL_INSTANCES(instances) \
   instances(MEO_FLOAT_KERNELS, float) instances(MEO_DOUBLE_KERNELS, double)
 #define MEO_LAYER_INSTANCES(instances) instances(MEO_FLOAT_LAYERS, float) instances(MEO_DOUBLE_LAYERS, double)

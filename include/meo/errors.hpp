@@ -3,7 +3,9 @@
 /// How bad input is reported: std::invalid_argument that says what was expected and what came. An object that
 /// was moved from is no input: std::logic_error.
 
+#include <array>
 #include <concepts>
+#include <cstdio>
 #include <initializer_list>
 #include <sstream>
 #include <stdexcept>
@@ -14,34 +16,62 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-/// A piece of a message: a view of a text or number and how it is written, so that all messages share one
-/// function and a check costs its caller little code.
+/// A piece of a message: a number or the view of a text, and how it is written, so that all messages share
+/// one function and a check costs its caller little code. Numbers are printed by snprintf, which compiles in
+/// a tenth of the time that streams and std::to_string do.
 class MessagePart {
  public:
-  MessagePart(const char* text) : value_(text), append_(append_text) {}  // NOLINT: meant to convert
+  MessagePart(const char* text) : object_(text), append_(append_text) {}  // NOLINT: meant to convert
+  template <std::signed_integral T>
+  MessagePart(const T& value) : signed_(value), append_(append_signed) {}  // NOLINT
+  template <std::unsigned_integral T>
+  MessagePart(const T& value) : unsigned_(value), append_(append_unsigned) {}   // NOLINT
+  MessagePart(const float& value) : MessagePart(static_cast<double>(value)) {}  // NOLINT
+  MessagePart(const double& value) : real_(value), append_(append_real) {}      // NOLINT
   template <class T>
-  MessagePart(const T& value) : value_(&value), append_(append_value<T>) {}  // NOLINT
+  MessagePart(const T& value) : object_(&value), append_(append_object<T>) {}  // NOLINT
 
-  void append_to(std::string& text) const { append_(text, value_); }
+  void append_to(std::string& text) const { append_(text, *this); }
 
  private:
-  static void append_text(std::string& text, const void* value) { text += static_cast<const char*>(value); }
+  static void append_text(std::string& text, const MessagePart& part) {
+    text += static_cast<const char*>(part.object_);
+  }
+  static void append_signed(std::string& text, const MessagePart& part) {
+    append_printed(text, "%lld", part.signed_);
+  }
+  static void append_unsigned(std::string& text, const MessagePart& part) {
+    append_printed(text, "%llu", part.unsigned_);
+  }
+  static void append_real(std::string& text, const MessagePart& part) {
+    append_printed(text, "%g", part.real_);
+  }
   template <class T>
-  static void append_value(std::string& text, const void* value) {
-    const T& part = *static_cast<const T*>(value);
+  static void append_object(std::string& text, const MessagePart& part) {
+    const T& object = *static_cast<const T*>(part.object_);
     if constexpr (std::convertible_to<T, std::string_view>) {
-      text += part;
-    } else if constexpr (std::integral<T>) {
-      text += std::to_string(part);
+      text += object;
     } else {
       std::ostringstream stream;
-      stream << part;
+      stream << object;
       text += stream.str();
     }
   }
 
-  const void* value_;
-  void (*append_)(std::string&, const void*);
+  template <class Number>
+  static void append_printed(std::string& text, const char* format, Number number) {
+    std::array<char, 32> digits;
+    std::snprintf(digits.data(), digits.size(), format, number);
+    text += digits.data();
+  }
+
+  union {
+    const void* object_;
+    long long signed_;
+    unsigned long long unsigned_;
+    double real_;
+  };
+  void (*append_)(std::string&, const MessagePart&);
 };
 
 inline std::string joined(std::initializer_list<MessagePart> parts) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -64,6 +65,24 @@ TEMPLATE_TEST_CASE("sequences share a merge when experts and weights are the sam
   const Selections<TestType> selections{
       2, {3, 1, 0, 2, 1, 3, 1, 3, 3, 1, 0, 3}, {.75, .25, .5, .5, .25, .75, .75, .25, .75, .25, .25, .75}};
   CHECK(groups(plan_of(selections, {1, 2, 3, 1, 2, 3})) == Groups{{1}, {5}, {0, 2, 4}, {3}});
+}
+
+TEST_CASE("sequences are ordered by experts, weights and place, however many there are", "[merge_plan]") {
+  Generator rng(5);
+  for (const Index rows : {1, 2, 3, 4, 5, 6, 7, 8, 100, 1001}) {
+    CAPTURE(rows);
+    Selections<double> selections = random_selections<double>(rng, rows, 4, 2);
+    for (double& weight : selections.weights) weight = static_cast<double>(rng() % 3) / 4;
+    const MergePlan<double> plan = plan_of(selections, std::vector<Index>(static_cast<std::size_t>(rows), 1));
+    std::vector<std::tuple<Index, Index, double, double, Index>> expected, actual;
+    for (Index row = 0; row < rows; ++row) {
+      const auto pairs = selections.ascending(row);
+      expected.emplace_back(pairs[0].first, pairs[1].first, pairs[0].second, pairs[1].second, row);
+    }
+    for (const Index row : plan.sequences) actual.push_back(expected[static_cast<std::size_t>(row)]);
+    std::sort(expected.begin(), expected.end());
+    CHECK(actual == expected);
+  }
 }
 
 TEST_CASE("a difference of one bit in one weight is another merge", "[merge_plan]") {

@@ -164,8 +164,9 @@ void check_passes(const Library& library, Level level, bool gates_tokens, Index 
       });
 }
 
+// One scalar, and the number of experts in one layer's type: what is allocated depends on neither.
 TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has grown", "[noalloc]",
-                   (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)) {
+                   (MoeLayer<float, 4>), (MeoLayer<float>)) {
   using S = typename TestType::Scalar;
   for (const Level level : test::all_levels) {
     for (const Index top_k : {1, 2, 4}) {
@@ -181,8 +182,8 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
   }
 }
 
-TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (MoeLayer<float>),
-                   (MeoLayer<double>)) {
+TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (MoeLayer<float, 4>),
+                   (MeoLayer<float>)) {
   using S = typename TestType::Scalar;
   for (const Level level : test::all_levels) {
     INFO(to_string(level) << " level");
@@ -202,7 +203,7 @@ TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (Mo
 }
 
 TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has grown", "[noalloc]",
-                   (FeedForward<MoeLayer<float>, Gelu>), (FeedForward<MeoLayer<double, 4>, Silu>)) {
+                   (FeedForward<MoeLayer<float, 4>, Gelu>), (FeedForward<MeoLayer<float>, Gelu>)) {
   using S = typename TestType::Scalar;
   using Layer = std::remove_cvref_t<decltype(std::declval<TestType&>().up())>;
   for (const Level level : test::all_levels) {

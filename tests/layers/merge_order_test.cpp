@@ -62,7 +62,7 @@ TEST_CASE("one expert and a task's experts are never combined unless that is ask
 }
 
 TEMPLATE_TEST_CASE("each sequence has the bits of the order that its own length chooses", "[merge_order]",
-                   (MeoLayer<float>), (MeoLayer<double, 4>)) {
+                   (MeoLayer<float>), (MeoLayer<double>)) {
   using S = typename TestType::Scalar;
   for (const Level level : all_levels) {
     for (const Index top_k : {1, 2, 4}) {

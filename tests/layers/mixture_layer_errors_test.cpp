@@ -24,7 +24,7 @@ using namespace meo;
 using namespace meo::test;
 using Invalid = std::invalid_argument;
 
-#define MEO_LAYERS (MoeLayer<float>), (MeoLayer<double, 4>)
+#define MEO_LAYERS (MoeLayer<float>), (MeoLayer<double>)
 
 LayerOptions options_at(Level level) { return small_layer(level, 3, 5); }
 

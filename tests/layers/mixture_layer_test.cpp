@@ -27,7 +27,7 @@ using reference::Mode;
 using reference::random_input;
 using reference::RandomInput;
 
-#define MEO_LAYERS (MoeLayer<float>), (MoeLayer<double, 4>), (MeoLayer<float, 4>), (MeoLayer<double>)
+#define MEO_LAYERS (MoeLayer<float>), (MoeLayer<double>), (MeoLayer<float>), (MeoLayer<double>)
 
 /// Four experts, 9 → 18 features.
 LayerOptions options_at(Level level, Index top_k = 2) { return small_layer(level, 9, 18, top_k); }

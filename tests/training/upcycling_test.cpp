@@ -75,7 +75,7 @@ struct Training {
   std::vector<Index> used;  ///< rows that select each expert
 };
 
-#define MEO_LAYERS (MoeLayer<double>), (MeoLayer<double>), (MoeLayer<float, 4>), (MeoLayer<float, 4>)
+#define MEO_LAYERS (MoeLayer<double>), (MeoLayer<double>), (MoeLayer<float>), (MeoLayer<float>)
 
 TEMPLATE_TEST_CASE("a copy of a dense layer trained without noise keeps its experts in step for ever",
                    "[upcycling]", MEO_LAYERS) {

@@ -5,6 +5,7 @@
 /// Weights go in and come out in PyTorch's form, out_features × in_features; how they are packed depends on
 /// the instruction set and is nobody else's business (kernels/panel.hpp).
 
+#include <cstddef>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -101,7 +102,7 @@ ExpertBank<Scalar, Storage>::ExpertBank(Index num_experts, Index in_features, In
           shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
       "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
       in_features);
-  data_.resize(static_cast<std::size_t>(shape_.size()), Storage(0));
+  data_ = detail::AlignedVector<Storage>(static_cast<std::size_t>(shape_.size()), Storage(0));
 }
 
 template <class Scalar, class Storage>
@@ -121,11 +122,9 @@ template <class Scalar, class Storage>
 void ExpertBank<Scalar, Storage>::set_weight(Index expert, const ConstMatrixRef<Scalar>& weight) {
   detail::require_expert(expert, num_experts());
   detail::require_shape(weight, out_features(), in_features(), "weight (out_features x in_features)");
-  const auto panels = mutable_panels();
   for (Index out = 0; out < out_features(); ++out) {
-    for (Index in = 0; in < in_features(); ++in) {
-      panels.weight(expert, out, in) = static_cast<Storage>(weight(out, in));
-    }
+    const Scalar* const row = weight.data() + out * weight.outerStride();
+    write_row(expert, out, 0, {row, static_cast<std::size_t>(in_features())});
   }
 }
 
@@ -171,8 +170,7 @@ void ExpertBank<Scalar, Storage>::set_bias(Index expert, const ConstVectorRef<Sc
   detail::require_expert(expert, num_experts());
   detail::require(bias.size() == out_features(), "bias: expected ", out_features(), " values, got ",
                   bias.size());
-  const auto panels = mutable_panels();
-  for (Index out = 0; out < out_features(); ++out) panels.bias(expert, out) = static_cast<Storage>(bias(out));
+  write_bias(expert, 0, {bias.data(), static_cast<std::size_t>(out_features())});
 }
 
 #define MEO_INSTANCES(instance, Scalar) instance class ExpertBank<Scalar>;

@@ -3,8 +3,10 @@
 /// Random start values, from a generator of the caller's.
 
 #include <cmath>
+#include <cstddef>
 #include <random>
 #include <type_traits>
+#include <vector>
 
 #include <meo/experts/expert_bank.hpp>
 #include <meo/types.hpp>
@@ -17,14 +19,18 @@ template <class Scalar, class Generator>
 void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng, double spread = 1) {
   const double limit = spread / std::sqrt(static_cast<double>(bank.in_features()));
   std::uniform_real_distribution<double> uniform(-limit, limit);
-  Matrix<Scalar> weight(bank.out_features(), bank.in_features());
-  Vector<Scalar> bias(bank.out_features());
+  std::vector<Scalar> row(static_cast<std::size_t>(bank.in_features()));
+  std::vector<Scalar> biases(static_cast<std::size_t>(bank.has_bias() ? bank.out_features() : 0));
+  const auto draw = [&](std::vector<Scalar>& values) {
+    for (Scalar& value : values) value = static_cast<Scalar>(uniform(rng));
+  };
   for (Index expert = 0; expert < bank.num_experts(); ++expert) {
-    for (Index i = 0; i < weight.size(); ++i) weight.data()[i] = static_cast<Scalar>(uniform(rng));
-    bank.set_weight(expert, weight);
-    if (!bank.has_bias()) continue;
-    for (Index i = 0; i < bias.size(); ++i) bias(i) = static_cast<Scalar>(uniform(rng));
-    bank.set_bias(expert, bias);
+    for (Index out = 0; out < bank.out_features(); ++out) {
+      draw(row);
+      bank.write_row(expert, out, 0, row);
+    }
+    draw(biases);
+    bank.write_bias(expert, 0, biases);
   }
 }
 

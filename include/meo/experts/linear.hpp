@@ -44,6 +44,11 @@ class Linear {
   Vector<Scalar> bias() const { return bank_.bias(0); }
   void set_bias(const ConstVectorRef<Scalar>& bias) { bank_.set_bias(0, bias); }
 
+  /// Zero weight and bias, as of a new one.
+  void set_zero() {
+    for (Scalar& value : values()) value = Scalar(0);
+  }
+
   /// The one expert of a bank that the projection is kept in.
   ExpertBank<Scalar>& bank() { return bank_; }
   const ExpertBank<Scalar>& bank() const { return bank_; }

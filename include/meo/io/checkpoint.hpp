@@ -101,9 +101,9 @@ void load_parts(const std::vector<TensorPart<Scalar>>& parts, const SafetensorsR
 struct CheckShape {
   const SafetensorsReader& file;
 
-  template <class Bank, class Access>
+  template <class Bank>
   void operator()(const std::string& name, const std::vector<Index>& shape, Index, Bank&,
-                  const Access&) const {
+                  const BankRows&) const {
     file.check_shape(name, shape);
   }
 };

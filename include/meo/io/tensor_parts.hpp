@@ -80,9 +80,33 @@ void TensorPart<Scalar>::write(Index first, std::span<const Scalar> values) cons
   for_rows(first, values, write_);
 }
 
-/// Names the tensors of the parts that a visit of a layer names: calls take(name, shape, cols, bank, access)
-/// for one after another, where access(bank, row, col, values, access to a bank) reads or writes a piece of a
-/// row of the tensor, which has `cols` columns. stacks_experts: all experts are one tensor.
+/// Where the rows of a tensor lie in a bank: a row of the weight, turned or not, or all biases of an expert.
+struct BankRows {
+  enum class Kind { weights, turned_weight, biases };
+
+  Kind kind;
+  Index first_expert = 0;
+
+  /// Reads or writes a piece of a row. access: Reading or Writing.
+  template <class Bank, class Values, class Access>
+  void access_row(Bank& bank, Index row, Index col, Values values, Access access) const {
+    const Index out = bank.out_features();
+    switch (kind) {
+      case Kind::weights:
+        return access.row(bank, first_expert + row / out, row % out, col, values);
+      case Kind::turned_weight:
+        for (std::size_t i = 0; i < values.size(); ++i)
+          access.row(bank, first_expert, col + static_cast<Index>(i), row, values.subspan(i, 1));
+        return;
+      case Kind::biases:
+        return access.bias(bank, first_expert + row, col, values);
+    }
+  }
+};
+
+/// Names the tensors of the parts that a visit of a layer names: calls take(name, shape, cols, bank, rows)
+/// for one after another, of which each has rows of `cols` columns. stacks_experts: all experts are one
+/// tensor.
 template <class Scalar, class Take>
 class TensorNamer {
  public:
@@ -125,10 +149,7 @@ void TensorNamer<Scalar, Take>::operator()(std::string_view name,
                                            const TurnedWeight<LinearType>& turned) const {
   const Index in = turned.in_features(), out = turned.out_features();
   take_(prefix_ + std::string(name), {in, out}, out, turned.linear().bank(),
-        [](auto& bank, Index row, Index col, auto values, auto access) {
-          for (std::size_t i = 0; i < values.size(); ++i)
-            access.row(bank, 0, col + static_cast<Index>(i), row, values.subspan(i, 1));
-        });
+        BankRows{BankRows::Kind::turned_weight});
 }
 
 template <class Scalar, class Take>
@@ -143,30 +164,18 @@ void TensorNamer<Scalar, Take>::operator()(std::string_view name, Bank& experts)
   }
   const std::string beside =
       prefix_ + std::string(name.substr(0, name.size() - std::string_view("experts").size()));
-  take_(beside + "weight", {count, out, in}, in, experts,
-        [out](auto& bank, Index row, Index col, auto values, auto access) {
-          access.row(bank, row / out, row % out, col, values);
-        });
-  if (!experts.has_bias()) return;
-  take_(beside + "bias", {count, out}, out, experts,
-        [](auto& bank, Index row, Index col, auto values, auto access) {
-          access.bias(bank, row, col, values);
-        });
+  take_(beside + "weight", {count, out, in}, in, experts, BankRows{BankRows::Kind::weights});
+  if (experts.has_bias())
+    take_(beside + "bias", {count, out}, out, experts, BankRows{BankRows::Kind::biases});
 }
 
 template <class Scalar, class Take>
 template <class Bank>
 void TensorNamer<Scalar, Take>::name_expert(const std::string& name, Bank& experts, Index expert) const {
   const Index out = experts.out_features(), in = experts.in_features();
-  take_(prefix_ + name + "weight", {out, in}, in, experts,
-        [expert](auto& bank, Index row, Index col, auto values, auto access) {
-          access.row(bank, expert, row, col, values);
-        });
-  if (!experts.has_bias()) return;
-  take_(prefix_ + name + "bias", {out}, out, experts,
-        [expert](auto& bank, Index, Index col, auto values, auto access) {
-          access.bias(bank, expert, col, values);
-        });
+  take_(prefix_ + name + "weight", {out, in}, in, experts, BankRows{BankRows::Kind::weights, expert});
+  if (experts.has_bias())
+    take_(prefix_ + name + "bias", {out}, out, experts, BankRows{BankRows::Kind::biases, expert});
 }
 
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`. take: see TensorNamer.
@@ -202,19 +211,19 @@ class CollectParts {
  public:
   explicit CollectParts(std::vector<TensorPart<Scalar>>& parts) : parts_(parts) {}
 
-  template <class Bank, class Access>
+  template <class Bank>
   void operator()(std::string name, std::vector<Index> shape, Index cols, Bank& bank,
-                  const Access& access) const {
+                  const BankRows& rows) const {
     typename TensorPart<Scalar>::Write write;
     if constexpr (!std::is_const_v<Bank>) {
-      write = [&bank, access](Index row, Index col, std::span<const Scalar> values) {
-        access(bank, row, col, values, Writing<Scalar>());
+      write = [&bank, rows](Index row, Index col, std::span<const Scalar> values) {
+        rows.access_row(bank, row, col, values, Writing<Scalar>());
       };
     }
     parts_.emplace_back(
         std::move(name), std::move(shape), cols,
-        [&bank, access](Index row, Index col, std::span<Scalar> values) {
-          access(bank, row, col, values, Reading<Scalar>());
+        [&bank, rows](Index row, Index col, std::span<Scalar> values) {
+          rows.access_row(bank, row, col, values, Reading<Scalar>());
         },
         std::move(write));
   }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -58,11 +57,47 @@ struct MergePlan {
     const MergeTerms<Scalar> a = terms(merge), b = terms(other);
     return a.count == b.count && std::equal(a.experts, a.experts + a.count, b.experts);
   }
+  /// Negative, 0 or positive as one row comes before, shares a merge with or comes after another: by experts
+  /// and then by weights.
+  int compare(Index row, Index other) const {
+    const MergeTerms<Scalar> a = terms_of(row), b = terms_of(other);
+    for (Index i = 0; i < (std::min)(a.count, b.count); ++i) {
+      if (a.experts[i] != b.experts[i]) return a.experts[i] < b.experts[i] ? -1 : 1;
+    }
+    if (a.count != b.count) return a.count < b.count ? -1 : 1;
+    for (Index i = 0; i < a.count; ++i) {
+      if (a.weights[i] < b.weights[i]) return -1;
+      if (b.weights[i] < a.weights[i]) return 1;
+    }
+    return 0;
+  }
   MergeTerms<Scalar> terms_of(Index row) const {
     const auto r = static_cast<std::size_t>(row);
     return {experts.data() + begins[r], weights.data() + begins[r], begins[r + 1] - begins[r]};
   }
 };
+
+/// Sorts the rows that are merged as MergePlan::compare says, those that share a merge ascending. Heapsort:
+/// rows are few beside what is done for each, and std::sort takes five times as long to compile.
+template <class Scalar>
+void sort_rows(MergePlan<Scalar>& plan) {
+  Index* const rows = plan.sequences.data();
+  const auto is_before = [&](Index a, Index b) {
+    const int order = plan.compare(a, b);
+    return order != 0 ? order < 0 : a < b;
+  };
+  // The heap is rows[0] … rows[end − 1], of which those from `first` on are in order.
+  auto end = static_cast<Index>(plan.sequences.size());
+  for (Index first = end / 2; end > 1;) {
+    if (first > 0) --first;
+    else std::swap(rows[0], rows[--end]);
+    for (Index parent = first, child; (child = 2 * parent + 1) < end; parent = child) {
+      if (child + 1 < end && is_before(rows[child], rows[child + 1])) ++child;
+      if (!is_before(rows[parent], rows[child])) break;
+      std::swap(rows[parent], rows[child]);
+    }
+  }
+}
 
 /// Plans the merges of a batch. offsets: row r has the tokens offsets[r] … offsets[r + 1] − 1. Rows without
 /// tokens or without pairs have no place in the plan, nor have those that left_out, where it is given, is not
@@ -90,24 +125,9 @@ void plan_merges(const Pairs<Scalar>& pairs, std::span<const Index> offsets, Mer
       }
     }
   }
-  const auto compare = [&](Index row, Index other) {  // three-way, by experts and then by weights
-    const MergeTerms<Scalar> a = plan.terms_of(row), b = plan.terms_of(other);
-    for (Index i = 0; i < (std::min)(a.count, b.count); ++i) {
-      if (a.experts[i] != b.experts[i]) return a.experts[i] < b.experts[i] ? -1 : 1;
-    }
-    if (a.count != b.count) return a.count < b.count ? -1 : 1;
-    for (Index i = 0; i < a.count; ++i) {
-      if (a.weights[i] < b.weights[i]) return -1;
-      if (b.weights[i] < a.weights[i]) return 1;
-    }
-    return 0;
-  };
-  std::sort(plan.sequences.begin(), plan.sequences.end(), [&](Index a, Index b) {
-    const int order = compare(a, b);
-    return order != 0 ? order < 0 : a < b;
-  });
+  sort_rows(plan);
   for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
-    if (i == 0 || compare(plan.sequences[i - 1], plan.sequences[i]) != 0)
+    if (i == 0 || plan.compare(plan.sequences[i - 1], plan.sequences[i]) != 0)
       plan.begin_merge(static_cast<Index>(i));
   }
   plan.finish_merges();

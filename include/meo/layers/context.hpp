@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/mixing/memory.hpp>
@@ -38,6 +39,13 @@ struct LayerGradientMemory {
 template <class Scalar>
 class Context : public Workspace<Scalar> {
  public:
+  Context();
+  Context(const Context&);
+  Context(Context&&) noexcept;
+  Context& operator=(const Context&);
+  Context& operator=(Context&&) noexcept;
+  ~Context();
+
   /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
   Eigen::Map<const Matrix<Scalar>> task_embeddings_gradient() const {
     return gradient_memory_.router.task_embeddings.get();
@@ -51,5 +59,22 @@ class Context : public Workspace<Scalar> {
  private:
   detail::LayerGradientMemory<Scalar> gradient_memory_;
 };
+
+template <class Scalar>
+Context<Scalar>::Context() = default;
+template <class Scalar>
+Context<Scalar>::Context(const Context&) = default;
+template <class Scalar>
+Context<Scalar>::Context(Context&&) noexcept = default;
+template <class Scalar>
+auto Context<Scalar>::operator=(const Context&) -> Context& = default;
+template <class Scalar>
+auto Context<Scalar>::operator=(Context&&) noexcept -> Context& = default;
+template <class Scalar>
+Context<Scalar>::~Context() = default;
+
+#define MEO_INSTANCES(instance, Scalar) instance class Context<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

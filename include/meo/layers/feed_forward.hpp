@@ -699,8 +699,10 @@ void FeedForward<LayerType, Activation>::check_context(const detail::Offsets& of
 
 #define MEO_INSTANCES(instance, Scalar)                        \
   instance class FeedForward<MoeLayer<Scalar>, Gelu>;          \
+  instance class FeedForward<MoeLayer<Scalar>, Relu>;          \
   instance class FeedForward<MoeLayer<Scalar>, AnyActivation>; \
   instance class FeedForward<MeoLayer<Scalar>, Gelu>;          \
+  instance class FeedForward<MeoLayer<Scalar>, Relu>;          \
   instance class FeedForward<MeoLayer<Scalar>, AnyActivation>;
 MEO_LAYER_INSTANCES(MEO_INSTANCES)
 #undef MEO_INSTANCES

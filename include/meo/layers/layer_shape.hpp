@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/flops.hpp>
 #include <meo/kernels/merge_plan.hpp>
@@ -117,5 +118,12 @@ AssignmentShape assignment_shape(Method method, const LayerOptions& options, con
   }
   return shape;
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                                    \
+  instance LayerShape layer_shape<Scalar>(const LayerOptions&, const Sequences&, bool);    \
+  instance AssignmentShape assignment_shape(Method, const LayerOptions&, const Sequences&, \
+                                            const Assignment<Scalar>&);
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

@@ -58,6 +58,12 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
   explicit MixtureLayer(const LayerOptions& options);
 
+  MixtureLayer(const MixtureLayer&);
+  MixtureLayer(MixtureLayer&&) noexcept(std::is_nothrow_move_constructible_v<ScalarType>);
+  MixtureLayer& operator=(const MixtureLayer&);
+  MixtureLayer& operator=(MixtureLayer&&) noexcept(std::is_nothrow_move_constructible_v<ScalarType>);
+  ~MixtureLayer();
+
   const LayerOptions& options() const { return options_; }
   Index in_features() const { return options_.in_features; }
   Index out_features() const { return options_.out_features; }
@@ -415,6 +421,20 @@ MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const LayerOptions&
                              detail::reduced_features(options_.in_features, routing.reduce_factor));
   }
 }
+
+template <class ScalarType, int NumExperts, class KindType>
+MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const MixtureLayer&) = default;
+template <class ScalarType, int NumExperts, class KindType>
+MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(MixtureLayer&&) noexcept(
+    std::is_nothrow_move_constructible_v<ScalarType>) = default;
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::operator=(const MixtureLayer&)
+    -> MixtureLayer& = default;
+template <class ScalarType, int NumExperts, class KindType>
+auto MixtureLayer<ScalarType, NumExperts, KindType>::operator=(MixtureLayer&&) noexcept(
+    std::is_nothrow_move_constructible_v<ScalarType>) -> MixtureLayer& = default;
+template <class ScalarType, int NumExperts, class KindType>
+MixtureLayer<ScalarType, NumExperts, KindType>::~MixtureLayer() = default;
 
 template <class ScalarType, int NumExperts, class KindType>
 void MixtureLayer<ScalarType, NumExperts, KindType>::initialize_from_dense(

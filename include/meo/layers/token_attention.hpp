@@ -41,7 +41,7 @@ class TokenAttention {
   }
 
   /// U and u zero: TokenAttention(x) = 0.
-  void reset();
+  void reset() { up_.set_zero(); }
 
   /// attended = x + TokenAttention(x). x: T × features; rows: T × reduced_features of scratch; attended: T ×
   /// features, contiguous. Throws std::invalid_argument if attended or rows overlap x or one another.
@@ -59,12 +59,6 @@ class TokenAttention {
   Linear<Scalar> down_;
   Linear<Scalar> up_;
 };
-
-template <class Scalar>
-void TokenAttention<Scalar>::reset() {
-  up_.set_weight(Matrix<Scalar>::Zero(features(), reduced_features()));
-  up_.set_bias(Vector<Scalar>::Zero(features()));
-}
 
 template <class Scalar>
 void TokenAttention<Scalar>::apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {

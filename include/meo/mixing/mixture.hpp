@@ -37,7 +37,8 @@ void zero_rows_without_experts(const Assignment<Scalar>& assignment, std::span<c
   for (Index row = 0; row < assignment.rows; ++row) {
     if (assignment.begin(row + 1) > assignment.begin(row)) continue;
     const Index first = governed[static_cast<std::size_t>(row)];
-    y.middleRows(first, governed[static_cast<std::size_t>(row) + 1] - first).setZero();
+    for (Index t = first; t < governed[static_cast<std::size_t>(row) + 1]; ++t)
+      std::fill_n(y.data() + t * y.outerStride(), y.cols(), Scalar(0));
   }
 }
 

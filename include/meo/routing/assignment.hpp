@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/finite.hpp>
 #include <meo/kernels/pairs.hpp>
@@ -47,41 +48,11 @@ struct Assignment {
 
   /// R × N, zero where an expert is not selected. Throws std::invalid_argument unless there are as many pairs
   /// as rows, top_k and begins say; after a move there are not.
-  Matrix<Scalar> dense() const {
-    check_sizes();
-    Matrix<Scalar> gates = Matrix<Scalar>::Zero(rows, num_experts);
-    for (Index row = 0; row < rows; ++row) {
-      const std::span<const Index> of_row = row_experts(row);
-      for (std::size_t i = 0; i < of_row.size(); ++i) gates(row, of_row[i]) = row_weights(row)[i];
-    }
-    return gates;
-  }
+  Matrix<Scalar> dense() const;
 
   /// Throws std::invalid_argument unless this is an assignment of so many rows to so many experts, and says
   /// what is wrong.
-  void check(Index expected_rows, Index expected_experts) const {
-    detail::require(rows == expected_rows, "routing: expected ", expected_rows, " rows, got ", rows);
-    detail::require(num_experts == expected_experts, "routing: expected num_experts = ", expected_experts,
-                    ", got ", num_experts);
-    detail::require(!begins.empty() || (top_k >= 1 && top_k <= num_experts),
-                    "routing: expected top_k from 1 to ", num_experts, ", got ", top_k);
-    check_sizes();
-    detail::require(gradient_groups.empty() || static_cast<Index>(gradient_groups.size()) == rows,
-                    "routing: expected no gradient_groups or ", rows, ", got ", gradient_groups.size());
-    for (Index row = 0; row < rows; ++row) {
-      const std::span<const Index> of_row = row_experts(row);
-      for (std::size_t i = 0; i < of_row.size(); ++i) {
-        detail::require_expert(of_row[i], num_experts);
-        const auto place = of_row.begin() + static_cast<std::ptrdiff_t>(i);
-        detail::require(std::find(of_row.begin(), place, of_row[i]) == place,
-                        "routing: expected distinct experts in row ", row, ", got expert ", of_row[i],
-                        " twice");
-        detail::require(detail::is_finite(row_weights(row)[i]),
-                        "routing: expected finite weights, got one that is not in row ", row, " for expert ",
-                        of_row[i]);
-      }
-    }
-  }
+  void check(Index expected_rows, Index expected_experts) const;
 
  private:
   template <class T>
@@ -90,18 +61,61 @@ struct Assignment {
                                              static_cast<std::size_t>(begin(row + 1) - begin(row)));
   }
 
-  void check_sizes() const {
-    if (!begins.empty()) {
-      detail::require(static_cast<Index>(begins.size()) == rows + 1 && begins.front() == 0,
-                      "routing: expected ", rows + 1, " begins, the first of them 0, got ", begins.size(),
-                      " from ", begins.front(), " on");
-      detail::require(std::is_sorted(begins.begin(), begins.end()), "routing: expected ascending begins");
-    }
-    const auto pairs = static_cast<std::size_t>(size());
-    detail::require(experts.size() == pairs && weights.size() == pairs, "routing: expected ", pairs,
-                    " pairs, got ", experts.size(), " experts and ", weights.size(), " weights");
-  }
+  void check_sizes() const;
 };
+
+template <class Scalar>
+Matrix<Scalar> Assignment<Scalar>::dense() const {
+  check_sizes();
+  Matrix<Scalar> gates = Matrix<Scalar>::Zero(rows, num_experts);
+  for (Index row = 0; row < rows; ++row) {
+    const std::span<const Index> of_row = row_experts(row);
+    for (std::size_t i = 0; i < of_row.size(); ++i) gates(row, of_row[i]) = row_weights(row)[i];
+  }
+  return gates;
+}
+
+template <class Scalar>
+void Assignment<Scalar>::check(Index expected_rows, Index expected_experts) const {
+  detail::require(rows == expected_rows, "routing: expected ", expected_rows, " rows, got ", rows);
+  detail::require(num_experts == expected_experts, "routing: expected num_experts = ", expected_experts,
+                  ", got ", num_experts);
+  detail::require(!begins.empty() || (top_k >= 1 && top_k <= num_experts),
+                  "routing: expected top_k from 1 to ", num_experts, ", got ", top_k);
+  check_sizes();
+  detail::require(gradient_groups.empty() || static_cast<Index>(gradient_groups.size()) == rows,
+                  "routing: expected no gradient_groups or ", rows, ", got ", gradient_groups.size());
+  for (Index row = 0; row < rows; ++row) {
+    const std::span<const Index> of_row = row_experts(row);
+    for (std::size_t i = 0; i < of_row.size(); ++i) {
+      detail::require_expert(of_row[i], num_experts);
+      const auto place = of_row.begin() + static_cast<std::ptrdiff_t>(i);
+      detail::require(std::find(of_row.begin(), place, of_row[i]) == place,
+                      "routing: expected distinct experts in row ", row, ", got expert ", of_row[i],
+                      " twice");
+      detail::require(detail::is_finite(row_weights(row)[i]),
+                      "routing: expected finite weights, got one that is not in row ", row, " for expert ",
+                      of_row[i]);
+    }
+  }
+}
+
+template <class Scalar>
+void Assignment<Scalar>::check_sizes() const {
+  if (!begins.empty()) {
+    detail::require(static_cast<Index>(begins.size()) == rows + 1 && begins.front() == 0,
+                    "routing: expected ", rows + 1, " begins, the first of them 0, got ", begins.size(),
+                    " from ", begins.front(), " on");
+    detail::require(std::is_sorted(begins.begin(), begins.end()), "routing: expected ascending begins");
+  }
+  const auto pairs = static_cast<std::size_t>(size());
+  detail::require(experts.size() == pairs && weights.size() == pairs, "routing: expected ", pairs,
+                  " pairs, got ", experts.size(), " experts and ", weights.size(), " weights");
+}
+
+#define MEO_INSTANCES(instance, Scalar) instance struct Assignment<Scalar>;
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 namespace detail {
 

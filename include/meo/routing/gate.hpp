@@ -126,7 +126,13 @@ class Gate {
   template <class Generator>
   void initialize(Generator& rng, double spread = 1) {
     logits_.initialize(rng, spread);
-    noise_.set_weight(Matrix<Scalar>::Zero(num_experts(), gate_features()));
+    noise_.set_zero();
+  }
+
+  /// W_g and W_n zero.
+  void reset() {
+    logits_.set_zero();
+    noise_.set_zero();
   }
 
   /// Routes the rows of z (R × gate_features), with noise where there is any. Throws std::invalid_argument

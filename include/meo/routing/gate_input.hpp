@@ -50,6 +50,22 @@ struct GateRowsMemory {
   std::vector<unsigned char> constant;
 };
 
+/// What means are taken over: ranges, or what lies between offsets. A view.
+class TokenRanges {
+ public:
+  TokenRanges(std::span<const TokenRange> ranges) : ranges_(ranges) {}  // NOLINT: meant to convert
+  TokenRanges(std::span<const Index> offsets) : offsets_(offsets) {}    // NOLINT
+
+  TokenRange operator[](Index range) const {
+    const auto r = static_cast<std::size_t>(range);
+    return offsets_.empty() ? ranges_[r] : TokenRange{offsets_[r], offsets_[r + 1]};
+  }
+
+ private:
+  std::span<const TokenRange> ranges_;
+  std::span<const Index> offsets_;
+};
+
 /// Every token is a row of its own.
 inline GateRows rows_of_tokens(Index tokens, GateRowsMemory& memory) {
   memory.governed.resize(static_cast<std::size_t>(tokens) + 1);
@@ -59,8 +75,8 @@ inline GateRows rows_of_tokens(Index tokens, GateRowsMemory& memory) {
 
 /// Every sequence is a row, which sees the sequence and decides for it.
 inline GateRows rows_of_sequences(std::span<const Index> offsets, GateRowsMemory& memory) {
-  memory.seen.clear();
-  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) memory.seen.push_back({offsets[b], offsets[b + 1]});
+  memory.seen.resize(offsets.size() - 1);
+  for (std::size_t b = 0; b + 1 < offsets.size(); ++b) memory.seen[b] = {offsets[b], offsets[b + 1]};
   return {offsets, memory.seen};
 }
 
@@ -77,18 +93,21 @@ inline Index num_segments(std::span<const Index> offsets, Index segment_tokens) 
 /// goes through its decision, which alone depends on tokens that come later.
 inline GateRows rows_of_segments(std::span<const Index> offsets, Index segment_tokens,
                                  GateRowsMemory& memory) {
-  memory.governed.assign(1, 0);
-  memory.seen.clear();
-  memory.constant.clear();
+  const auto segments = static_cast<std::size_t>(num_segments(offsets, segment_tokens));
+  memory.governed.resize(segments + 1);
+  memory.seen.resize(segments);
+  memory.constant.resize(segments);
+  memory.governed[0] = 0;
+  std::size_t row = 0;
   for (std::size_t b = 0; b + 1 < offsets.size(); ++b) {
     TokenRange segment{offsets[b], offsets[b]};
     while (segment.end < offsets[b + 1]) {
       const TokenRange before = segment;
       segment = {before.end, (std::min)(before.end + segment_tokens, offsets[b + 1])};
       const bool is_first = before.size() == 0;
-      memory.governed.push_back(segment.end);
-      memory.seen.push_back(is_first ? segment : before);
-      memory.constant.push_back(is_first ? 1 : 0);
+      memory.seen[row] = is_first ? segment : before;
+      memory.constant[row] = is_first ? 1 : 0;
+      memory.governed[++row] = segment.end;
     }
   }
   return {memory.governed, memory.seen, memory.constant};
@@ -100,16 +119,15 @@ Sum<Scalar>* reserve_sums(AlignedVector<Sum<Scalar>>& sums, Index rows, Index co
   return reserve(sums, (1 + pairwise_depth(num_parts(rows))) * cols);
 }
 
-/// The mean over the rows of each range, ranges × columns; zero for one without rows. range(group): a
-/// TokenRange.
-template <class Scalar, class RangeOf>
-MatrixView<Scalar> means(const MatrixView<Scalar>& rows, Index groups, const RangeOf& range,
+/// The mean over the rows of each range, groups × columns; zero for one without rows.
+template <class Scalar>
+MatrixView<Scalar> means(const MatrixView<Scalar>& rows, Index groups, const TokenRanges& ranges,
                          AlignedVector<Scalar>& buffer, AlignedVector<Sum<Scalar>>& sums) {
   const Index cols = rows.cols();
   Scalar* const out = reserve(buffer, groups * cols);
   Sum<Scalar>* const sum = reserve_sums<Scalar>(sums, rows.rows(), cols);
   for (Index group = 0; group < groups; ++group) {
-    const TokenRange of = range(group);
+    const TokenRange of = ranges[group];
     sum_rows(
         of.begin, of.end, cols, [&](Index row) { return rows.row(row); }, sum, sum + cols);
     const auto count = static_cast<Sum<Scalar>>(static_cast<double>(std::max<Index>(of.size(), 1)));
@@ -119,12 +137,12 @@ MatrixView<Scalar> means(const MatrixView<Scalar>& rows, Index groups, const Ran
 }
 
 /// Adds to every row of a range its share of the gradient of the range's mean, groups × columns.
-template <class Scalar, class RangeOf>
-void add_means_gradient(const Scalar* mean_gradients, Index groups, const RangeOf& range, Index cols,
+template <class Scalar>
+void add_means_gradient(const Scalar* mean_gradients, Index groups, const TokenRanges& ranges, Index cols,
                         Scalar* rows, Index stride) {
   for (Index group = 0; group < groups; ++group) {
     const Scalar* const gradient = mean_gradients + group * cols;
-    const TokenRange of = range(group);
+    const TokenRange of = ranges[group];
     const auto count = static_cast<Sum<Scalar>>(static_cast<double>(of.size()));
     for (Index row = of.begin; row < of.end; ++row) {
       for (Index d = 0; d < cols; ++d) {

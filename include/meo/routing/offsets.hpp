@@ -5,7 +5,6 @@
 #include <array>
 #include <span>
 
-#include <meo/routing/gate_input.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
@@ -21,13 +20,6 @@ class Offsets {
     return single_;
   }
   operator std::span<const Index>() const&& = delete;
-
-  /// A function from a sequence to its tokens.
-  auto ranges() const {
-    return [offsets = std::span<const Index>(*this)](Index b) {
-      return TokenRange{offsets[static_cast<std::size_t>(b)], offsets[static_cast<std::size_t>(b) + 1]};
-    };
-  }
 
   Index num_sequences() const { return sequences_ != nullptr ? sequences_->size() : 1; }
 

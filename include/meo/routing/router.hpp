@@ -91,7 +91,7 @@ class Router {
   }
 
   /// W_g and W_n zero: every row selects the experts 0 … K − 1 with equal weights.
-  void reset_gate();
+  void reset_gate() { gate_.reset(); }
 
   /// Calls visit("task_proj", projection) at task level.
   template <class Visitor>
@@ -141,15 +141,11 @@ class Router {
     return options_.level != Level::task && rows.seen.empty();
   }
 
-  static auto seen_by(const detail::GateRows& rows) {
-    return [seen = rows.seen](Index row) { return seen[static_cast<std::size_t>(row)]; };
-  }
-
   MatrixView<Scalar> gate_input(const MatrixView<Scalar>& tokens, const detail::GateRows& rows,
                                 const Inputs<Scalar>& inputs, RouterWorkspace<Scalar>& workspace) const {
     if (options_.level == Level::task) return task_inputs(rows.size(), inputs, workspace);
     if (sees_tokens(rows)) return tokens;
-    return detail::means(tokens, rows.size(), seen_by(rows), workspace.gate_input, workspace.sums);
+    return detail::means(tokens, rows.size(), rows.seen, workspace.gate_input, workspace.sums);
   }
 
   /// The gate's input at task level: per sequence the mean over its description's tokens of E Pᵀ + p. The
@@ -179,13 +175,6 @@ Router<Scalar, NumExperts>::Router(const RoutingOptions& options, Index features
             static_cast<Scalar>(options.loss_coefficient), static_cast<Scalar>(options.noise_epsilon)) {
   if (options.level == Level::task)
     task_projection_.emplace(options.task_features, gate_features(options, features));
-}
-
-template <class Scalar, int NumExperts>
-void Router<Scalar, NumExperts>::reset_gate() {
-  const Matrix<Scalar> zero = Matrix<Scalar>::Zero(gate_.gate_features(), num_experts());
-  gate_.set_weight(zero);
-  gate_.set_noise_weight(zero);
 }
 
 template <class Scalar, int NumExperts>
@@ -222,7 +211,7 @@ void Router<Scalar, NumExperts>::backward(const RouterDecision<Scalar>& decision
   if (options_.level == Level::task) {
     backward_tasks(dz, decision.inputs, decision.workspace, gradients, memory);
   } else {
-    detail::add_means_gradient(dz.data(), rows.size(), seen_by(rows), features, d_tokens.data(),
+    detail::add_means_gradient(dz.data(), rows.size(), rows.seen, features, d_tokens.data(),
                                d_tokens.outerStride());
   }
 }
@@ -231,8 +220,9 @@ template <class Scalar, int NumExperts>
 MatrixView<Scalar> Router<Scalar, NumExperts>::task_inputs(Index sequences, const Inputs<Scalar>& inputs,
                                                            RouterWorkspace<Scalar>& workspace) const {
   const detail::Offsets descriptions = detail::check_tasks(sequences, options_.task_features, inputs);
-  const MatrixView<Scalar> means = detail::means(inputs.task_embeddings, descriptions.num_sequences(),
-                                                 descriptions.ranges(), workspace.task_means, workspace.sums);
+  const MatrixView<Scalar> means =
+      detail::means(inputs.task_embeddings, descriptions.num_sequences(),
+                    std::span<const Index>(descriptions), workspace.task_means, workspace.sums);
   const Index features = gate_.gate_features();
   Scalar* const z = detail::reserve(workspace.gate_input, sequences * features);
   const auto task = detail::task_of(inputs);
@@ -267,8 +257,8 @@ void Router<Scalar, NumExperts>::backward_tasks(const MatrixView<Scalar>& dz, co
   Eigen::Map<Matrix<Scalar>> embeddings =
       memory.task_embeddings.resize(inputs.task_embeddings.rows(), task_features);
   embeddings.setZero();
-  detail::add_means_gradient(means, descriptions, offsets.ranges(), task_features, embeddings.data(),
-                             task_features);
+  detail::add_means_gradient(means, descriptions, std::span<const Index>(offsets), task_features,
+                             embeddings.data(), task_features);
 }
 
 template <class Scalar, int NumExperts>

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include <meo/compiled.hpp>
 #include <meo/finite.hpp>
 #include <meo/sums.hpp>
 #include <meo/training/parameters.hpp>
@@ -52,5 +53,11 @@ Scalar clip_gradient_norm(const Parameters<Scalar>& gradients, const Scalar& max
   }
   return norm;
 }
+
+#define MEO_INSTANCES(instance, Scalar)                     \
+  instance Scalar gradient_norm(const Parameters<Scalar>&); \
+  instance Scalar clip_gradient_norm(const Parameters<Scalar>&, const Scalar&);
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo

@@ -23,6 +23,7 @@
 #include <string_view>
 #include <vector>
 
+#include <meo/compiled.hpp>
 #include <meo/errors.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
@@ -86,5 +87,12 @@ void copy_values(const Parameters<Scalar>& from, const Parameters<Scalar>& to) {
   for (std::size_t i = 0; i < from.size(); ++i)
     std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
 }
+
+#define MEO_INSTANCES(instance, Scalar)                                        \
+  instance Parameters<Scalar> parameters(Linear<Scalar>&, const std::string&); \
+  instance void set_zero(const Parameters<Scalar>&);                           \
+  instance void copy_values(const Parameters<Scalar>&, const Parameters<Scalar>&);
+MEO_LAYER_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
 
 }  // namespace meo
