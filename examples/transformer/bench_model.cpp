@@ -156,7 +156,7 @@ class Bench {
     typename Model::Context of_dense;
     dense().model().forward(work.batch, &without_noise, of_dense);
     for (std::size_t i = 1; i < subjects_.size(); ++i) {
-      set_random_gates(subjects_[i]->model(), of_dense, work.batch, rng_);
+      set_random_gates(subjects_[i]->model(), dense().model(), of_dense, work.batch, rng_);
       verify_routings(*subjects_[i], work, context_);
     }
   }
@@ -198,13 +198,9 @@ class Bench {
 };
 
 void run(const Arguments& arguments) {
-  if (arguments.config.family == Family::bert) {
-    if (arguments.has_head) Bench<BertMaskedWords<float>>(arguments).run();
-    else Bench<Model<Bert, NoHead, float>>(arguments).run();
-  } else {
-    if (arguments.has_head) Bench<Gpt2NextWord<float>>(arguments).run();
-    else Bench<Model<Gpt2, NoHead, float>>(arguments).run();
-  }
+  if (!arguments.has_head) Bench<Model<NoHead, float>>(arguments).run();
+  else if (arguments.config.family == Family::bert) Bench<BertMaskedWords<float>>(arguments).run();
+  else Bench<Gpt2NextWord<float>>(arguments).run();
 }
 
 }  // namespace

@@ -214,9 +214,7 @@ void run(const Arguments& arguments) {
   const nlohmann::ordered_json results =
       arguments.merges ? encode_by_byte_pairs(arguments) : encode_by_word_piece(arguments);
   const std::string text = results.dump() + "\n";
-  meo::io::detail::OutputFile file(arguments.out());
-  file.write(std::as_bytes(std::span(text)));
-  file.commit();
+  meo::io::write_file(arguments.out(), std::as_bytes(std::span(text)));
 }
 
 }  // namespace

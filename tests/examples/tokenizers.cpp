@@ -328,7 +328,7 @@ TEST_CASE("GPT-2's words", "[tokenizer]") {
 TEST_CASE("GPT-2's white space is Unicode's", "[tokenizer]") {
   std::u32string found;
   for (const char32_t point : all_code_points()) {
-    if (transformer::detail::gpt2_class(point) == transformer::detail::Gpt2Class::space) found += point;
+    if (transformer::gpt2_class(point) == transformer::Gpt2Class::space) found += point;
   }
   CHECK(found ==
         U"\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"

@@ -165,7 +165,7 @@ TEST_CASE("words are computed for the tokens that are asked for", "[transformer]
     }
     batch.asked = {16};
     CHECK(message_of([&] { model.forward(batch, nullptr, context); }) ==
-          "meo: asked token 0: expected 0 to 15, got 16");
+          "asked token 0: expected 0 to 15, got 16");
   };
   for_each_task<double>({}, check);
 }
@@ -294,11 +294,11 @@ TEST_CASE("losses count what is asked for, and refuse labels that are none", "[t
   const auto fault = [&](const std::vector<Index>& labels) {
     return message_of([&] { cross_entropy<double>(rows(gradient), labels); });
   };
-  CHECK(fault({0, 1}) == "meo: labels: expected 3, got 2");
-  CHECK(fault({0, 1, 2}) == "meo: label 2: expected 0 to 1 or -100, got 2");
+  CHECK(fault({0, 1}) == "labels: expected 3, got 2");
+  CHECK(fault({0, 1, 2}) == "label 2: expected 0 to 1 or -100, got 2");
   CHECK(message_of([&] {
           squared_error<double>(Rows<double>(gradient.data(), 2, 1), std::vector<double>{1});
-        }) == "meo: labels: expected 2, got 1");
+        }) == "labels: expected 2, got 1");
 }
 
 // What a change of a token may change: outputs of its own text from it on, and where it is in the first
@@ -350,25 +350,25 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
     batch.add(words, types);
     return batch;
   };
-  CHECK(fault({}) == "meo: batch: expected at least one text, got none");
-  CHECK(fault(of_words({})) == "meo: text 0: expected at least one token, got none");
+  CHECK(fault({}) == "batch: expected at least one text, got none");
+  CHECK(fault(of_words({})) == "text 0: expected at least one token, got none");
   CHECK(fault(of_words({1, 2, 3, 4, 5})) ==
-        "meo: text 0: expected at most 4 tokens, as the model has positions, got 5");
-  CHECK(fault(of_words({1, 11})) == "meo: word 1: expected 0 to 10, got 11");
-  CHECK(fault(of_words({-1})) == "meo: word 0: expected 0 to 10, got -1");
-  CHECK(fault(of_words({1, 2}, {0, 2})) == "meo: type 1: expected 0 to 1, got 2");
-  CHECK(fault(of_words({1, 2}, {0})) == "meo: types: expected 2, one for each word, got 1");
+        "text 0: expected at most 4 tokens, as the model has positions, got 5");
+  CHECK(fault(of_words({1, 11})) == "word 1: expected 0 to 10, got 11");
+  CHECK(fault(of_words({-1})) == "word 0: expected 0 to 10, got -1");
+  CHECK(fault(of_words({1, 2}, {0, 2})) == "type 1: expected 0 to 1, got 2");
+  CHECK(fault(of_words({1, 2}, {0})) == "types: expected 2, one for each word, got 1");
   Batch batch = of_words({1, 2});
   batch.places = {0, 4};
-  CHECK(fault(batch) == "meo: place 1: expected 0 to 3, got 4");
+  CHECK(fault(batch) == "place 1: expected 0 to 3, got 4");
   batch = of_words({1, 2});
   batch.words.push_back(3);
-  CHECK(fault(batch) == "meo: sequences: expected 3 tokens in all, as there are words, got 2");
+  CHECK(fault(batch) == "sequences: expected 3 tokens in all, as there are words, got 2");
 
   const Gpt2NextWord<float> gpt2(small_config(Task::next_word));
   Gpt2NextWord<float>::Context gpt2_context;
   CHECK(message_of([&] { gpt2.forward(of_words({1}, {0}), nullptr, gpt2_context); }) ==
-        "meo: types: expected none by this model, got 1");
+        "types: expected none by this model, got 1");
 
   config.mixture = small_mixture(Mixture::meo, meo::Level::task);
   const BertClassifier<float> with_tasks(config);
@@ -376,18 +376,18 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
     return message_of([&] { with_tasks.forward(of_tasks, nullptr, context); });
   };
   batch = of_words({1, 2});
-  CHECK(task_fault(batch) == "meo: descriptions: expected 1 or one for each of 1 texts, got 0");
+  CHECK(task_fault(batch) == "descriptions: expected 1 or one for each of 1 texts, got 0");
   batch.task_words = {11};
   batch.descriptions = meo::Sequences::uniform(1, 1);
-  CHECK(task_fault(batch) == "meo: task word 0: expected 0 to 10, got 11");
+  CHECK(task_fault(batch) == "task word 0: expected 0 to 10, got 11");
 
   config = small_config(Task::classification);
   config.width = 13;
   CHECK(message_of([&] { BertClassifier<float>{config}; }) ==
-        "meo: width: expected a multiple of heads = 2, got 13");
+        "width: expected a multiple of heads = 2, got 13");
   config = small_config(Task::classification);
   config.layers = 0;
-  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "meo: layers: expected at least 1, got 0");
+  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "layers: expected at least 1, got 0");
 }
 
 }  // namespace

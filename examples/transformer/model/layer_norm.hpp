@@ -9,9 +9,8 @@
 #include <string>
 #include <string_view>
 
-#include <meo/parallel.hpp>
-
 #include "activations.hpp"
+#include "parallel.hpp"
 #include "parameter.hpp"
 #include "sums.hpp"
 
@@ -100,7 +99,7 @@ class LayerNorm {
  private:
   template <class Row>
   static void for_rows(Index rows, const Row& row) {
-    meo::detail::parallel_ranges(rows, meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+    parallel_ranges(rows, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) row(t);
     });
   }

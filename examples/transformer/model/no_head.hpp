@@ -19,6 +19,7 @@ class NoHead {
 
   explicit NoHead(const Config& config) : width_(config.width) {}
 
+  static bool is_for(Task) { return true; }
   Index output_rows(const Batch& batch) const { return batch.tokens(); }
   Index output_columns() const { return width_; }
 

@@ -12,10 +12,11 @@
 #include <string>
 #include <string_view>
 
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
-#include <meo/parallel.hpp>
 
 #include "activations.hpp"
+#include "parallel.hpp"
 #include "parameter.hpp"
 
 namespace transformer {
@@ -31,7 +32,7 @@ class Words {
 
   /// x: T × d, is given the rows of the words.
   void look_up(std::span<const Index> words, Rows<Scalar> x) const {
-    meo::detail::parallel_ranges(x.rows(), meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+    parallel_ranges(x.rows(), [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) {
         const std::span<Scalar> row(x.row(t).data(), static_cast<std::size_t>(x.cols()));
         table_.bank().read_row(0, words[static_cast<std::size_t>(t)], 0, row);
@@ -58,7 +59,7 @@ class Words {
 
   /// Of a decode: writes dh, adds to the gradients.
   void decode_backward(const ConstRows<Scalar>& h, const ConstRows<Scalar>& d_logits, Words& gradients,
-                       Rows<Scalar> dh, meo::detail::AlignedVector<Scalar>& scratch) const {
+                       Rows<Scalar> dh, meo::AlignedVector<Scalar>& scratch) const {
     table_.backward(h, d_logits, gradients.table_, false, dh.data(), dh.cols(), scratch);
   }
 
