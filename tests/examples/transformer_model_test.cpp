@@ -3,9 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <meo/training/adamw.hpp>
@@ -26,11 +28,10 @@ using meo::Matrix;
 /// h⁴/30 times the fifth derivative, and roundings of the loss divided by h. h is so small that no seed here
 /// has a token on the way from one selection of experts to another.
 template <class Model>
-void check_gradients(Model model, const std::vector<Index>& lengths) {
+void check_gradients(Model model, const Batch& batch) {
   const Config& config = model.config();
   CAPTURE(name_of(config));
   randomize(model, 11);
-  const Batch batch = random_batch(config, lengths, 12);
   const Labels labels(config, batch, 13);
   typename Model::Context context;
   const auto loss = [&] {
@@ -74,7 +75,9 @@ TEST_CASE("gradients of whole models are those of their losses", "[transformer]"
   for_each_mixture([](const MixtureConfig& mixture) {
     // There gradients leave out first segments' decisions; layers/segment_test.cpp has them.
     if (mixture.level == meo::Level::segment) return;
-    const auto check = [](auto model) { check_gradients(std::move(model), {4, 1, 3}); };
+    const auto check = [](const auto& model) {
+      check_gradients(model, random_batch(model.config(), {4, 1, 3}, 12));
+    };
     for_each_task<double>(mixture, check, 4);
   });
 }
@@ -85,7 +88,16 @@ TEST_CASE("gradients of texts beyond a block of queries", "[transformer]") {
   config.vocabulary = 5;
   config.hidden = 4;
   config.positions = 70;
-  check_gradients(Gpt2NextWord<double>(config), {70});
+  check_gradients(Gpt2NextWord<double>(config), random_batch(config, {70}, 12));
+}
+
+TEST_CASE("gradients where one description is that of all texts", "[transformer]") {
+  Config config = small_config(Task::classification, 4);
+  config.mixture = small_mixture(Mixture::meo, meo::Level::task);
+  Batch batch = random_batch(config, {4, 1, 3}, 12);
+  batch.task_words.resize(3);
+  batch.descriptions = meo::Sequences::uniform(1, 3);
+  check_gradients(BertClassifier<double>(config), batch);
 }
 
 TEMPLATE_TEST_CASE("a text's outputs have the same bits alone and in a batch", "[transformer]", float,
@@ -262,6 +274,36 @@ TEST_CASE("dropout keeps what it says, scaled, and the same for a seed", "[trans
   CHECK_FALSE(static_cast<bool>(Dropout(0, 1, 2)));
 }
 
+TEST_CASE("each dropout of a model acts in training, by its seed alone", "[transformer]") {
+  for (const Task task : {Task::classification, Task::next_word}) {
+    for (double Config::*const dropout : {&Config::embedding_dropout, &Config::hidden_dropout,
+                                          &Config::attention_dropout, &Config::classifier_dropout}) {
+      Config config = small_config(task);
+      config.embedding_dropout = config.hidden_dropout = config.attention_dropout =
+          config.classifier_dropout = 0;
+      config.*dropout = 0.5;
+      if (task == Task::next_word && dropout == &Config::classifier_dropout) continue;
+      const Batch batch = random_batch(config, {5, 2, 9}, 45);
+      const auto check = [&](auto model) {
+        randomize(model, 46);
+        typename std::decay_t<decltype(model)>::Context context;
+        const auto logits = [&](std::optional<std::uint64_t> seed) -> Matrix<double> {
+          const Training<double> training{.dropout_seed = seed};
+          return model.forward(batch, &training, context);
+        };
+        const Matrix<double> first = logits(1);
+        CHECK(meo::test::bit_difference(logits(1), first) == "");
+        CHECK(meo::test::bit_difference(logits(2), first) != "");
+        CHECK(meo::test::bit_difference(logits({}), first) != "");
+        const Matrix<double> inferred = model.forward(batch, nullptr, context);
+        CHECK(meo::test::bit_difference(inferred, logits({})) == "");
+      };
+      if (task == Task::next_word) check(Gpt2NextWord<double>(config));
+      else check(BertClassifier<double>(config));
+    }
+  }
+}
+
 TEST_CASE("the padding word's embedding has no gradient as an input's", "[transformer]") {
   const Config config = small_config(Task::classification);
   BertClassifier<double> model(config), gradients(config);
@@ -385,6 +427,10 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
   config.width = 13;
   CHECK(message_of([&] { BertClassifier<float>{config}; }) ==
         "width: expected a multiple of heads = 2, got 13");
+  CHECK(message_of([&] { BertMaskedWords<float>{small_config(Task::classification)}; }) ==
+        "task: expected one that the model's head is for");
+  CHECK(message_of([&] { BertClassifier<float>{small_config(Task::next_word)}; }) ==
+        "task: expected one that the model's head is for");
   config = small_config(Task::classification);
   config.layers = 0;
   CHECK(message_of([&] { BertClassifier<float>{config}; }) == "layers: expected at least 1, got 0");
