@@ -15,6 +15,7 @@
 #include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
 #include "io/files.hpp"
+#include "kernels/threads.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 
@@ -301,6 +302,39 @@ TEST_CASE("each dropout of a model acts in training, by its seed alone", "[trans
       if (task == Task::next_word) check(Gpt2NextWord<double>(config));
       else check(BertClassifier<double>(config));
     }
+  }
+}
+
+TEST_CASE("outputs and gradients have the same bits with any number of threads", "[transformer]") {
+  for (const MixtureConfig& mixture :
+       {MixtureConfig{}, small_mixture(Mixture::moe, meo::Level::token),
+        small_mixture(Mixture::meo, meo::Level::token), small_mixture(Mixture::meo, meo::Level::sequence)}) {
+    for_each_task<float>(mixture, [](auto model) {
+      using Model = decltype(model);
+      CAPTURE(name_of(model.config()));
+      randomize(model, 47);
+      const Batch batch = random_batch(model.config(), {5, 70, 9, 1}, 48);
+      Matrix<float> first_logits;
+      std::vector<float> first_gradients;
+      meo::test::with_threads([&](Index threads) {
+        CAPTURE(threads);
+        std::mt19937_64 rng(49);
+        const Training<float> training{.noise = GateNoise<float>(rng), .dropout_seed = 50};
+        typename Model::Context context;
+        Model gradients(model.config());
+        const Matrix<float> logits = model.forward(batch, &training, context);
+        model.backward(batch, &training, context, gradients);
+        std::vector<float> all;
+        for (const auto& range : meo::parameters(gradients))
+          all.insert(all.end(), range.values.begin(), range.values.end());
+        if (threads == 1) {
+          first_logits = logits;
+          first_gradients = all;
+        }
+        CHECK(meo::test::bit_difference(logits, first_logits) == "");
+        CHECK(all == first_gradients);
+      });
+    });
   }
 }
 

@@ -76,32 +76,24 @@ class Embeddings {
     if (types_) initialize_normal(*types_, rng, deviation);
   }
 
-  template <class Visitor>
-  void visit(const std::string& prefix, const Visitor& visit) {
-    visit_parts(*this, prefix, visit);
-  }
-  template <class Visitor>
-  void visit(const std::string& prefix, const Visitor& visit) const {
-    visit_parts(*this, prefix, visit);
+  /// self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, const std::string& prefix, const Visitor& visit) {
+    if (!self.types_) {
+      Words<Scalar>::visit(self.words_, prefix + "wte.weight", "", visit);
+      visit(prefix + "wpe.weight", self.positions_);
+      return;
+    }
+    const std::string embeddings = prefix + "embeddings.";
+    Words<Scalar>::visit(self.words_, embeddings + "word_embeddings.weight", "cls.predictions.bias", visit);
+    visit(embeddings + "position_embeddings.weight", self.positions_);
+    visit(embeddings + "token_type_embeddings.weight", *self.types_);
+    LayerNorm<Scalar>::visit(*self.norm_, embeddings + "LayerNorm", visit);
   }
 
  private:
   static Index type_of(const Batch& batch, Index token) {
     return batch.types.empty() ? 0 : batch.types[static_cast<std::size_t>(token)];
-  }
-
-  template <class Self, class Visitor>
-  static void visit_parts(Self& self, const std::string& prefix, const Visitor& visit) {
-    if (!self.types_) {
-      self.words_.visit(prefix + "wte.weight", "", visit);
-      visit(prefix + "wpe.weight", self.positions_);
-      return;
-    }
-    const std::string embeddings = prefix + "embeddings.";
-    self.words_.visit(embeddings + "word_embeddings.weight", "cls.predictions.bias", visit);
-    visit(embeddings + "position_embeddings.weight", self.positions_);
-    visit(embeddings + "token_type_embeddings.weight", *self.types_);
-    self.norm_->visit(embeddings + "LayerNorm", visit);
   }
 
   Words<Scalar> words_;

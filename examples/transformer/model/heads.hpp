@@ -116,22 +116,13 @@ class ClassificationHead {
     initialize_normal(classifier_, rng, deviation);
   }
 
-  template <class Visitor>
-  void visit(const Visitor& visit) {
-    visit_parts(*this, visit);
-  }
-  template <class Visitor>
-  void visit(const Visitor& visit) const {
-    visit_parts(*this, visit);
-  }
-
- private:
   template <class Self, class Visitor>
-  static void visit_parts(Self& self, const Visitor& visit) {
+  static void visit(Self& self, const Visitor& visit) {
     visit("bert.pooler.dense", tensors_of(self.pooler_, "bert.pooler.dense"));
     visit("classifier", tensors_of(self.classifier_, "classifier"));
   }
 
+ private:
   meo::Linear<Scalar> pooler_, classifier_;
   double dropout_;
   Index dropout_place_;
@@ -183,22 +174,13 @@ class MaskedWordsHead {
 
   void initialize(std::mt19937_64& rng, double deviation) { initialize_normal(dense_, rng, deviation); }
 
-  template <class Visitor>
-  void visit(const Visitor& visit) {
-    visit_parts(*this, visit);
-  }
-  template <class Visitor>
-  void visit(const Visitor& visit) const {
-    visit_parts(*this, visit);
+  template <class Self, class Visitor>
+  static void visit(Self& self, const Visitor& visit) {
+    visit("cls.predictions.transform.dense", tensors_of(self.dense_, "cls.predictions.transform.dense"));
+    LayerNorm<Scalar>::visit(self.norm_, "cls.predictions.transform.LayerNorm", visit);
   }
 
  private:
-  template <class Self, class Visitor>
-  static void visit_parts(Self& self, const Visitor& visit) {
-    visit("cls.predictions.transform.dense", tensors_of(self.dense_, "cls.predictions.transform.dense"));
-    self.norm_.visit("cls.predictions.transform.LayerNorm", visit);
-  }
-
   meo::Linear<Scalar> dense_;
   LayerNorm<Scalar> norm_;
   meo::AnyActivation activation_;
@@ -236,8 +218,8 @@ class NextWordHead {
 
   void initialize(std::mt19937_64&, double) {}
 
-  template <class Visitor>
-  void visit(const Visitor&) const {}
+  template <class Self, class Visitor>
+  static void visit(Self&, const Visitor&) {}
 
  private:
   Index vocabulary_;

@@ -104,28 +104,9 @@ class Layer {
     feed_forward_.initialize(rng, deviation);
   }
 
-  template <class Visitor>
-  void visit(const std::string& prefix, const Visitor& visit) {
-    visit_parts(*this, prefix, visit);
-  }
-  template <class Visitor>
-  void visit(const std::string& prefix, const Visitor& visit) const {
-    visit_parts(*this, prefix, visit);
-  }
-
-  /// Calls visit(name, projection) for both of the feed-forward block.
-  template <class Visitor>
-  void visit_projections(const std::string& prefix, const Visitor& visit) {
-    visit_projections_of(*this, prefix, visit);
-  }
-  template <class Visitor>
-  void visit_projections(const std::string& prefix, const Visitor& visit) const {
-    visit_projections_of(*this, prefix, visit);
-  }
-
- private:
+  /// self: const or not; see parameter.hpp.
   template <class Self, class Visitor>
-  static void visit_parts(Self& self, const std::string& prefix, const Visitor& visit) {
+  static void visit(Self& self, const std::string& prefix, const Visitor& visit) {
     static constexpr std::array<std::string_view, 3> bert_parts{"query", "key", "value"};
     const LayerNames& names = LayerNames::of(self.family_);
     const bool turned = self.family_ == Family::gpt2;
@@ -134,19 +115,21 @@ class Layer {
     else visit(prefix + "attention.self", stacked(qkv, prefix + "attention.self.", bert_parts));
     const std::string output = prefix + names.attention_output;
     visit(output, tensors_of(self.attention_.output(), output, turned));
-    self.around_attention_.visit(prefix + names.attention_norm, visit);
-    visit_projections_of(self, prefix,
-                         [&](const std::string& name, auto& projection) { projection.visit(name, visit); });
-    self.around_feed_forward_.visit(prefix + names.norm, visit);
+    Residual<Scalar>::visit(self.around_attention_, prefix + names.attention_norm, visit);
+    visit_projections(self, prefix,
+                      [&](const std::string& name, auto& projection) { projection.visit(name, visit); });
+    Residual<Scalar>::visit(self.around_feed_forward_, prefix + names.norm, visit);
   }
 
+  /// Calls visit(name, projection) for both of the feed-forward block.
   template <class Self, class Visitor>
-  static void visit_projections_of(Self& self, const std::string& prefix, const Visitor& visit) {
+  static void visit_projections(Self& self, const std::string& prefix, const Visitor& visit) {
     const LayerNames& names = LayerNames::of(self.family_);
     visit(prefix + names.up, self.feed_forward_.up());
     visit(prefix + names.down, self.feed_forward_.down());
   }
 
+ private:
   Family family_;
   SelfAttention<Scalar> attention_;
   Residual<Scalar> around_attention_;

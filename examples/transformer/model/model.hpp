@@ -98,23 +98,23 @@ class Model {
   /// See parameter.hpp.
   template <class Visitor>
   void visit(const Visitor& visit) {
-    trunk_.visit(visit);
-    head_.visit(visit);
+    Trunk<Scalar>::visit(trunk_, visit);
+    Head::visit(head_, visit);
   }
   template <class Visitor>
   void visit(const Visitor& visit) const {
-    trunk_.visit(visit);
-    head_.visit(visit);
+    Trunk<Scalar>::visit(trunk_, visit);
+    Head::visit(head_, visit);
   }
 
   /// Calls visit(name, projection) for those of all feed-forward blocks.
   template <class Visitor>
   void visit_projections(const Visitor& visit) {
-    trunk_.visit_projections(visit);
+    Trunk<Scalar>::visit_projections(trunk_, visit);
   }
   template <class Visitor>
   void visit_projections(const Visitor& visit) const {
-    trunk_.visit_projections(visit);
+    Trunk<Scalar>::visit_projections(trunk_, visit);
   }
 
  private:

@@ -36,8 +36,8 @@ class NoHead {
 
   void initialize(std::mt19937_64&, double) {}
 
-  template <class Visitor>
-  void visit(const Visitor&) const {}
+  template <class Self, class Visitor>
+  static void visit(Self&, const Visitor&) {}
 
  private:
   Index width_;

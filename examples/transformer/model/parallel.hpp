@@ -12,10 +12,10 @@ namespace transformer {
 
 using meo::Index;
 
-/// The most that the next parallel loop may have; one inside somebody else's.
+/// The most that the next parallel loop may have.
 inline Index max_threads() {
 #if defined(_OPENMP)
-  return omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
+  return omp_get_max_threads();
 #else
   return 1;
 #endif
@@ -26,7 +26,7 @@ inline Index max_threads() {
 template <class Body>
 void parallel_ranges(Index count, const Body& body) {
 #if defined(_OPENMP)
-#pragma omp parallel if (count > 1 && max_threads() > 1)
+#pragma omp parallel if (count > 1)
   {
     const Index threads = omp_get_num_threads(), thread = omp_get_thread_num();
     body(count * thread / threads, count * (thread + 1) / threads, thread);

@@ -8,6 +8,8 @@
 ///     what meo::MixtureLayer::visit names, under the projection's name and a dot.
 ///
 /// Each has values(), the flat range that optimisers work on: meo::parameters(model) lists them.
+///
+/// What a model is made of has visit as a static function, which takes it const or not as its first argument.
 
 #include <span>
 #include <string>

@@ -63,14 +63,10 @@ class Residual {
     d += d_input;
   }
 
-  /// name: of the norm.
-  template <class Visitor>
-  void visit(std::string_view name, const Visitor& visit) {
-    norm_.visit(name, visit);
-  }
-  template <class Visitor>
-  void visit(std::string_view name, const Visitor& visit) const {
-    norm_.visit(name, visit);
+  /// name: of the norm. self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, std::string_view name, const Visitor& visit) {
+    LayerNorm<Scalar>::visit(self.norm_, name, visit);
   }
 
  private:

@@ -120,38 +120,28 @@ class Trunk {
     if (tasks_) initialize_normal(*tasks_, rng, deviation);
   }
 
-  template <class Visitor>
-  void visit(const Visitor& visit) {
-    visit_parts(*this, visit);
-  }
-  template <class Visitor>
-  void visit(const Visitor& visit) const {
-    visit_parts(*this, visit);
+  /// self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, const Visitor& visit) {
+    const std::string prefix(prefix_of(self.config_.family));
+    Embeddings<Scalar>::visit(self.embeddings_, prefix, visit);
+    if (self.tasks_) visit(prefix + "embeddings.task_embeddings.weight", *self.tasks_);
+    for (std::size_t i = 0; i < self.layers_.size(); ++i)
+      Layer<Scalar>::visit(self.layers_[i], self.layer_prefix(i), visit);
+    if (self.norm_) LayerNorm<Scalar>::visit(*self.norm_, prefix + "ln_f", visit);
   }
 
   /// See Layer::visit_projections.
-  template <class Visitor>
-  void visit_projections(const Visitor& visit) {
-    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].visit_projections(layer_prefix(i), visit);
-  }
-  template <class Visitor>
-  void visit_projections(const Visitor& visit) const {
-    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].visit_projections(layer_prefix(i), visit);
+  template <class Self, class Visitor>
+  static void visit_projections(Self& self, const Visitor& visit) {
+    for (std::size_t i = 0; i < self.layers_.size(); ++i)
+      Layer<Scalar>::visit_projections(self.layers_[i], self.layer_prefix(i), visit);
   }
 
  private:
   std::string layer_prefix(std::size_t layer) const {
     const char* const layers = config_.family == Family::bert ? "encoder.layer." : "h.";
     return std::string(prefix_of(config_.family)) + layers + std::to_string(layer) + ".";
-  }
-
-  template <class Self, class Visitor>
-  static void visit_parts(Self& self, const Visitor& visit) {
-    const std::string prefix(prefix_of(self.config_.family));
-    self.embeddings_.visit(prefix, visit);
-    if (self.tasks_) visit(prefix + "embeddings.task_embeddings.weight", *self.tasks_);
-    for (std::size_t i = 0; i < self.layers_.size(); ++i) self.layers_[i].visit(self.layer_prefix(i), visit);
-    if (self.norm_) self.norm_->visit(prefix + "ln_f", visit);
   }
 
   Config config_;

@@ -63,23 +63,14 @@ class Words {
     table_.backward(h, d_logits, gradients.table_, false, dh.data(), dh.cols(), scratch);
   }
 
-  /// names: of the table and, where there is one, of the bias.
-  template <class Visitor>
-  void visit(const std::string& table_name, const std::string& bias_name, const Visitor& visit) {
-    visit(table_name, tensors_of(table_, table_name, bias_name));
-  }
-  template <class Visitor>
-  void visit(const std::string& table_name, const std::string& bias_name, const Visitor& visit) const {
-    visit(table_name, tensors_of(table_, table_name, bias_name));
+  /// names: of the table and, where there is one, of the bias. self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, const std::string& table_name, const std::string& bias_name,
+                    const Visitor& visit) {
+    visit(table_name, LinearTensors{self.table_, {{table_name, bias_name, 0, self.table_.out_features()}}});
   }
 
  private:
-  template <class LinearType>
-  static LinearTensors<LinearType> tensors_of(LinearType& table, const std::string& table_name,
-                                              const std::string& bias_name) {
-    return {table, {{table_name, bias_name, 0, table.out_features()}}};
-  }
-
   meo::Linear<Scalar> table_;
 };
 
