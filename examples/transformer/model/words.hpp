@@ -8,6 +8,9 @@
 ///
 /// Letters: V vocabulary, d width, T tokens.
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -44,11 +47,18 @@ class Words {
   /// padding_idx. padding: −1 for none.
   void look_up_backward(std::span<const Index> words, Index padding, const ConstRows<Scalar>& dx,
                         Words& gradients) const {
-    const auto panels = gradients.table_.bank().mutable_panels();
+    auto& table = gradients.table_.bank();
+    std::array<Scalar, 64> part;  // of a row
     for (Index t = 0; t < dx.rows(); ++t) {
       const Index word = words[static_cast<std::size_t>(t)];
       if (word == padding) continue;
-      for (Index c = 0; c < dx.cols(); ++c) panels.weight(0, word, c) += dx(t, c);
+      for (Index c = 0; c < dx.cols(); c += static_cast<Index>(part.size())) {
+        const auto count = (std::min)(part.size(), static_cast<std::size_t>(dx.cols() - c));
+        const std::span<Scalar> sums = std::span(part).first(count);
+        table.read_row(0, word, c, sums);
+        for (std::size_t i = 0; i < count; ++i) sums[i] += dx(t, c + static_cast<Index>(i));
+        table.write_row(0, word, c, sums);
+      }
     }
   }
 
@@ -67,7 +77,7 @@ class Words {
   template <class Self, class Visitor>
   static void visit(Self& self, const std::string& table_name, const std::string& bias_name,
                     const Visitor& visit) {
-    visit(table_name, LinearTensors{self.table_, {{table_name, bias_name, 0, self.table_.out_features()}}});
+    visit(table_name, tensors_named(self.table_, table_name, bias_name));
   }
 
  private:
