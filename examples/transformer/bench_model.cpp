@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <exception>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -206,17 +205,9 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  return transformer::exit_code_of("bench_model", [&] {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
     else run(arguments);
-    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
-    return 0;
-  } catch (const UsageError& error) {
-    std::cerr << "bench_model: " << error.what() << "; --help says more\n";
-    return 2;
-  } catch (const std::exception& error) {
-    std::cerr << "bench_model: " << error.what() << '\n';
-    return 1;
-  }
+  });
 }

@@ -6,13 +6,13 @@
 #include <array>
 #include <charconv>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "../command_line.hpp"
 #include "../model/config.hpp"
 
 namespace transformer::bench {
@@ -62,11 +62,6 @@ also a column of their own.
 Exit code: 0 fine, 1 a model computes something else or FILE cannot be written, 2 wrong
 options.
 )";
-
-/// Wrong options. Says what was expected and what came.
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 /// Feed-forward blocks that are timed.
 struct Row {
