@@ -1,8 +1,9 @@
 /// The README's C++ is compiled code, and bench/README.md's figures are what the library computes.
 
+#include "support/readme.hpp"
+
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <random>
@@ -16,38 +17,9 @@
 
 #include "support/catch.hpp"
 
-namespace {
-
-std::string read_file(const std::string& name) {
-  std::ifstream file(MEO_TEST_DATA_DIR "/" + name);
-  REQUIRE(file.good());
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-/// The lines of a text, without indentation and empty lines.
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream stream(text);
-  for (std::string line; std::getline(stream, line);) {
-    line.erase(0, line.find_first_not_of(' '));
-    if (!line.empty()) lines.push_back(line);
-  }
-  return lines;
-}
-
-std::vector<std::string> cpp_blocks(const std::string& readme) {
-  const std::string open = "```cpp\n";
-  std::vector<std::string> blocks;
-  for (auto begin = readme.find(open); begin != std::string::npos; begin = readme.find(open, begin)) {
-    begin += open.size();
-    blocks.push_back(readme.substr(begin, readme.find("```", begin) - begin));
-  }
-  return blocks;
-}
-
-}  // namespace
+using meo::test::cpp_blocks;
+using meo::test::lines_of;
+using meo::test::read_text;
 
 // The README's snippets from the second on, word for word.
 TEST_CASE("A batch is one matrix and its Sequences, as the README has it", "[readme]") {
@@ -141,10 +113,10 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
 }
 
 TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
-  const std::vector<std::string> blocks = cpp_blocks(read_file("../README.md"));
+  const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
   REQUIRE(blocks.size() == 6);
-  CHECK(blocks[0] == read_file("../examples/quickstart/main.cpp"));
-  const std::vector<std::string> here = lines_of(read_file("readme_test.cpp"));
+  CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
+  const std::vector<std::string> here = lines_of(read_text("readme_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {
     CAPTURE(blocks[i]);
     const std::vector<std::string> snippet = lines_of(blocks[i]);
@@ -155,7 +127,7 @@ TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
 TEST_CASE("bench/README.md's table of FLOPs is what flops.hpp computes", "[readme]") {
   const std::map<std::string, meo::ModelShape> models{
       {"Small", meo::bert_small}, {"Base", meo::bert_base}, {"Large", meo::bert_large}};
-  const std::vector<std::string> lines = lines_of(read_file("../bench/README.md"));
+  const std::vector<std::string> lines = lines_of(read_text("../bench/README.md"));
   for (const auto& [name, shape] : models) {
     for (const auto& [method_name, method] :
          {std::pair{"MoE", meo::Method::moe}, std::pair{"MEO", meo::Method::meo}}) {

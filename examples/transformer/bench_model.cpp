@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <exception>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
@@ -156,7 +155,7 @@ class Bench {
     typename Model::Context of_dense;
     dense().model().forward(work.batch, &without_noise, of_dense);
     for (std::size_t i = 1; i < subjects_.size(); ++i) {
-      set_random_gates(subjects_[i]->model(), of_dense, work.batch, rng_);
+      set_random_gates(subjects_[i]->model(), dense().model(), of_dense, work.batch, rng_);
       verify_routings(*subjects_[i], work, context_);
     }
   }
@@ -198,29 +197,17 @@ class Bench {
 };
 
 void run(const Arguments& arguments) {
-  if (arguments.config.family == Family::bert) {
-    if (arguments.has_head) Bench<BertMaskedWords<float>>(arguments).run();
-    else Bench<Model<Bert, NoHead, float>>(arguments).run();
-  } else {
-    if (arguments.has_head) Bench<Gpt2NextWord<float>>(arguments).run();
-    else Bench<Model<Gpt2, NoHead, float>>(arguments).run();
-  }
+  if (!arguments.has_head) Bench<Model<NoHead, float>>(arguments).run();
+  else if (arguments.config.family == Family::bert) Bench<BertMaskedWords<float>>(arguments).run();
+  else Bench<Gpt2NextWord<float>>(arguments).run();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  return transformer::exit_code_of("bench_model", [&] {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
     else run(arguments);
-    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
-    return 0;
-  } catch (const UsageError& error) {
-    std::cerr << "bench_model: " << error.what() << "; --help says more\n";
-    return 2;
-  } catch (const std::exception& error) {
-    std::cerr << "bench_model: " << error.what() << '\n';
-    return 1;
-  }
+  });
 }

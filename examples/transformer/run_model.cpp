@@ -1,7 +1,6 @@
 /// Runs BERT and GPT-2, with dense, MoE or MEO feed-forward blocks. `--help` says what it reads and writes.
 
 #include <charconv>
-#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <optional>
@@ -11,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "command_line.hpp"
 #include "folder_run.hpp"
 #include "recorded_run.hpp"
 
@@ -23,6 +23,7 @@ namespace {
 using transformer::Batch;
 using transformer::Index;
 using transformer::Mixture;
+using transformer::UsageError;
 
 constexpr std::string_view help_text = R"(usage: run_model DIR [options]
        run_model FILE.safetensors [options]
@@ -73,10 +74,6 @@ grad.NAME, with the dtypes of FILE's own tensors of these names where there are 
 Options may be written --name=value, too. Exit code: 0 fine, 1 what is read does not
 fit, or OUT or DIR2 cannot be written, 2 wrong options.
 )";
-
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 struct Text {
   std::string text;
@@ -262,17 +259,9 @@ void run(Arguments arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  return transformer::exit_code_of("run_model", [&] {
     const Arguments arguments = parse(Words({argv + 1, argv + argc}));
     if (arguments.help) std::cout << help_text;
     else run(arguments);
-    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
-    return 0;
-  } catch (const UsageError& error) {
-    std::cerr << "run_model: " << error.what() << "; --help says more\n";
-    return 2;
-  } catch (const std::exception& error) {
-    std::cerr << "run_model: " << error.what() << '\n';
-    return 1;
-  }
+  });
 }

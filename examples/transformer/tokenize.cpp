@@ -1,7 +1,6 @@
 /// Turns texts into the ids that BERT or GPT-2 reads. `--help` says what it reads and writes.
 
 #include <cstddef>
-#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <limits>
@@ -19,6 +18,7 @@
 #include <meo/io/error.hpp>
 #include <meo/io/output_file.hpp>
 
+#include "command_line.hpp"
 #include "text/byte_pair.hpp"
 #include "text/encoding.hpp"
 #include "text/files.hpp"
@@ -28,6 +28,8 @@
 #include "text/word_piece.hpp"
 
 namespace {
+
+using transformer::UsageError;
 
 constexpr std::string_view help_text = R"(usage: tokenize --vocab vocab.txt IN.json OUT.json
        tokenize --vocab vocab.json --merges merges.txt IN.json OUT.json
@@ -55,10 +57,6 @@ Texts are UTF-8; what is not becomes U+FFFD.
 Exit code: 0 fine, 1 a file does not fit, or OUT cannot be written (which is tried
 first), 2 wrong options.
 )";
-
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 struct Arguments {
   std::optional<std::string> vocabulary, merges;
@@ -214,25 +212,15 @@ void run(const Arguments& arguments) {
   const nlohmann::ordered_json results =
       arguments.merges ? encode_by_byte_pairs(arguments) : encode_by_word_piece(arguments);
   const std::string text = results.dump() + "\n";
-  meo::io::detail::OutputFile file(arguments.out());
-  file.write(std::as_bytes(std::span(text)));
-  file.commit();
+  meo::io::write_file(arguments.out(), std::as_bytes(std::span(text)));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  return transformer::exit_code_of("tokenize", [&] {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
     else run(arguments);
-    if (!std::cout.flush()) throw std::runtime_error("cannot write to standard output");
-    return 0;
-  } catch (const UsageError& error) {
-    std::cerr << "tokenize: " << error.what() << "\nTry --help.\n";
-    return 2;
-  } catch (const std::exception& error) {
-    std::cerr << "tokenize: " << error.what() << '\n';
-    return 1;
-  }
+  });
 }

@@ -3,7 +3,9 @@
 /// Everything of the library that needs only Eigen; autodiff.hpp, for a scalar of its unsupported modules, is
 /// included apart.
 
+#include <meo/experts/activate.hpp>
 #include <meo/experts/activation.hpp>
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/any_activation.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>

@@ -2,10 +2,18 @@
 // models, and what it refuses. Times themselves are nobody's business here.
 
 #include <filesystem>
+#include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <meo/layers/layer_options.hpp>
+#include <meo/layers/layer_shape.hpp>
+#include <meo/routing/gate_input.hpp>
+#include <meo/routing/sequences.hpp>
+
+#include "../../examples/transformer/bench/random_gates.hpp"
 #include "io/files.hpp"
 #include "support/catch.hpp"
 #include "support/program.hpp"
@@ -122,4 +130,32 @@ TEST_CASE("bench_model explains its options", "[transformer][bench]") {
   const Outcome outcome = run(folder, small, {"--csv", (folder / "no/o.csv").string()});
   CHECK(outcome.exit_code == 1);
   CHECK(outcome.errors == "bench_model: --csv: cannot write to " + (folder / "no/o.csv").string() + "\n");
+}
+
+TEST_CASE("bench_model's gates are set for the tokens that the library's see", "[transformer][bench]") {
+  using transformer::Mixture;
+  const meo::Sequences batch = meo::Sequences::from_lengths({5, 1, 6, 2});
+  for (const meo::Index segment_tokens : {0, 1, 2, 3, 7}) {
+    CAPTURE(segment_tokens);
+    const meo::Level level = segment_tokens > 0 ? meo::Level::segment : meo::Level::sequence;
+    const transformer::MixtureConfig mixture{
+        .kind = Mixture::meo, .level = level, .segment_tokens = segment_tokens};
+    const meo::LayerOptions options{.routing = {.level = level, .segment_tokens = segment_tokens}};
+    meo::detail::GateRowsMemory memory;
+    const meo::detail::GateRows rows = meo::detail::decided_rows(options, batch, memory);
+    std::vector<std::pair<meo::Index, meo::Index>> expected;
+    for (const meo::detail::TokenRange& range : rows.seen) expected.emplace_back(range.begin, range.end);
+    CHECK(transformer::bench::tokens_seen(mixture, batch) == expected);
+  }
+}
+
+TEST_CASE("bench_model's gates have logits of mean 0 and variance 1", "[transformer][bench]") {
+  std::mt19937_64 rng(1);
+  meo::Matrix<float> rows = transformer::normal_matrix<float>(40, 6, rng, 1);
+  rows.rowwise() += Eigen::RowVectorXf::Constant(6, 3);
+  const meo::Matrix<float> logits = rows * transformer::bench::random_gate(rows, 4, rng);
+  for (meo::Index e = 0; e < 4; ++e) {
+    CHECK(logits.col(e).mean() == Approx(0).margin(1e-5));
+    CHECK(logits.col(e).squaredNorm() / 40 == Approx(1).epsilon(1e-5));
+  }
 }

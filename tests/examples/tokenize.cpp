@@ -129,7 +129,7 @@ TEST_CASE("tokenize refuses wrong options", "[tokenize]") {
   const auto check = [&](const std::vector<std::string>& arguments, const std::string& reason) {
     const Outcome outcome = run(tokenize.folder(), arguments);
     CHECK(outcome.exit_code == 2);
-    CHECK(outcome.errors == "tokenize: " + reason + "\nTry --help.\n");
+    CHECK(outcome.errors == "tokenize: " + reason + "; --help says more\n");
     CHECK(outcome.output == "");
   };
   check({}, "expected --vocab");

@@ -20,6 +20,7 @@
 
 #include "io/files.hpp"
 #include "support/catch.hpp"
+#include "support/naive_merges.hpp"
 #include "text/bert_words.hpp"
 #include "text/byte_alphabet.hpp"
 #include "text/byte_pair.hpp"
@@ -328,7 +329,7 @@ TEST_CASE("GPT-2's words", "[tokenizer]") {
 TEST_CASE("GPT-2's white space is Unicode's", "[tokenizer]") {
   std::u32string found;
   for (const char32_t point : all_code_points()) {
-    if (transformer::detail::gpt2_class(point) == transformer::detail::Gpt2Class::space) found += point;
+    if (transformer::gpt2_class(point) == transformer::Gpt2Class::space) found += point;
   }
   CHECK(found ==
         U"\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -396,6 +397,70 @@ TEST_CASE("byte pairs: all of a rank are merged, from the left, before what they
   CHECK(byte_pairs({"aba", "ab"}, "ab a\na b").ids("aba") == Ids{256});
   CHECK(byte_pairs({"bcd", "bc", "xb"}, "bc d\nb c\nx b").ids("xbcd") == Ids{'x', 256});
   CHECK(byte_pairs({"bc", "ab"}, "b c\na b\n").ids("abc") == Ids{'a', 256});
+}
+
+TEST_CASE("byte pairs are those of a search for the first pair, again and again", "[tokenizer]") {
+  std::mt19937 rng(2);
+  const auto below = [&](std::size_t count) { return static_cast<std::size_t>(rng()) % count; };
+  const transformer::ByteAlphabet alphabet;
+  const std::string bytes = "abc\xc3\xa9";
+  for (int list = 0; list < 60; ++list) {
+    // Each list joins what it has already. As training gives it, or, every other one, in no order.
+    std::vector<std::string> tokens, made;
+    for (const char byte : bytes) tokens.push_back(alphabet.character(static_cast<unsigned char>(byte)));
+    meo::test::TokenPairs merges;
+    for (std::size_t i = 0; i < 4 + below(20); ++i) {
+      const std::string left = tokens[below(tokens.size())], right = tokens[below(tokens.size())];
+      if (std::find(tokens.begin(), tokens.end(), left + right) != tokens.end()) continue;
+      merges.emplace_back(left, right);
+      tokens.push_back(left + right);
+      made.push_back(left + right);
+    }
+    if (list % 2 == 1) std::shuffle(merges.begin(), merges.end(), rng);
+    std::string lines = "#version: 0.2\n";
+    for (const auto& [left, right] : merges) lines += left + ' ' + right + '\n';
+    CAPTURE(lines);
+    const Vocabulary vocabulary = byte_vocabulary(made);
+    const BytePairTokenizer tokenizer(vocabulary, Merges(lines, "merges.txt"));
+    for (int i = 0; i < 40; ++i) {
+      std::string word;
+      for (std::size_t size = 1 + below(50); word.size() < size;) word += bytes[below(bytes.size())];
+      Ids expected;
+      for (const std::string_view part : transformer::gpt2_words(word)) {
+        for (const std::string& token : meo::test::merged_naively(part, merges))
+          expected.push_back(vocabulary.at(token));
+      }
+      REQUIRE(tokenizer.ids(word) == expected);
+    }
+  }
+}
+
+// The first merges of GPT-2's merges.txt, whose tokens its vocab.json numbers in their order, behind the
+// bytes: those that stand for themselves, and then the others.
+TEST_CASE("GPT-2's first tokens have the ids that they are published with", "[tokenizer]") {
+  const std::string lines =
+      "#version: 0.2\n\u0120 t\n\u0120 a\nh e\ni n\nr e\no n\n\u0120t he\ne r\n\u0120 s\na t\n\u0120 w\n"
+      "\u0120 o\ne n\n\u0120 c\ni t\ni s\na n\no r\ne s\n\u0120 b\ne d\n\u0120 f\nin g\n\u0120 p\no u\n"
+      "\u0120a n\na l\na r\n\u0120t o\n\u0120 m\n\u0120o f\n\u0120 in\n\u0120 d\n\u0120 h\n\u0120an d\n";
+  const transformer::ByteAlphabet alphabet;
+  nlohmann::json json;
+  for (const bool itself : {true, false}) {
+    for (std::size_t byte = 0; byte < 256; ++byte) {
+      std::string latin;
+      transformer::append_utf8(latin, static_cast<char32_t>(byte));
+      if ((alphabet.character(byte) == latin) == itself) json[alphabet.character(byte)] = json.size();
+    }
+  }
+  transformer::for_each_line(lines, [&](std::string_view line) {
+    const std::size_t space = line.find(' ');
+    if (line.starts_with('#')) return;
+    json[std::string(line.substr(0, space)).append(line.substr(space + 1))] = json.size();
+  });
+  const BytePairTokenizer tokenizer(Vocabulary::from_json(json.dump(), "vocab.json"), Merges(lines, "m"));
+  CHECK(tokenizer.ids("!") == Ids{0});
+  CHECK(tokenizer.ids("A,.\n") == Ids{32, 11, 13, 198});
+  CHECK(tokenizer.ids(" ") == Ids{220});
+  CHECK(tokenizer.ids("ing of the and in to") == Ids{278, 286, 262, 290, 287, 284});
 }
 
 TEST_CASE("byte pairs do not cross words", "[tokenizer]") {

@@ -379,6 +379,24 @@ TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folde
          [&](SafetensorsWriter& writer) { writer.add(up, Matrix<float>(20, 13)); });
   CHECK(message_of([&] { load_model<float>(model_folder, config); }) ==
         at(up) + "expected shape [20, 12], got [20, 13]");
+  // One that is not finite, which no copy of it may be either.
+  const std::string down = "bert.encoder.layer.1.output.dense";
+  for (const auto& [name, shape] : {std::pair(down + ".weight", std::vector<Index>{12, 20}),
+                                    std::pair(down + ".bias", std::vector<Index>{12})}) {
+    for (const float bad : {NAN, -INFINITY}) {
+      save_model(model, model_folder);
+      rename(model_folder, without(name), [&, &name = name, &shape = shape](SafetensorsWriter& writer) {
+        std::vector<float> values(static_cast<std::size_t>(shape[0] * (shape.size() > 1 ? shape[1] : 1)));
+        values[7] = bad;
+        writer.add(name, shape, values);
+      });
+      for (std::mt19937_64 rng; const bool trains : {false, true}) {
+        const LoadOptions options{.training = trains ? &rng : nullptr};
+        CHECK(message_of([&] { load_model<float>(model_folder, config, options); }) ==
+              at(name) + "element 7: expected a finite number, got " + (std::isnan(bad) ? "nan" : "-inf"));
+      }
+    }
+  }
   save_model(BertClassifier<float>(config), model_folder);
   config.mixture.experts = 2;
   CHECK(message_of([&] {

@@ -3,9 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <meo/training/adamw.hpp>
@@ -13,6 +15,7 @@
 #include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
 #include "io/files.hpp"
+#include "kernels/threads.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 
@@ -26,11 +29,10 @@ using meo::Matrix;
 /// h⁴/30 times the fifth derivative, and roundings of the loss divided by h. h is so small that no seed here
 /// has a token on the way from one selection of experts to another.
 template <class Model>
-void check_gradients(Model model, const std::vector<Index>& lengths) {
+void check_gradients(Model model, const Batch& batch) {
   const Config& config = model.config();
   CAPTURE(name_of(config));
   randomize(model, 11);
-  const Batch batch = random_batch(config, lengths, 12);
   const Labels labels(config, batch, 13);
   typename Model::Context context;
   const auto loss = [&] {
@@ -74,7 +76,9 @@ TEST_CASE("gradients of whole models are those of their losses", "[transformer]"
   for_each_mixture([](const MixtureConfig& mixture) {
     // There gradients leave out first segments' decisions; layers/segment_test.cpp has them.
     if (mixture.level == meo::Level::segment) return;
-    const auto check = [](auto model) { check_gradients(std::move(model), {4, 1, 3}); };
+    const auto check = [](const auto& model) {
+      check_gradients(model, random_batch(model.config(), {4, 1, 3}, 12));
+    };
     for_each_task<double>(mixture, check, 4);
   });
 }
@@ -85,7 +89,16 @@ TEST_CASE("gradients of texts beyond a block of queries", "[transformer]") {
   config.vocabulary = 5;
   config.hidden = 4;
   config.positions = 70;
-  check_gradients(Gpt2NextWord<double>(config), {70});
+  check_gradients(Gpt2NextWord<double>(config), random_batch(config, {70}, 12));
+}
+
+TEST_CASE("gradients where one description is that of all texts", "[transformer]") {
+  Config config = small_config(Task::classification, 4);
+  config.mixture = small_mixture(Mixture::meo, meo::Level::task);
+  Batch batch = random_batch(config, {4, 1, 3}, 12);
+  batch.task_words.resize(3);
+  batch.descriptions = meo::Sequences::uniform(1, 3);
+  check_gradients(BertClassifier<double>(config), batch);
 }
 
 TEMPLATE_TEST_CASE("a text's outputs have the same bits alone and in a batch", "[transformer]", float,
@@ -165,7 +178,7 @@ TEST_CASE("words are computed for the tokens that are asked for", "[transformer]
     }
     batch.asked = {16};
     CHECK(message_of([&] { model.forward(batch, nullptr, context); }) ==
-          "meo: asked token 0: expected 0 to 15, got 16");
+          "asked token 0: expected 0 to 15, got 16");
   };
   for_each_task<double>({}, check);
 }
@@ -262,6 +275,69 @@ TEST_CASE("dropout keeps what it says, scaled, and the same for a seed", "[trans
   CHECK_FALSE(static_cast<bool>(Dropout(0, 1, 2)));
 }
 
+TEST_CASE("each dropout of a model acts in training, by its seed alone", "[transformer]") {
+  for (const Task task : {Task::classification, Task::next_word}) {
+    for (double Config::*const dropout : {&Config::embedding_dropout, &Config::hidden_dropout,
+                                          &Config::attention_dropout, &Config::classifier_dropout}) {
+      Config config = small_config(task);
+      config.embedding_dropout = config.hidden_dropout = config.attention_dropout =
+          config.classifier_dropout = 0;
+      config.*dropout = 0.5;
+      if (task == Task::next_word && dropout == &Config::classifier_dropout) continue;
+      const Batch batch = random_batch(config, {5, 2, 9}, 45);
+      const auto check = [&](auto model) {
+        randomize(model, 46);
+        typename std::decay_t<decltype(model)>::Context context;
+        const auto logits = [&](std::optional<std::uint64_t> seed) -> Matrix<double> {
+          const Training<double> training{.dropout_seed = seed};
+          return model.forward(batch, &training, context);
+        };
+        const Matrix<double> first = logits(1);
+        CHECK(meo::test::bit_difference(logits(1), first) == "");
+        CHECK(meo::test::bit_difference(logits(2), first) != "");
+        CHECK(meo::test::bit_difference(logits({}), first) != "");
+        const Matrix<double> inferred = model.forward(batch, nullptr, context);
+        CHECK(meo::test::bit_difference(inferred, logits({})) == "");
+      };
+      if (task == Task::next_word) check(Gpt2NextWord<double>(config));
+      else check(BertClassifier<double>(config));
+    }
+  }
+}
+
+TEST_CASE("outputs and gradients have the same bits with any number of threads", "[transformer]") {
+  for (const MixtureConfig& mixture :
+       {MixtureConfig{}, small_mixture(Mixture::moe, meo::Level::token),
+        small_mixture(Mixture::meo, meo::Level::token), small_mixture(Mixture::meo, meo::Level::sequence)}) {
+    for_each_task<float>(mixture, [](auto model) {
+      using Model = decltype(model);
+      CAPTURE(name_of(model.config()));
+      randomize(model, 47);
+      const Batch batch = random_batch(model.config(), {5, 70, 9, 1}, 48);
+      Matrix<float> first_logits;
+      std::vector<float> first_gradients;
+      meo::test::with_threads([&](Index threads) {
+        CAPTURE(threads);
+        std::mt19937_64 rng(49);
+        const Training<float> training{.noise = GateNoise<float>(rng), .dropout_seed = 50};
+        typename Model::Context context;
+        Model gradients(model.config());
+        const Matrix<float> logits = model.forward(batch, &training, context);
+        model.backward(batch, &training, context, gradients);
+        std::vector<float> all;
+        for (const auto& range : meo::parameters(gradients))
+          all.insert(all.end(), range.values.begin(), range.values.end());
+        if (threads == 1) {
+          first_logits = logits;
+          first_gradients = all;
+        }
+        CHECK(meo::test::bit_difference(logits, first_logits) == "");
+        CHECK(all == first_gradients);
+      });
+    });
+  }
+}
+
 TEST_CASE("the padding word's embedding has no gradient as an input's", "[transformer]") {
   const Config config = small_config(Task::classification);
   BertClassifier<double> model(config), gradients(config);
@@ -294,11 +370,11 @@ TEST_CASE("losses count what is asked for, and refuse labels that are none", "[t
   const auto fault = [&](const std::vector<Index>& labels) {
     return message_of([&] { cross_entropy<double>(rows(gradient), labels); });
   };
-  CHECK(fault({0, 1}) == "meo: labels: expected 3, got 2");
-  CHECK(fault({0, 1, 2}) == "meo: label 2: expected 0 to 1 or -100, got 2");
+  CHECK(fault({0, 1}) == "labels: expected 3, got 2");
+  CHECK(fault({0, 1, 2}) == "label 2: expected 0 to 1 or -100, got 2");
   CHECK(message_of([&] {
           squared_error<double>(Rows<double>(gradient.data(), 2, 1), std::vector<double>{1});
-        }) == "meo: labels: expected 2, got 1");
+        }) == "labels: expected 2, got 1");
 }
 
 // What a change of a token may change: outputs of its own text from it on, and where it is in the first
@@ -350,25 +426,25 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
     batch.add(words, types);
     return batch;
   };
-  CHECK(fault({}) == "meo: batch: expected at least one text, got none");
-  CHECK(fault(of_words({})) == "meo: text 0: expected at least one token, got none");
+  CHECK(fault({}) == "batch: expected at least one text, got none");
+  CHECK(fault(of_words({})) == "text 0: expected at least one token, got none");
   CHECK(fault(of_words({1, 2, 3, 4, 5})) ==
-        "meo: text 0: expected at most 4 tokens, as the model has positions, got 5");
-  CHECK(fault(of_words({1, 11})) == "meo: word 1: expected 0 to 10, got 11");
-  CHECK(fault(of_words({-1})) == "meo: word 0: expected 0 to 10, got -1");
-  CHECK(fault(of_words({1, 2}, {0, 2})) == "meo: type 1: expected 0 to 1, got 2");
-  CHECK(fault(of_words({1, 2}, {0})) == "meo: types: expected 2, one for each word, got 1");
+        "text 0: expected at most 4 tokens, as the model has positions, got 5");
+  CHECK(fault(of_words({1, 11})) == "word 1: expected 0 to 10, got 11");
+  CHECK(fault(of_words({-1})) == "word 0: expected 0 to 10, got -1");
+  CHECK(fault(of_words({1, 2}, {0, 2})) == "type 1: expected 0 to 1, got 2");
+  CHECK(fault(of_words({1, 2}, {0})) == "types: expected 2, one for each word, got 1");
   Batch batch = of_words({1, 2});
   batch.places = {0, 4};
-  CHECK(fault(batch) == "meo: place 1: expected 0 to 3, got 4");
+  CHECK(fault(batch) == "place 1: expected 0 to 3, got 4");
   batch = of_words({1, 2});
   batch.words.push_back(3);
-  CHECK(fault(batch) == "meo: sequences: expected 3 tokens in all, as there are words, got 2");
+  CHECK(fault(batch) == "sequences: expected 3 tokens in all, as there are words, got 2");
 
   const Gpt2NextWord<float> gpt2(small_config(Task::next_word));
   Gpt2NextWord<float>::Context gpt2_context;
   CHECK(message_of([&] { gpt2.forward(of_words({1}, {0}), nullptr, gpt2_context); }) ==
-        "meo: types: expected none by this model, got 1");
+        "types: expected none by this model, got 1");
 
   config.mixture = small_mixture(Mixture::meo, meo::Level::task);
   const BertClassifier<float> with_tasks(config);
@@ -376,18 +452,22 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
     return message_of([&] { with_tasks.forward(of_tasks, nullptr, context); });
   };
   batch = of_words({1, 2});
-  CHECK(task_fault(batch) == "meo: descriptions: expected 1 or one for each of 1 texts, got 0");
+  CHECK(task_fault(batch) == "descriptions: expected 1 or one for each of 1 texts, got 0");
   batch.task_words = {11};
   batch.descriptions = meo::Sequences::uniform(1, 1);
-  CHECK(task_fault(batch) == "meo: task word 0: expected 0 to 10, got 11");
+  CHECK(task_fault(batch) == "task word 0: expected 0 to 10, got 11");
 
   config = small_config(Task::classification);
   config.width = 13;
   CHECK(message_of([&] { BertClassifier<float>{config}; }) ==
-        "meo: width: expected a multiple of heads = 2, got 13");
+        "width: expected a multiple of heads = 2, got 13");
+  CHECK(message_of([&] { BertMaskedWords<float>{small_config(Task::classification)}; }) ==
+        "task: expected one that the model's head is for");
+  CHECK(message_of([&] { BertClassifier<float>{small_config(Task::next_word)}; }) ==
+        "task: expected one that the model's head is for");
   config = small_config(Task::classification);
   config.layers = 0;
-  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "meo: layers: expected at least 1, got 0");
+  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "layers: expected at least 1, got 0");
 }
 
 }  // namespace

@@ -1,64 +1,35 @@
-// A model's forward and backward allocate nothing once their context has grown. A program of its own: it
-// replaces the global operator new, and Eigen, which calls malloc, reports its allocations through an
-// assertion that release builds keep.
+// A model's forward and backward allocate nothing once their context has grown, and in inference that has the
+// activations of one layer at a time. A program of its own: it replaces the global operator new, and Eigen,
+// which calls malloc, reports its allocations through an assertion that release builds keep.
 
 #include <stdexcept>
 
 #define EIGEN_RUNTIME_NO_MALLOC
 #define eigen_assert(condition) ((condition) ? static_cast<void>(0) : throw std::logic_error(#condition))
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 #include <new>
 #include <random>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "examples/transformer_models.hpp"
 #include "support/catch.hpp"
-
-namespace {
-
-std::size_t allocations = 0;
-
-void* allocate(std::size_t size, std::size_t alignment) {
-  ++allocations;
-  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
-  void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-/// Kept out of line: GCC would otherwise see free() meet memory from an operator new that it has not inlined,
-/// and warn.
-[[gnu::noinline]] void release(void* memory) { std::free(memory); }
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+#include "support/heap.hpp"
 
 namespace {
 
 using namespace transformer;
 using namespace transformer::test;
+namespace heap = meo::test::heap;
 
 /// Allocations by operator new during f; throws for one by Eigen.
 template <class Function>
-std::size_t allocations_of(Function&& f) {
-  struct NoMalloc {
-    NoMalloc() { Eigen::internal::set_is_malloc_allowed(false); }
-    ~NoMalloc() { Eigen::internal::set_is_malloc_allowed(true); }
-  } const no_malloc;
-  const std::size_t before = allocations;
-  f();
-  return allocations - before;
+std::size_t allocations_of(const Function& f) {
+  const heap::NoEigenMalloc no_malloc;
+  return heap::allocations_of(f);
 }
 
 template <class Model>
@@ -106,6 +77,57 @@ TEST_CASE("attention to many tokens allocates nothing", "[transformer][noalloc]"
     if (task == Task::next_word) check(Gpt2NextWord<double>(config), {1200, 600});
     else check(BertClassifier<double>(config), {1200, 600});
   }
+}
+
+/// The most bytes that a first forward takes beside the model.
+template <class Model>
+std::size_t forward_bytes(Model model, Index layers, const Batch& batch, bool trains) {
+  using Scalar = typename Model::Scalar;
+  Config config = model.config();
+  config.layers = layers;
+  model = Model(config);
+  randomize(model, 6);
+  std::mt19937_64 rng(7);
+  const Training<Scalar> training{.noise = GateNoise<Scalar>(rng), .dropout_seed = 8};
+  typename Model::Context context;
+  const heap::NoEigenMalloc no_malloc;
+  return heap::peak_of([&] { model.forward(batch, trains ? &training : nullptr, context); });
+}
+
+/// What inference of a dense model keeps at the most, in values a token: five norms' input and deviation,
+/// embeddings, queries, keys and values, what they are mixed to, both residuals' input and output, the
+/// block's hidden values and the model's outputs; and beside them what attention works in.
+template <class Model>
+std::size_t most_bytes(const Config& config, const Batch& batch) {
+  const Index d = config.width, tokens = batch.tokens();
+  const Index of_token = 5 * (d + 1) + d + 3 * d + d + 4 * d + config.hidden + config.vocabulary;
+  Index longest = 0;
+  for (Index b = 0; b < batch.sequences.size(); ++b) longest = (std::max)(longest, batch.sequences.length(b));
+  const auto padded = [](Index values) { return (values + 15) / 16 * 16; };
+  const Index of_attention = max_threads() * (4 * longest * padded(d / config.heads) + 64 * padded(longest));
+  const Index of_texts = 4 * batch.sequences.size() * d;  // a classifier's
+  return static_cast<std::size_t>(tokens * of_token + of_attention + of_texts) *
+             sizeof(typename Model::Scalar) +
+         static_cast<std::size_t>(tokens + 2 * batch.sequences.size() + 8) * sizeof(Index) +
+         sizeof(typename Layer<typename Model::Scalar>::Context);
+}
+
+TEST_CASE("inference keeps the activations of one layer at a time", "[transformer][noalloc]") {
+  for_each_mixture([&](const MixtureConfig& mixture) {
+    for_each_task<float>(mixture, [&](const auto& model) {
+      using Model = std::decay_t<decltype(model)>;
+      CAPTURE(name_of(model.config()));
+      const Batch batch = random_batch(model.config(), {5, 70, 2}, 9);
+      const std::size_t inferred = forward_bytes(model, 2, batch, false);
+      CHECK(forward_bytes(model, 8, batch, false) == inferred);
+      if (mixture.kind == Mixture::none) CHECK(inferred <= most_bytes<Model>(model.config(), batch));
+      // In training each layer has its own.
+      const std::size_t of_two = forward_bytes(model, 2, batch, true),
+                        of_five = forward_bytes(model, 5, batch, true);
+      CHECK(of_five - of_two >
+            3 * static_cast<std::size_t>(batch.tokens() * 8 * model.config().width) * sizeof(float));
+    });
+  });
 }
 
 }  // namespace

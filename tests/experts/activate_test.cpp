@@ -1,15 +1,18 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
 #include <meo/experts/activate.hpp>
+#include <meo/experts/any_activation.hpp>
 #include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/vector_math.hpp>
 
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/error_message.hpp"
 #include "support/random.hpp"
 
 namespace {
@@ -120,6 +123,33 @@ TEMPLATE_TEST_CASE("an activation of an array is that of each value, to the bit,
   check_everywhere<TestType>(GeluTanh());
   check_everywhere<TestType>(Silu());
   check_everywhere<TestType>(Cubed());
+}
+
+TEMPLATE_TEST_CASE("matrices are activated value by value, in their place too", "[activation]", float,
+                   double) {
+  using S = TestType;
+  Generator rng(92);
+  const AnyActivation f = AnyActivation::Kind::gelu;
+  const Matrix<S> wide = S(3) * random_matrix<S>(rng, 5, 13), d = random_matrix<S>(rng, 5, 7);
+  Matrix<S> expected(5, 7), expected_gradient = d, y = Matrix<S>::Zero(5, 9), gradient = d;
+  for (Index r = 0; r < 5; ++r) {
+    const S* const none = nullptr;
+    detail::activate(f, wide.row(r).data() + 2, none, 7, expected.row(r).data());
+    detail::activate_backward(f, wide.row(r).data() + 2, none, 7, expected_gradient.row(r).data(),
+                              static_cast<S*>(nullptr));
+  }
+  activate<S>(f, wide.middleCols(2, 7), y.leftCols(7));
+  CHECK(bit_difference(y.leftCols(7), expected) == "");
+  CHECK(y.rightCols(2).isZero(0));
+  activate_backward<S>(f, wide.middleCols(2, 7), gradient);
+  CHECK(bit_difference(gradient, expected_gradient) == "");
+  Matrix<S> in_place = wide.middleCols(2, 7);
+  activate<S>(f, in_place, in_place);
+  CHECK(bit_difference(in_place, expected) == "");
+  CHECK(error_lacks<std::invalid_argument>([&] { activate<S>(f, wide, y); },
+                                           {"meo: y: expected 5 x 13, got 5 x 9"}) == "");
+  CHECK(error_lacks<std::invalid_argument>([&] { activate_backward<S>(f, wide, y); },
+                                           {"meo: gradient: expected 5 x 13, got 5 x 9"}) == "");
 }
 
 TEST_CASE("lambdas and functions are activations", "[activation]") {

@@ -7,6 +7,7 @@
 
 namespace {
 
+using meo::AlignedVector;
 using namespace meo::detail;
 
 template <class T>

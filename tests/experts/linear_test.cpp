@@ -111,7 +111,7 @@ TEST_CASE("what a Linear writes must be apart from what it reads", "[linear]") {
   Matrix<float> wide = random_normal<float>(rng, 4, 8);
   const Matrix<float> before = wide;
   const MatrixView<float> x = wide.leftCols(3), dy = wide.middleCols(3, 2);
-  detail::AlignedVector<float> scratch;
+  AlignedVector<float> scratch;
   const auto refused = [&](auto&& f, const std::string& message) {
     const std::string error = error_lacks<std::invalid_argument>(f, {message});
     return error != "" ? error : bit_difference(wide, before);

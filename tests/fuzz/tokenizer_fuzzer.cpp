@@ -2,7 +2,6 @@
 // refuse them with an Error or std::invalid_argument; nothing else may happen. Byte pairs lose nothing, and
 // are merged as by a search for the first pair of the list, again and again.
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -19,6 +18,7 @@
 
 #include <meo/io/error.hpp>
 
+#include "../support/naive_merges.hpp"
 #include "text/bert_words.hpp"
 #include "text/byte_alphabet.hpp"
 #include "text/byte_pair.hpp"
@@ -53,9 +53,9 @@ void refuse_at_most(const Action& action) {
 }
 
 // Pairs of tokens, in the order in which they are merged, which is none that training gives.
-const std::vector<std::pair<std::string, std::string>> merges = {
-    {"ab", "a"}, {"a", "b"},   {"a", "a"},           {"a", "ab"},    {"aa", "ab"},
-    {"b", "a"},  {"aa", "aa"}, {"\u00c3", "\u00a9"}, {"\u0120", "a"}};
+const meo::test::TokenPairs merges = {{"ab", "a"},  {"a", "b"},           {"a", "a"},
+                                      {"a", "ab"},  {"aa", "ab"},         {"b", "a"},
+                                      {"aa", "aa"}, {"\u00c3", "\u00a9"}, {"\u0120", "a"}};
 
 BytePairTokenizer byte_pairs() {
   const transformer::ByteAlphabet alphabet;
@@ -69,28 +69,6 @@ BytePairTokenizer byte_pairs() {
   return {Vocabulary::from_json(vocabulary.dump(), "vocabulary"), Merges(lines, "merges")};
 }
 
-// The tokens of a word.
-std::vector<std::string> merged(std::string_view word) {
-  static const transformer::ByteAlphabet alphabet;
-  std::vector<std::string> tokens;
-  for (const char byte : word) tokens.push_back(alphabet.character(static_cast<unsigned char>(byte)));
-  while (true) {
-    const auto first = std::find_if(merges.begin(), merges.end(), [&](const auto& pair) {
-      return std::adjacent_find(tokens.begin(), tokens.end(), [&](const auto& left, const auto& right) {
-               return left == pair.first && right == pair.second;
-             }) != tokens.end();
-    });
-    if (first == merges.end()) return tokens;
-    std::vector<std::string> shorter;
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      shorter.push_back(tokens[i]);
-      if (tokens[i] == first->first && i + 1 < tokens.size() && tokens[i + 1] == first->second)
-        shorter.back() += tokens[++i];
-    }
-    tokens = std::move(shorter);
-  }
-}
-
 void try_byte_pairs(std::string_view text) {
   static const BytePairTokenizer tokenizer = byte_pairs();
   const std::vector<Id> ids = tokenizer.ids(text);
@@ -101,7 +79,7 @@ void try_byte_pairs(std::string_view text) {
   for (const std::string_view word : transformer::gpt2_words(text)) {
     joined += word;
     if (word.size() > 1000) return;  // the search takes quadratic time
-    for (const std::string& token : merged(word)) {
+    for (const std::string& token : meo::test::merged_naively(word, merges)) {
       static const transformer::ByteAlphabet alphabet;
       require(next < ids.size() && tokenizer.decode({&ids[next], 1}) == alphabet.bytes(token));
       ++next;

@@ -64,7 +64,7 @@ TEST_CASE("the peak is that of what is live at a time", "[noalloc]") {
   CHECK(peak_of([] {
           const std::vector<float> kept(1000);
           { const std::vector<float> freed(3000); }
-          const meo::detail::AlignedVector<double> more(1000);
+          const meo::AlignedVector<double> more(1000);
         }) == 16000);
   CHECK_THROWS_AS(peak_of([] { Matrix<float>::Ones(3, 3).eval(); }), std::logic_error);
 }

@@ -515,7 +515,7 @@ TEST_CASE("a file that becomes shorter while it is loaded leaves layer and block
 
 TEST_CASE("a file that fails when it is read a second time says up to where it is loaded",
           "[io][checkpoint]") {
-  using Part = meo::io::detail::TensorPart<double>;
+  using Part = meo::io::TensorPart<double>;
   constexpr Index piece = meo::io::detail::load_elements, size = 2 * piece + 5;
   const Folder folder;
   const auto path = folder / "f.safetensors";

@@ -46,9 +46,7 @@ void save(const Path& path, const std::string& text) { meo::test::save(path, meo
 
 // Writes a text as a file of the library is written.
 void write(const Path& path, const std::string& text) {
-  OutputFile file(path);
-  file.write(meo::test::to_bytes(text));
-  file.commit();
+  meo::io::write_file(path, meo::test::to_bytes(text));
 }
 
 std::string write_fault(const Path& path) {

@@ -99,7 +99,7 @@ void check_expert_gradients(Generator& rng, Index tokens, Index rows, Index in, 
   with_threads([&](Index threads) {
     ExpertBank<S> gradients = problem.start;
     const auto panels = problem.bank.panels();
-    detail::AlignedVector<S> scratch(static_cast<std::size_t>(
+    AlignedVector<S> scratch(static_cast<std::size_t>(
         threads * std::max(detail::weight_gradient_scratch_size<S>(panels.num_panels(), rows, limits),
                            detail::input_gradient_scratch_size(panels, limits))));
     detail::weight_gradient<S>(gradients.mutable_panels(), 1, {problem.x.data(), in, gather.data()},
@@ -174,16 +174,15 @@ void check_merged_gradients(Generator& rng, const std::vector<Index>& lengths, I
     const auto panels = problem.bank.panels();
     const Index merges = plan.num_merges();
     ExpertBank<S> gradients = problem.start;
-    detail::AlignedVector<S> scratch(static_cast<std::size_t>(
+    AlignedVector<S> scratch(static_cast<std::size_t>(
         threads *
         std::max(detail::merged_weight_gradient_scratch_size(panels, merges, offsets.back(), limits),
                  detail::merged_input_gradient_scratch_size(panels, merges, limits))));
     Matrix<S> actual_products = Matrix<S>::Constant(merges, top_k, S(7));
     std::vector<S> partial(
         static_cast<std::size_t>(detail::product_chunks(panels.num_panels()) * merges * top_k));
-    detail::AlignedVector<S> packed_x(
-        static_cast<std::size_t>(offsets.back() * detail::padded_inputs<S>(in)));
-    detail::AlignedVector<S> partial_gradients(
+    AlignedVector<S> packed_x(static_cast<std::size_t>(offsets.back() * detail::padded_inputs<S>(in)));
+    AlignedVector<S> partial_gradients(
         static_cast<std::size_t>(threads * detail::partial_gradients_size(panels, merges, limits)));
     detail::merged_weight_gradient<S>(
         panels, gradients.mutable_panels(), plan, offsets, {problem.x.data(), in}, {problem.dy.data(), out},

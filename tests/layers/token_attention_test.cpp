@@ -104,7 +104,7 @@ TEST_CASE("what token attention writes must be apart from what it reads", "[toke
   const auto refused = [](auto&& f, const std::string& message) {
     return error_lacks<std::invalid_argument>(f, {message});
   };
-  detail::AlignedVector<float> scratch;
+  AlignedVector<float> scratch;
   attention.apply(x, rows.data(), attended.data());
   const auto backward = [&](TokenAttention<float>& to, Matrix<float>& dx) {
     attention.backward(x, rows.data(), dy, d_rows.data(), to, dx.data(), 4, scratch);

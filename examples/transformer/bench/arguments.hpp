@@ -6,13 +6,13 @@
 #include <array>
 #include <charconv>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "../command_line.hpp"
 #include "../model/config.hpp"
 
 namespace transformer::bench {
@@ -63,11 +63,6 @@ Exit code: 0 fine, 1 a model computes something else or FILE cannot be written, 
 options.
 )";
 
-/// Wrong options. Says what was expected and what came.
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 /// Feed-forward blocks that are timed.
 struct Row {
   std::string name;
@@ -87,9 +82,7 @@ struct Arguments {
   bool help = false;
 };
 
-namespace detail {
-
-inline std::vector<std::string> parts(const std::string& text) {
+inline std::vector<std::string> parts_of(const std::string& text) {
   std::vector<std::string> parts{""};
   for (const char c : text) {
     if (c == ',') parts.emplace_back();
@@ -98,7 +91,7 @@ inline std::vector<std::string> parts(const std::string& text) {
   return parts;
 }
 
-inline Index count(const std::string& option, const std::string& text) {
+inline Index count_of(const std::string& option, const std::string& text) {
   constexpr Index most = 1'000'000;
   Index value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -107,9 +100,9 @@ inline Index count(const std::string& option, const std::string& text) {
   return value;
 }
 
-inline std::vector<Index> counts(const std::string& option, const std::string& text) {
+inline std::vector<Index> counts_of(const std::string& option, const std::string& text) {
   std::vector<Index> counts;
-  for (const std::string& part : parts(text)) counts.push_back(count(option, part));
+  for (const std::string& part : parts_of(text)) counts.push_back(count_of(option, part));
   return counts;
 }
 
@@ -164,7 +157,7 @@ inline std::vector<Row> rows_of(const std::vector<std::string>& names, const Arg
 }
 
 /// Throws UsageError for what fits none of the models.
-inline void check(const Arguments& arguments) {
+inline void check_arguments(const Arguments& arguments) {
   if (const Index most = *std::max_element(arguments.top_k.begin(), arguments.top_k.end());
       most > arguments.experts) {
     throw UsageError("--top-k: expected at most --experts = " + std::to_string(arguments.experts) + ", got " +
@@ -183,8 +176,6 @@ inline void check(const Arguments& arguments) {
     throw UsageError("--threads: expected 1, as the program is compiled without OpenMP");
 #endif
 }
-
-}  // namespace detail
 
 /// words: of the command line, "--name value" or "--name=value". Throws UsageError.
 inline Arguments parse(const std::vector<std::string>& words) {
@@ -210,7 +201,7 @@ inline Arguments parse(const std::vector<std::string>& words) {
       throw UsageError("--model: expected bert or gpt2, got '" + value + "'");
     family = value == "bert" ? Family::bert : Family::gpt2;
   }
-  Config& config = arguments.config = detail::base_config(family);
+  Config& config = arguments.config = base_config(family);
   const std::string head = family == Family::bert ? "mlm" : "lm";
   Index segment_tokens = 128;
   std::vector<std::string> rows;
@@ -232,11 +223,11 @@ inline Arguments parse(const std::vector<std::string>& words) {
     const auto one = std::find_if(counts.begin(), counts.end(), is_named);
     const auto list = std::find_if(lists.begin(), lists.end(), is_named);
     if (one != counts.end()) {
-      *one->second = detail::count(option, value);
+      *one->second = count_of(option, value);
     } else if (list != lists.end()) {
-      *list->second = detail::counts(option, value);
+      *list->second = counts_of(option, value);
     } else if (option == "--rows") {
-      rows = detail::parts(value);
+      rows = parts_of(value);
     } else if (option == "--csv") {
       arguments.csv = value;
     } else if (option == "--head") {
@@ -247,8 +238,8 @@ inline Arguments parse(const std::vector<std::string>& words) {
       throw UsageError("unknown option '" + option + "'");
     }
   }
-  detail::check(arguments);
-  arguments.rows = detail::rows_of(rows, arguments, segment_tokens);
+  check_arguments(arguments);
+  arguments.rows = rows_of(rows, arguments, segment_tokens);
   return arguments;
 }
 

@@ -4,13 +4,14 @@
 ///
 /// Letters: R gated rows, D features, N experts.
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string_view>
+#include <utility>
+#include <vector>
 
-#include <meo/layers/layer_options.hpp>
-#include <meo/layers/layer_shape.hpp>
-#include <meo/routing/gate_input.hpp>
+#include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
 #include "../model/activations.hpp"
@@ -20,18 +21,31 @@
 
 namespace transformer::bench {
 
-/// What the gate of a projection sees of its input x: R × D.
+/// The tokens that a gate sees of each of its decisions, at sequence or segment level: pairs of a begin and
+/// an end. A segment is decided on by the one before it, the first by itself.
+inline std::vector<std::pair<Index, Index>> tokens_seen(const MixtureConfig& mixture,
+                                                        const meo::Sequences& sequences) {
+  std::vector<std::pair<Index, Index>> seen;
+  for (Index b = 0; b < sequences.size(); ++b) {
+    const Index begin = sequences.begin(b), end = sequences.begin(b + 1);
+    const Index step = mixture.level == meo::Level::segment ? mixture.segment_tokens : end - begin;
+    for (Index at = begin; at < end; at += step) {
+      const Index first = (std::max)(begin, at - step);
+      seen.emplace_back(first, (std::min)(end, first + step));
+    }
+  }
+  return seen;
+}
+
+/// What the gate of a projection sees of its input x: R × D. Token-level MEO decides for sequences, too.
 inline meo::Matrix<float> gate_input(const ConstRows<float>& x, const MixtureConfig& mixture,
                                      const meo::Sequences& sequences) {
   if (mixture.kind == Mixture::moe && mixture.level == meo::Level::token) return x;
-  meo::detail::GateRowsMemory memory;
-  const meo::LayerOptions options{
-      .routing = {.level = mixture.level, .segment_tokens = mixture.segment_tokens}};
-  const meo::detail::GateRows rows = meo::detail::decided_rows(options, sequences, memory);
-  meo::Matrix<float> means(rows.size(), x.cols());
-  for (Index r = 0; r < rows.size(); ++r) {
-    const meo::detail::TokenRange seen = rows.seen[static_cast<std::size_t>(r)];
-    means.row(r) = x.middleRows(seen.begin, seen.size()).colwise().mean();
+  const auto seen = tokens_seen(mixture, sequences);
+  meo::Matrix<float> means(static_cast<Index>(seen.size()), x.cols());
+  for (Index r = 0; r < means.rows(); ++r) {
+    const auto [begin, end] = seen[static_cast<std::size_t>(r)];
+    means.row(r) = x.middleRows(begin, end - begin).colwise().mean();
   }
   return means;
 }
@@ -51,22 +65,16 @@ inline meo::Matrix<float> random_gate(const meo::Matrix<float>& rows, Index expe
   return weight;
 }
 
-/// What the projection reads, of a layer's context.
-template <class LayerContext>
-ConstRows<float> projection_input(const LayerContext& layer, bool is_up) {
-  if (!is_up) return layer.feed_forward.hidden.get();
-  if constexpr (requires { layer.middle; }) return layer.middle.get();
-  else return layer.feed_forward_input.get();
-}
-
 /// Sets all gates of a model. context: left by the dense model's forward of the batch, in training.
 template <class Model>
-void set_random_gates(Model& model, const typename Model::Context& context, const Batch& batch,
-                      std::mt19937_64& rng) {
+void set_random_gates(Model& model, const Model& dense, const typename Model::Context& context,
+                      const Batch& batch, std::mt19937_64& rng) {
   const MixtureConfig& mixture = model.config().mixture;
   std::size_t number = 0;
   model.visit_projections([&](std::string_view projection_name, auto& projection) {
-    const ConstRows<float> x = projection_input(context.trunk.layers[number / 2], number % 2 == 0);
+    const auto& layer = context.trunk.layers[number / 2];
+    const ConstRows<float> x = number % 2 == 0 ? dense.trunk().layers()[number / 2].feed_forward_input(layer)
+                                               : layer.feed_forward.hidden.get();
     const meo::Matrix<float> rows = gate_input(x, mixture, batch.sequences);
     projection.visit(projection_name, [&](std::string_view name, auto&& part) {
       if constexpr (requires { part.set_weight(part.weight()); }) {

@@ -22,8 +22,6 @@ struct WrongResult : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-namespace detail {
-
 /// Throws WrongResult unless all differences are within 2⁻¹² of the largest expected value: float's roundings
 /// leave some 2⁻¹⁷ in twelve layers, while a block, an expert or a text left out leaves about one.
 inline void require_close(const std::string& what, const meo::Matrix<float>& actual,
@@ -45,15 +43,13 @@ meo::Matrix<float> weight_and_bias(const Bank& bank, Index expert) {
   return all;
 }
 
-}  // namespace detail
-
 /// Throws WrongResult unless a model whose experts are copies has the dense model's outputs.
 template <class Model>
 void verify_outputs(Subject<Model>& dense, Subject<Model>& subject, const Work& work,
                     typename Model::Context& context) {
   const meo::Matrix<float> expected = dense.model().forward(work.batch, nullptr, context);
   const Rows<float> actual = subject.model().forward(work.batch, nullptr, context);
-  detail::require_close(subject.name() + "'s outputs", actual, expected);
+  require_close(subject.name() + "'s outputs", actual, expected);
 }
 
 /// Throws WrongResult unless such a model has the dense model's gradients, those of a projection's experts
@@ -69,7 +65,7 @@ void verify_gradients(Subject<Model>& dense, Subject<Model>& subject, const Work
   std::map<std::string, meo::Matrix<float>> expected;
   dense.gradients().visit([&](std::string_view name, auto&& part) {
     if constexpr (requires { part.linear; })
-      expected[std::string(name)] = detail::weight_and_bias(part.linear.bank(), 0);
+      expected[std::string(name)] = weight_and_bias(part.linear.bank(), 0);
     else if constexpr (requires { part.matrix; }) expected[std::string(name)] = part.matrix;
   });
   subject.gradients().visit([&](std::string_view name, auto&& part) {
@@ -78,15 +74,14 @@ void verify_gradients(Subject<Model>& dense, Subject<Model>& subject, const Work
                     part.num_experts();
                     part.weight(0);
                   }) {
-      meo::Matrix<float> sum = detail::weight_and_bias(part, 0);
-      for (Index e = 1; e < part.num_experts(); ++e) sum += detail::weight_and_bias(part, e);
+      meo::Matrix<float> sum = weight_and_bias(part, 0);
+      for (Index e = 1; e < part.num_experts(); ++e) sum += weight_and_bias(part, e);
       const std::string of_dense(name.substr(0, name.rfind('.')));
-      detail::require_close(what, sum, expected.at(of_dense));
+      require_close(what, sum, expected.at(of_dense));
     } else if constexpr (requires { part.linear.bank(); }) {
-      detail::require_close(what, detail::weight_and_bias(part.linear.bank(), 0),
-                            expected.at(std::string(name)));
+      require_close(what, weight_and_bias(part.linear.bank(), 0), expected.at(std::string(name)));
     } else if constexpr (requires { part.matrix; }) {
-      detail::require_close(what, part.matrix, expected.at(std::string(name)));
+      require_close(what, part.matrix, expected.at(std::string(name)));
     }  // else of gates and token attention
   });
 }

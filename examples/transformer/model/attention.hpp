@@ -12,12 +12,12 @@
 #include <vector>
 
 #include <meo/experts/aligned_vector.hpp>
-#include <meo/parallel.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
 
 #include "activations.hpp"
 #include "dropout.hpp"
+#include "parallel.hpp"
 #include "softmax.hpp"
 
 namespace transformer {
@@ -25,9 +25,9 @@ namespace transformer {
 /// What forward leaves for backward, and the memory of both.
 template <class Scalar>
 struct AttentionMemory {
-  meo::detail::AlignedVector<Scalar> probabilities;  ///< n × n of each sequence and head
-  std::vector<Index> begins;                         ///< of each sequence's, for all heads
-  meo::detail::AlignedVector<Scalar> scratch;        ///< a part for each thread
+  meo::AlignedVector<Scalar> probabilities;  ///< n × n of each sequence and head
+  std::vector<Index> begins;                 ///< of each sequence's, for all heads
+  meo::AlignedVector<Scalar> scratch;        ///< a part for each thread
 };
 
 template <class Scalar>
@@ -40,7 +40,7 @@ class Attention {
   void forward(const ConstRows<Scalar>& qkv, const meo::Sequences& sequences, const Dropout& dropout,
                bool keep, Rows<Scalar> mixed, AttentionMemory<Scalar>& memory) const {
     place_probabilities(sequences, memory);
-    if (keep) meo::detail::reserve(memory.probabilities, memory.begins.back());
+    if (keep) grown(memory.probabilities, memory.begins.back());
     const Index longest = longest_of(sequences);
     const Layout layout(longest, size_, false);
     const auto scale = Scalar(1) / std::sqrt(static_cast<Scalar>(size_));
@@ -183,13 +183,10 @@ class Attention {
   template <class Body>
   void for_heads(const meo::Sequences& sequences, Index scratch_size, AttentionMemory<Scalar>& memory,
                  const Body& body) const {
-    const Index threads = meo::detail::max_threads();
-    Scalar* const scratch = meo::detail::reserve(memory.scratch, threads * scratch_size);
-    meo::detail::parallel_ranges(sequences.size() * heads_, threads,
-                                 [&](Index begin, Index end, Index thread) {
-                                   for (Index i = begin; i < end; ++i)
-                                     body(i / heads_, i % heads_, scratch + thread * scratch_size);
-                                 });
+    Scalar* const scratch = grown(memory.scratch, max_threads() * scratch_size);
+    parallel_ranges(sequences.size() * heads_, [&](Index begin, Index end, Index thread) {
+      for (Index i = begin; i < end; ++i) body(i / heads_, i % heads_, scratch + thread * scratch_size);
+    });
   }
 
   /// Calls product(first key, keys) for parts of the keys that Eigen packs on the stack: it would allocate

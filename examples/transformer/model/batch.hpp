@@ -7,9 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include <meo/errors.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/types.hpp>
+
+#include "require.hpp"
 
 namespace transformer {
 
@@ -54,8 +55,7 @@ inline void places_of(const Batch& batch, std::vector<Index>& places) {
 /// Throws std::invalid_argument unless all ids are from 0 to below `count`.
 inline void require_ids(std::span<const Index> ids, Index count, std::string_view name) {
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    meo::detail::require(ids[i] >= 0 && ids[i] < count, name, " ", i, ": expected 0 to ", count - 1, ", got ",
-                         ids[i]);
+    require(ids[i] >= 0 && ids[i] < count, name, " ", i, ": expected 0 to ", count - 1, ", got ", ids[i]);
   }
 }
 
@@ -63,27 +63,37 @@ inline void require_ids(std::span<const Index> ids, Index count, std::string_vie
 /// has none.
 inline void require_batch(const Batch& batch, Index vocabulary, Index positions, Index types) {
   const Index tokens = batch.tokens();
-  meo::detail::require(batch.sequences.tokens() == tokens, "sequences: expected ", tokens,
-                       " tokens in all, as there are words, got ", batch.sequences.tokens());
-  meo::detail::require(batch.sequences.size() > 0, "batch: expected at least one text, got none");
+  require(batch.sequences.tokens() == tokens, "sequences: expected ", tokens,
+          " tokens in all, as there are words, got ", batch.sequences.tokens());
+  require(batch.sequences.size() > 0, "batch: expected at least one text, got none");
   const auto require_one_each = [&](const std::vector<Index>& values, std::string_view name) {
-    meo::detail::require(values.empty() || static_cast<Index>(values.size()) == tokens, name, ": expected ",
-                         tokens, ", one for each word, got ", values.size());
+    require(values.empty() || static_cast<Index>(values.size()) == tokens, name, ": expected ", tokens,
+            ", one for each word, got ", values.size());
   };
   require_one_each(batch.types, "types");
   require_one_each(batch.places, "places");
   for (Index b = 0; b < batch.sequences.size(); ++b) {
     const Index length = batch.sequences.length(b);
-    meo::detail::require(length > 0, "text ", b, ": expected at least one token, got none");
-    meo::detail::require(length <= positions, "text ", b, ": expected at most ", positions,
-                         " tokens, as the model has positions, got ", length);
+    require(length > 0, "text ", b, ": expected at least one token, got none");
+    require(length <= positions, "text ", b, ": expected at most ", positions,
+            " tokens, as the model has positions, got ", length);
   }
   require_ids(batch.words, vocabulary, "word");
   require_ids(batch.places, positions, "place");
-  meo::detail::require(types > 0 || batch.types.empty(), "types: expected none by this model, got ",
-                       batch.types.size());
+  require(types > 0 || batch.types.empty(), "types: expected none by this model, got ", batch.types.size());
   require_ids(batch.types, types, "type");
   require_ids(batch.asked, tokens, "asked token");
+}
+
+/// The same of the descriptions of tasks.
+inline void require_descriptions(const Batch& batch, Index vocabulary) {
+  require_ids(batch.task_words, vocabulary, "task word");
+  const Index descriptions = batch.descriptions.size(), texts = batch.sequences.size();
+  require(descriptions == 1 || descriptions == texts, "descriptions: expected 1 or one for each of ", texts,
+          " texts, got ", descriptions);
+  require(batch.descriptions.tokens() == static_cast<Index>(batch.task_words.size()),
+          "descriptions: expected ", batch.task_words.size(), " words in all, as there are task words, got ",
+          batch.descriptions.tokens());
 }
 
 }  // namespace transformer

@@ -4,10 +4,11 @@
 
 #include <string_view>
 
-#include <meo/errors.hpp>
 #include <meo/experts/any_activation.hpp>
 #include <meo/layers/layer_options.hpp>
 #include <meo/types.hpp>
+
+#include "require.hpp"
 
 namespace transformer {
 
@@ -56,10 +57,13 @@ struct Config {
   bool has_tasks() const { return mixture.kind != Mixture::none && mixture.level == meo::Level::task; }
 };
 
+/// What published names of a family's parameters may begin with.
+inline std::string_view prefix_of(Family family) { return family == Family::bert ? "bert." : "transformer."; }
+
 /// Throws std::invalid_argument for a config that no model can have. (Layers check the rest.)
 inline void check_config(const Config& config) {
   const auto require_positive = [](Index value, std::string_view name) {
-    meo::detail::require(value >= 1, name, ": expected at least 1, got ", value);
+    require(value >= 1, name, ": expected at least 1, got ", value);
   };
   require_positive(config.vocabulary, "vocabulary");
   require_positive(config.width, "width");
@@ -69,25 +73,22 @@ inline void check_config(const Config& config) {
   require_positive(config.positions, "positions");
   require_positive(config.labels, "labels");
   if (config.family == Family::bert) require_positive(config.types, "types");
-  meo::detail::require(config.width % config.heads == 0,
-                       "width: expected a multiple of heads = ", config.heads, ", got ", config.width);
+  require(config.width % config.heads == 0, "width: expected a multiple of heads = ", config.heads, ", got ",
+          config.width);
   for (const double dropout : {config.embedding_dropout, config.hidden_dropout, config.attention_dropout,
                                config.classifier_dropout}) {
-    meo::detail::require(dropout >= 0 && dropout < 1, "dropout: expected 0 to below 1, got ", dropout);
+    require(dropout >= 0 && dropout < 1, "dropout: expected 0 to below 1, got ", dropout);
   }
-  meo::detail::require(config.norm_epsilon > 0, "norm_epsilon: expected a number above 0, got ",
-                       config.norm_epsilon);
-  meo::detail::require((config.family == Family::gpt2) == (config.task == Task::next_word),
-                       "task: expected next_word for GPT-2 and another for BERT");
+  require(config.norm_epsilon > 0, "norm_epsilon: expected a number above 0, got ", config.norm_epsilon);
+  require((config.family == Family::gpt2) == (config.task == Task::next_word),
+          "task: expected next_word for GPT-2 and another for BERT");
   if (config.mixture.kind == Mixture::none) return;
   const bool is_bert = config.family == Family::bert;
   const meo::Level level = config.mixture.level;
-  meo::detail::require(level != (is_bert ? meo::Level::segment : meo::Level::task),
-                       "level: expected token, sequence or ", is_bert ? "task for BERT" : "segment for GPT-2",
-                       ", got ", to_string(level));
-  meo::detail::require(level != meo::Level::segment || config.mixture.segment_tokens >= 1,
-                       "segment_tokens: expected at least 1 at segment level, got ",
-                       config.mixture.segment_tokens);
+  require(level != (is_bert ? meo::Level::segment : meo::Level::task), "level: expected token, sequence or ",
+          is_bert ? "task for BERT" : "segment for GPT-2", ", got ", to_string(level));
+  require(level != meo::Level::segment || config.mixture.segment_tokens >= 1,
+          "segment_tokens: expected at least 1 at segment level, got ", config.mixture.segment_tokens);
 }
 
 /// Of one projection of a feed-forward block.

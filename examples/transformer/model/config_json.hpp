@@ -92,8 +92,6 @@ class ConfigFields {
   const std::string& file_;
 };
 
-namespace detail {
-
 /// An activation and what configs call it, the first when they are written.
 inline constexpr std::array<std::pair<std::string_view, meo::AnyActivation::Kind>, 6> activation_names{
     {{"gelu", meo::AnyActivation::Kind::gelu},
@@ -111,7 +109,7 @@ inline meo::AnyActivation activation_of(const ConfigFields& fields, const char* 
   fields.fail(name, "gelu, gelu_new, gelu_pytorch_tanh, relu, silu or swish");
 }
 
-inline std::string name_of(const meo::AnyActivation& activation) {
+inline std::string activation_name(const meo::AnyActivation& activation) {
   for (const auto& [name, kind] : activation_names) {
     if (activation.kind() == kind) return std::string(name);
   }
@@ -231,8 +229,6 @@ inline Config gpt2_config(const ConfigFields& fields) {
   return config;
 }
 
-}  // namespace detail
-
 /// file: what messages call it. Throws meo::io::Error for fields that are missing or wrong, or ask for a
 /// model that is not here.
 inline Config config_from_json(const nlohmann::json& json, const std::string& file) {
@@ -240,8 +236,8 @@ inline Config config_from_json(const nlohmann::json& json, const std::string& fi
   const std::string type = fields.text("model_type");
   if (type != "bert" && type != "gpt2") fields.fail("model_type", "bert or gpt2");
   fields.require("tie_word_embeddings", true);
-  Config config = type == "bert" ? detail::bert_config(fields) : detail::gpt2_config(fields);
-  config.mixture = detail::mixture_of(fields, config.family);
+  Config config = type == "bert" ? bert_config(fields) : gpt2_config(fields);
+  config.mixture = mixture_of(fields, config.family);
   config.description_size = fields.count("description_size", config.description_size);
   return config;
 }
@@ -261,7 +257,7 @@ inline nlohmann::json to_json(const Config& config) {
     json["max_position_embeddings"] = config.positions;
     json["type_vocab_size"] = config.types;
     json["pad_token_id"] = config.padding_word;
-    json["hidden_act"] = detail::name_of(config.activation);
+    json["hidden_act"] = activation_name(config.activation);
     json["layer_norm_eps"] = config.norm_epsilon;
     json["hidden_dropout_prob"] = config.hidden_dropout;
     json["attention_probs_dropout_prob"] = config.attention_dropout;
@@ -280,7 +276,7 @@ inline nlohmann::json to_json(const Config& config) {
     json["n_head"] = config.heads;
     json["n_inner"] = config.hidden;
     json["n_positions"] = config.positions;
-    json["activation_function"] = detail::name_of(config.activation);
+    json["activation_function"] = activation_name(config.activation);
     json["layer_norm_epsilon"] = config.norm_epsilon;
     json["embd_pdrop"] = config.embedding_dropout;
     json["resid_pdrop"] = config.hidden_dropout;

@@ -8,8 +8,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include <meo/parallel.hpp>
 #include <meo/types.hpp>
+
+#include "parallel.hpp"
 
 namespace transformer {
 
@@ -39,7 +40,7 @@ class Dropout {
   template <class Scalar>
   void apply(Scalar* values, Index count) const {
     if (!*this) return;
-    meo::detail::parallel_ranges(count, meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+    parallel_ranges(count, [&](Index begin, Index end, Index) {
       for (Index i = begin; i < end; ++i) values[i] *= factor<Scalar>(i);
     });
   }

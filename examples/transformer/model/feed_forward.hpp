@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include <meo/experts/activate.hpp>
-#include <meo/parallel.hpp>
+#include <meo/experts/aligned_vector.hpp>
 
 #include "activations.hpp"
 #include "config.hpp"
@@ -16,26 +16,6 @@
 #include "projection.hpp"
 
 namespace transformer {
-
-/// y = f(x), in parallel; y may be x.
-template <class Scalar>
-void activate(const meo::AnyActivation& f, const ConstRows<Scalar>& x, Rows<Scalar> y) {
-  meo::detail::parallel_ranges(x.rows(), meo::detail::max_threads(), [&](Index begin, Index end, Index) {
-    const Index first = begin * x.cols();
-    meo::detail::activate<meo::AnyActivation, Scalar>(f, x.data() + first, nullptr, (end - begin) * x.cols(),
-                                                      y.data() + first);
-  });
-}
-
-/// From the gradient of f(x) to that of x, in place.
-template <class Scalar>
-void activate_backward(const meo::AnyActivation& f, const ConstRows<Scalar>& x, Rows<Scalar> gradient) {
-  meo::detail::parallel_ranges(x.rows(), meo::detail::max_threads(), [&](Index begin, Index end, Index) {
-    const Index first = begin * x.cols();
-    meo::detail::activate_backward<meo::AnyActivation, Scalar>(
-        f, x.data() + first, nullptr, (end - begin) * x.cols(), gradient.data() + first, nullptr);
-  });
-}
 
 template <class Scalar>
 class FeedForward {
@@ -48,7 +28,7 @@ class FeedForward {
   /// Memory of backward.
   struct Gradients {
     Activations<Scalar> hidden;
-    meo::detail::AlignedVector<Scalar> scratch;
+    meo::AlignedVector<Scalar> scratch;
   };
 
   explicit FeedForward(const Config& config)
@@ -68,7 +48,7 @@ class FeedForward {
     Rows<Scalar> before = context.before.resize(x.rows(), hidden_);
     Rows<Scalar> hidden = pass.training != nullptr ? context.hidden.resize(x.rows(), hidden_) : before;
     Scalar loss = up_.forward(x, pass.inputs(2 * layer), before, context.up);
-    activate<Scalar>(activation_, context.before.get(), hidden);
+    meo::activate<Scalar>(activation_, context.before.get(), hidden);
     loss += down_.forward(read<Scalar>(hidden), pass.inputs(2 * layer + 1), y, context.down);
     return loss;
   }
@@ -80,7 +60,7 @@ class FeedForward {
     Rows<Scalar> d_hidden = memory.hidden.resize(x.rows(), hidden_);
     down_.backward(context.hidden.get(), pass.inputs(2 * layer + 1), context.down, dy, gradients.down_,
                    d_hidden, d_task_embeddings, memory.scratch);
-    activate_backward<Scalar>(activation_, context.before.get(), d_hidden);
+    meo::activate_backward<Scalar>(activation_, context.before.get(), d_hidden);
     up_.backward(x, pass.inputs(2 * layer), context.up, memory.hidden.get(), gradients.up_, dx,
                  d_task_embeddings, memory.scratch);
   }

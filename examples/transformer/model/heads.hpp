@@ -4,13 +4,12 @@
 ///
 ///     ClassificationHead   classes, or values of a regression, from a text's first token, B × labels:
 ///                          tanh(h₀ Pᵀ + p), dropout, a projection (BERT's pooler and classifier)
-///     MaskedWordsHead      words at every token, or those asked for, T × V: dense, activation, norm, the
-///     words'
-///                          decoder
+///     MaskedWordsHead      words at every token, or those asked for, T × V: dense, activation, norm, and the
+///                          words' decoder
 ///     NextWordHead         words at every token, or those asked for, T × V: the words' decoder
 ///
 /// Each has forward(h, batch, words, pass, logits, context); backward(…), from d_logits to dh, which is
-/// overwritten; output_rows and output_columns; initialize and visit.
+/// overwritten; output_rows and output_columns; initialize and visit; and is_for(task).
 ///
 /// Letters: T tokens, B texts, V vocabulary, d width.
 
@@ -18,12 +17,13 @@
 #include <random>
 #include <string>
 
+#include <meo/experts/activate.hpp>
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
 
 #include "activations.hpp"
 #include "batch.hpp"
 #include "config.hpp"
-#include "feed_forward.hpp"
 #include "initialize.hpp"
 #include "layer_norm.hpp"
 #include "parameter.hpp"
@@ -63,7 +63,7 @@ class ClassificationHead {
   struct Context {
     Activations<Scalar> first, pooled, dropped;  ///< B × d
     Activations<Scalar> d_first, d_pooled;       ///< of backward
-    meo::detail::AlignedVector<Scalar> scratch;
+    meo::AlignedVector<Scalar> scratch;
   };
 
   explicit ClassificationHead(const Config& config)
@@ -72,6 +72,7 @@ class ClassificationHead {
         dropout_(config.classifier_dropout),
         dropout_place_(config.layers * dropouts_per_layer + 1) {}
 
+  static bool is_for(Task task) { return task == Task::classification || task == Task::regression; }
   Index output_rows(const Batch& batch) const { return batch.sequences.size(); }
   Index output_columns() const { return classifier_.out_features(); }
 
@@ -115,22 +116,13 @@ class ClassificationHead {
     initialize_normal(classifier_, rng, deviation);
   }
 
-  template <class Visitor>
-  void visit(const Visitor& visit) {
-    visit_parts(*this, visit);
-  }
-  template <class Visitor>
-  void visit(const Visitor& visit) const {
-    visit_parts(*this, visit);
-  }
-
- private:
   template <class Self, class Visitor>
-  static void visit_parts(Self& self, const Visitor& visit) {
+  static void visit(Self& self, const Visitor& visit) {
     visit("bert.pooler.dense", tensors_of(self.pooler_, "bert.pooler.dense"));
     visit("classifier", tensors_of(self.classifier_, "classifier"));
   }
 
+ private:
   meo::Linear<Scalar> pooler_, classifier_;
   double dropout_;
   Index dropout_place_;
@@ -143,7 +135,7 @@ class MaskedWordsHead {
     Activations<Scalar> asked, before, normed;  ///< T × d
     typename LayerNorm<Scalar>::Context norm;
     Activations<Scalar> d, d_asked;  ///< of backward
-    meo::detail::AlignedVector<Scalar> scratch;
+    meo::AlignedVector<Scalar> scratch;
   };
 
   explicit MaskedWordsHead(const Config& config)
@@ -152,6 +144,7 @@ class MaskedWordsHead {
         activation_(config.activation),
         vocabulary_(config.vocabulary) {}
 
+  static bool is_for(Task task) { return task == Task::masked_words; }
   Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
@@ -161,7 +154,7 @@ class MaskedWordsHead {
     Rows<Scalar> before = context.before.resize(asked.rows(), asked.cols());
     Rows<Scalar> normed = context.normed.resize(asked.rows(), asked.cols());
     dense_.apply(asked, before.data(), before.cols());
-    activate<Scalar>(activation_, context.before.get(), normed);
+    meo::activate<Scalar>(activation_, context.before.get(), normed);
     norm_.forward(context.normed.get(), normed, context.norm);
     words.decode(context.normed.get(), logits);
   }
@@ -173,7 +166,7 @@ class MaskedWordsHead {
     Rows<Scalar> d = context.d.resize(asked.rows(), asked.cols());
     words.decode_backward(context.normed.get(), d_logits, words_gradients, d, context.scratch);
     norm_.backward(context.norm, context.d.get(), gradients.norm_, d);
-    activate_backward<Scalar>(activation_, context.before.get(), d);
+    meo::activate_backward<Scalar>(activation_, context.before.get(), d);
     asked_rows_backward(batch, context.d_asked, dh, [&](Rows<Scalar> d_asked) {
       dense_.backward(asked, d, gradients.dense_, false, d_asked.data(), d_asked.cols(), context.scratch);
     });
@@ -181,22 +174,13 @@ class MaskedWordsHead {
 
   void initialize(std::mt19937_64& rng, double deviation) { initialize_normal(dense_, rng, deviation); }
 
-  template <class Visitor>
-  void visit(const Visitor& visit) {
-    visit_parts(*this, visit);
-  }
-  template <class Visitor>
-  void visit(const Visitor& visit) const {
-    visit_parts(*this, visit);
+  template <class Self, class Visitor>
+  static void visit(Self& self, const Visitor& visit) {
+    visit("cls.predictions.transform.dense", tensors_of(self.dense_, "cls.predictions.transform.dense"));
+    LayerNorm<Scalar>::visit(self.norm_, "cls.predictions.transform.LayerNorm", visit);
   }
 
  private:
-  template <class Self, class Visitor>
-  static void visit_parts(Self& self, const Visitor& visit) {
-    visit("cls.predictions.transform.dense", tensors_of(self.dense_, "cls.predictions.transform.dense"));
-    self.norm_.visit("cls.predictions.transform.LayerNorm", visit);
-  }
-
   meo::Linear<Scalar> dense_;
   LayerNorm<Scalar> norm_;
   meo::AnyActivation activation_;
@@ -209,11 +193,12 @@ class NextWordHead {
   struct Context {
     Activations<Scalar> asked;    ///< T × d
     Activations<Scalar> d_asked;  ///< of backward
-    meo::detail::AlignedVector<Scalar> scratch;
+    meo::AlignedVector<Scalar> scratch;
   };
 
   explicit NextWordHead(const Config& config) : vocabulary_(config.vocabulary) {}
 
+  static bool is_for(Task task) { return task == Task::next_word; }
   Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
@@ -233,8 +218,8 @@ class NextWordHead {
 
   void initialize(std::mt19937_64&, double) {}
 
-  template <class Visitor>
-  void visit(const Visitor&) const {}
+  template <class Self, class Visitor>
+  static void visit(Self&, const Visitor&) {}
 
  private:
   Index vocabulary_;

@@ -9,9 +9,8 @@
 #include <string>
 #include <string_view>
 
-#include <meo/parallel.hpp>
-
 #include "activations.hpp"
+#include "parallel.hpp"
 #include "parameter.hpp"
 #include "sums.hpp"
 
@@ -88,27 +87,19 @@ class LayerNorm {
     });
   }
 
-  template <class Visitor>
-  void visit(std::string_view name, const Visitor& visit) {
-    visit_parts(*this, name, visit);
-  }
-  template <class Visitor>
-  void visit(std::string_view name, const Visitor& visit) const {
-    visit_parts(*this, name, visit);
+  /// self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, std::string_view name, const Visitor& visit) {
+    visit(std::string(name) + ".weight", self.weight_);
+    visit(std::string(name) + ".bias", self.bias_);
   }
 
  private:
   template <class Row>
   static void for_rows(Index rows, const Row& row) {
-    meo::detail::parallel_ranges(rows, meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+    parallel_ranges(rows, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) row(t);
     });
-  }
-
-  template <class Self, class Visitor>
-  static void visit_parts(Self& self, std::string_view name, const Visitor& visit) {
-    visit(std::string(name) + ".weight", self.weight_);
-    visit(std::string(name) + ".bias", self.bias_);
   }
 
   Parameter<Scalar> weight_, bias_;

@@ -2,8 +2,8 @@
 
 /// A whole model: BERT or GPT-2 and a head.
 ///
-///     transformer::Model<transformer::Bert, transformer::ClassificationHead, float> model(config);
-///     transformer::Context<...> context;
+///     transformer::BertClassifier<float> model(config);
+///     transformer::BertClassifier<float>::Context context;
 ///     logits = model.forward(batch, nullptr, context);           // inference
 ///
 ///     model.forward(batch, &training, context);                  // a step of training
@@ -20,25 +20,24 @@
 
 #include "activations.hpp"
 #include "batch.hpp"
-#include "bert.hpp"
 #include "config.hpp"
-#include "gpt2.hpp"
 #include "heads.hpp"
 #include "losses.hpp"
 #include "pass.hpp"
+#include "require.hpp"
+#include "trunk.hpp"
 
 namespace transformer {
 
-template <template <class> class TrunkType, template <class> class HeadType, class ScalarType>
+template <template <class> class HeadType, class ScalarType>
 class Model {
  public:
   using Scalar = ScalarType;
-  using Trunk = TrunkType<Scalar>;
-  using Head = HeadType<Scalar>;
+  using Head = HeadType<Scalar>;  ///< see heads.hpp
 
   /// Memory of a forward and of the backward that follows it. Keeps what it has grown to.
   struct Context {
-    typename Trunk::Context trunk;
+    typename Trunk<Scalar>::Context trunk;
     typename Head::Context head;
     Activations<Scalar> outputs, hidden_gradient;
     Scalar balance_loss = 0;  ///< of all gates, times their coefficient
@@ -54,7 +53,8 @@ class Model {
   explicit Model(const Config& config) : config_(checked(config)), trunk_(config), head_(config) {}
 
   const Config& config() const { return config_; }
-  Trunk& trunk() { return trunk_; }
+  Trunk<Scalar>& trunk() { return trunk_; }
+  const Trunk<Scalar>& trunk() const { return trunk_; }
   Head& head() { return head_; }
 
   /// training: null for inference, which keeps the activations of one layer at a time; else all are kept for
@@ -72,8 +72,8 @@ class Model {
   /// the parameters' to `gradients`, those of the balance loss included.
   void backward(const Batch& batch, const Training<Scalar>* training, Context& context,
                 Model& gradients) const {
-    meo::detail::require(training != nullptr, "training: expected that of the forward, got none");
-    meo::detail::require(&gradients != this, "gradients: expected another model, got the one itself");
+    require(training != nullptr, "training: expected that of the forward, got none");
+    require(&gradients != this, "gradients: expected another model, got the one itself");
     const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
     const ConstRows<Scalar> h = trunk_.hidden(context.trunk);
     Rows<Scalar> d = context.hidden_gradient.resize(h.rows(), h.cols());
@@ -90,8 +90,7 @@ class Model {
 
   /// The same for what a dense model of another task lacks: a classifier, and embeddings of tasks.
   void initialize_new(std::mt19937_64& rng, double deviation = 0.02) {
-    if constexpr (requires { trunk_.initialize_tasks(rng, deviation); })
-      trunk_.initialize_tasks(rng, deviation);
+    trunk_.initialize_tasks(rng, deviation);
     if constexpr (requires { head_.initialize_classifier(rng, deviation); })
       head_.initialize_classifier(rng, deviation);
   }
@@ -99,38 +98,43 @@ class Model {
   /// See parameter.hpp.
   template <class Visitor>
   void visit(const Visitor& visit) {
-    trunk_.visit(visit);
-    head_.visit(visit);
+    Trunk<Scalar>::visit(trunk_, visit);
+    Head::visit(head_, visit);
   }
   template <class Visitor>
   void visit(const Visitor& visit) const {
-    trunk_.visit(visit);
-    head_.visit(visit);
+    Trunk<Scalar>::visit(trunk_, visit);
+    Head::visit(head_, visit);
   }
 
   /// Calls visit(name, projection) for those of all feed-forward blocks.
   template <class Visitor>
   void visit_projections(const Visitor& visit) {
-    trunk_.visit_projections(visit);
+    Trunk<Scalar>::visit_projections(trunk_, visit);
+  }
+  template <class Visitor>
+  void visit_projections(const Visitor& visit) const {
+    Trunk<Scalar>::visit_projections(trunk_, visit);
   }
 
  private:
   static const Config& checked(const Config& config) {
     check_config(config);
+    require(Head::is_for(config.task), "task: expected one that the model's head is for");
     return config;
   }
 
   Config config_;
-  Trunk trunk_;
+  Trunk<Scalar> trunk_;
   Head head_;
 };
 
 /// Classification and regression.
 template <class Scalar>
-using BertClassifier = Model<Bert, ClassificationHead, Scalar>;
+using BertClassifier = Model<ClassificationHead, Scalar>;
 template <class Scalar>
-using BertMaskedWords = Model<Bert, MaskedWordsHead, Scalar>;
+using BertMaskedWords = Model<MaskedWordsHead, Scalar>;
 template <class Scalar>
-using Gpt2NextWord = Model<Gpt2, NextWordHead, Scalar>;
+using Gpt2NextWord = Model<NextWordHead, Scalar>;
 
 }  // namespace transformer

@@ -55,9 +55,7 @@ void save_model(const Model& model, const std::filesystem::path& folder) {
   save(model, writer);
   writer.write(folder / tensors_file);
   const std::string text = to_json(model.config()).dump(2) + "\n";
-  meo::io::detail::OutputFile file(folder / config_file);
-  file.write(std::as_bytes(std::span(text)));
-  file.commit();
+  meo::io::write_file(folder / config_file, std::as_bytes(std::span(text)));
 }
 
 }  // namespace transformer

@@ -19,6 +19,7 @@ class NoHead {
 
   explicit NoHead(const Config& config) : width_(config.width) {}
 
+  static bool is_for(Task) { return true; }
   Index output_rows(const Batch& batch) const { return batch.tokens(); }
   Index output_columns() const { return width_; }
 
@@ -35,8 +36,8 @@ class NoHead {
 
   void initialize(std::mt19937_64&, double) {}
 
-  template <class Visitor>
-  void visit(const Visitor&) const {}
+  template <class Self, class Visitor>
+  static void visit(Self&, const Visitor&) {}
 
  private:
   Index width_;

@@ -8,6 +8,8 @@
 ///     what meo::MixtureLayer::visit names, under the projection's name and a dot.
 ///
 /// Each has values(), the flat range that optimisers work on: meo::parameters(model) lists them.
+///
+/// What a model is made of has visit as a static function, which takes it const or not as its first argument.
 
 #include <span>
 #include <string>
@@ -57,11 +59,17 @@ struct LinearTensors {
   auto values() const { return linear.values(); }
 };
 
+template <class LinearType>
+LinearTensors<LinearType> tensors_named(LinearType& linear, const std::string& weight,
+                                        const std::string& bias, bool turned = false) {
+  return {linear, {{weight, bias, 0, linear.out_features(), turned}}};
+}
+
 /// NAME.weight, out × in, and NAME.bias, as nn.Linear has them; with `turned` in × out, as GPT-2's Conv1D.
 template <class LinearType>
 LinearTensors<LinearType> tensors_of(LinearType& linear, std::string_view name, bool turned = false) {
   const std::string prefix = std::string(name) + ".";
-  return {linear, {{prefix + "weight", prefix + "bias", 0, linear.out_features(), turned}}};
+  return tensors_named(linear, prefix + "weight", prefix + "bias", turned);
 }
 
 /// Projections of one input that are computed as one, their outputs one after another.

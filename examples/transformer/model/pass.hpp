@@ -7,12 +7,12 @@
 #include <span>
 #include <vector>
 
-#include <meo/errors.hpp>
 #include <meo/routing/inputs.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/types.hpp>
 
 #include "dropout.hpp"
+#include "require.hpp"
 
 namespace transformer {
 
@@ -30,8 +30,8 @@ class GateNoise {
   /// Throws std::invalid_argument where matrices are given, but none for this gate.
   meo::Noise<Scalar> of(Index gate) const {
     if (given_.empty()) return drawn_;
-    meo::detail::require(gate < static_cast<Index>(given_.size()), "noise: expected a matrix for gate ", gate,
-                         ", got ", given_.size());
+    require(gate < static_cast<Index>(given_.size()), "noise: expected a matrix for gate ", gate, ", got ",
+            given_.size());
     return meo::Noise<Scalar>(given_[static_cast<std::size_t>(gate)]);
   }
 

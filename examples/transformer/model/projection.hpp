@@ -7,6 +7,7 @@
 #include <string_view>
 #include <variant>
 
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
@@ -37,6 +38,15 @@ class Projection {
     if (const auto* moe = std::get_if<Moe>(&kind_)) return moe->options();
     return std::get<Meo>(kind_).options();
   }
+  /// Calls visit(layer) with the meo::MoeLayer or meo::MeoLayer, unless this is dense.
+  template <class Visitor>
+  void visit_mixture(const Visitor& visit) {
+    visit_mixture_of(*this, visit);
+  }
+  template <class Visitor>
+  void visit_mixture(const Visitor& visit) const {
+    visit_mixture_of(*this, visit);
+  }
   /// Whether files have a dense weight in × out, as GPT-2's have.
   bool is_turned() const { return turned_; }
 
@@ -55,7 +65,7 @@ class Projection {
   /// level to d_task_embeddings. The balance loss counts in full.
   void backward(const ConstRows<Scalar>& x, const meo::Inputs<Scalar>& inputs, Context& context,
                 const ConstRows<Scalar>& dy, Projection& gradients, Rows<Scalar> dx,
-                Rows<Scalar> d_task_embeddings, meo::detail::AlignedVector<Scalar>& scratch) const {
+                Rows<Scalar> d_task_embeddings, meo::AlignedVector<Scalar>& scratch) const {
     if (const auto* dense = std::get_if<Dense>(&kind_)) {
       dense->backward(x, dy, std::get<Dense>(gradients.kind_), false, dx.data(), dx.cols(), scratch);
       return;
@@ -120,13 +130,18 @@ class Projection {
   }
 
   template <class Self, class Visitor>
+  static void visit_mixture_of(Self& self, const Visitor& visit) {
+    if (auto* moe = std::get_if<Moe>(&self.kind_)) visit(*moe);
+    else if (auto* meo = std::get_if<Meo>(&self.kind_)) visit(*meo);
+  }
+
+  template <class Self, class Visitor>
   static void visit_parts(Self& self, std::string_view name, const Visitor& visit) {
     const auto under_name = [&](std::string_view part_name, auto&& part) {
       visit(std::string(name) + "." + std::string(part_name), part);
     };
     if (auto* dense = std::get_if<Dense>(&self.kind_)) visit(name, tensors_of(*dense, name, self.turned_));
-    else if (auto* moe = std::get_if<Moe>(&self.kind_)) moe->visit(under_name);
-    else std::get<Meo>(self.kind_).visit(under_name);
+    else visit_mixture_of(self, [&](auto& layer) { layer.visit(under_name); });
   }
 
   Kind kind_;

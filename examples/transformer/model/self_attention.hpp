@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
 
 #include "activations.hpp"
@@ -37,7 +38,7 @@ class SelfAttention {
   /// Memory of backward.
   struct Gradients {
     Activations<Scalar> qkv, mixed;
-    meo::detail::AlignedVector<Scalar> scratch;
+    meo::AlignedVector<Scalar> scratch;
   };
 
   explicit SelfAttention(const SelfAttentionOptions& options)
@@ -68,7 +69,7 @@ class SelfAttention {
     output_.apply(mixed, y.data(), y.cols());
   }
 
-  /// Of a forward that left the context. dy: T × d. Adds dx to what dx has, and the parameters' to gradients.
+  /// Of a forward that left the context. dy, dx: T × d; dx is overwritten. Adds the parameters' to gradients.
   void backward(const ConstRows<Scalar>& x, const Pass<Scalar>& pass, Index place, Context& context,
                 const ConstRows<Scalar>& dy, SelfAttention& gradients, Rows<Scalar> dx,
                 Gradients& memory) const {
@@ -78,7 +79,7 @@ class SelfAttention {
                      memory.scratch);
     attention_.backward(context.qkv.get(), pass.sequences, pass.dropout(options_.dropout, place),
                         memory.mixed.get(), d_qkv, context.attention);
-    qkv_.backward(x, d_qkv, gradients.qkv_, true, dx.data(), dx.cols(), memory.scratch);
+    qkv_.backward(x, d_qkv, gradients.qkv_, false, dx.data(), dx.cols(), memory.scratch);
   }
 
  private:

@@ -8,8 +8,9 @@
 
 #include <Eigen/Core>
 
-#include <meo/parallel.hpp>
 #include <meo/types.hpp>
+
+#include "parallel.hpp"
 
 namespace transformer {
 
@@ -42,7 +43,7 @@ template <class Scalar, class Terms>
 void add_column_sums(Index rows, Index columns, const Terms& terms, Scalar* sums) {
   constexpr Index part = 128, at_once = 256;
   const Index blocks = (columns + at_once - 1) / at_once;
-  meo::detail::parallel_ranges(blocks, meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+  parallel_ranges(blocks, [&](Index begin, Index end, Index) {
     Eigen::Array<Scalar, 1, Eigen::Dynamic, Eigen::RowMajor, 1, at_once> of_part;
     for (Index block = begin; block < end; ++block) {
       const Index first = block * at_once, count = (std::min)(at_once, columns - first);

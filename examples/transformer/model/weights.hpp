@@ -7,13 +7,13 @@
 /// copy of it ("upcycling").
 
 #include <algorithm>
-#include <concepts>
 #include <optional>
 #include <random>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,99 +31,78 @@ namespace transformer {
 
 /// A tensor of a file and how it is read from the model and written to it.
 template <class Scalar>
-using Tensor = meo::io::detail::TensorPart<Scalar>;
+using Tensor = meo::io::TensorPart<Scalar>;
 
-/// Makes Tensors of the parts that a visit of a model names.
-template <class Scalar>
-class TensorMaker {
-  using Collect = meo::io::detail::CollectParts<Scalar>;
-  using LayerPart = meo::io::detail::TensorNamer<Scalar, Collect>;
-
- public:
-  /// stacks_experts: as MEO's files have all experts of a projection in one tensor. tensors: get the new
-  /// ones.
-  TensorMaker(bool stacks_experts, std::vector<Tensor<Scalar>>& tensors)
-      : tensors_(tensors), collect_(tensors), layer_part_("", stacks_experts, collect_) {}
-  TensorMaker(const TensorMaker&) = delete;
-  TensorMaker& operator=(const TensorMaker&) = delete;
-
-  template <class Part>
-  requires std::invocable<const LayerPart&, std::string_view, Part&>
-  void operator()(std::string_view name, Part& part) { layer_part_(name, part); }
-
-  void operator()(std::string_view name, Parameter<Scalar>& parameter) { add(name, parameter); }
-  void operator()(std::string_view name, const Parameter<Scalar>& parameter) { add(name, parameter); }
-
-  template <class LinearType>
-  void operator()(std::string_view, const LinearTensors<LinearType>& part) {
-    for (const LinearTensor& tensor : part.tensors) add(part.linear.bank(), tensor);
+/// ParameterType: Parameter, const or not.
+template <class Scalar, class ParameterType>
+Tensor<Scalar> tensor_of(std::string_view name, ParameterType& parameter) {
+  auto& matrix = parameter.matrix;
+  typename Tensor<Scalar>::Write write;
+  if constexpr (!std::is_const_v<ParameterType>) {
+    write = [&matrix](Index row, Index column, std::span<const Scalar> values) {
+      std::copy(values.begin(), values.end(), &matrix(row, column));
+    };
   }
+  return {std::string(name), parameter.shape(), matrix.cols(),
+          [&matrix](Index row, Index column, std::span<Scalar> values) {
+            std::copy_n(&matrix(row, column), values.size(), values.begin());
+          },
+          std::move(write)};
+}
 
- private:
-  template <class ParameterType>
-  void add(std::string_view name, ParameterType& parameter) {
-    auto& matrix = parameter.matrix;
-    typename Tensor<Scalar>::Write write;
-    if constexpr (!std::is_const_v<ParameterType>) {
-      write = [&matrix](Index row, Index column, std::span<const Scalar> values) {
-        std::copy(values.begin(), values.end(), &matrix(row, column));
-      };
-    }
-    tensors_.emplace_back(
-        std::string(name), parameter.shape(), matrix.cols(),
-        [&matrix](Index row, Index column, std::span<Scalar> values) {
-          std::copy_n(&matrix(row, column), values.size(), values.begin());
-        },
-        std::move(write));
+/// Adds a projection's tensor, and that of its bias. bank: the projection's, const or not.
+template <class Scalar, class Bank>
+void add_tensors(Bank& bank, const LinearTensor& tensor, std::vector<Tensor<Scalar>>& tensors) {
+  const Index in = bank.in_features(), out = tensor.count, first = tensor.first;
+  typename Tensor<Scalar>::Write write, write_bias;
+  // Of a turned weight a row is a column of the bank's, one value of each of its rows.
+  if constexpr (!std::is_const_v<Bank>) {
+    write = [&bank, first, turned = tensor.turned](Index row, Index column, std::span<const Scalar> values) {
+      if (!turned) return bank.write_row(0, first + row, column, values);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        bank.write_row(0, column + static_cast<Index>(i), row, values.subspan(i, 1));
+    };
+    write_bias = [&bank, first](Index, Index column, std::span<const Scalar> values) {
+      bank.write_bias(0, first + column, values);
+    };
   }
-
-  /// bank: of a projection.
-  template <class Bank>
-  void add(Bank& bank, const LinearTensor& tensor) {
-    const Index in = bank.in_features(), out = tensor.count, first = tensor.first;
-    typename Tensor<Scalar>::Write write, write_bias;
-    // Of a turned weight a row is a column of the bank's, one value of each of its rows.
-    if constexpr (!std::is_const_v<Bank>) {
-      write = [&bank, first, turned = tensor.turned](Index row, Index column,
-                                                     std::span<const Scalar> values) {
-        if (!turned) return bank.write_row(0, first + row, column, values);
+  std::vector<Index> shape{out, in};
+  if (tensor.turned) std::swap(shape[0], shape[1]);
+  tensors.emplace_back(
+      tensor.weight, shape, shape[1],
+      [&bank, first, turned = tensor.turned](Index row, Index column, std::span<Scalar> values) {
+        if (!turned) return bank.read_row(0, first + row, column, values);
         for (std::size_t i = 0; i < values.size(); ++i)
-          bank.write_row(0, column + static_cast<Index>(i), row, values.subspan(i, 1));
-      };
-      write_bias = [&bank, first](Index, Index column, std::span<const Scalar> values) {
-        bank.write_bias(0, first + column, values);
-      };
-    }
-    std::vector<Index> shape{out, in};
-    if (tensor.turned) std::swap(shape[0], shape[1]);
-    tensors_.emplace_back(
-        tensor.weight, shape, shape[1],
-        [&bank, first, turned = tensor.turned](Index row, Index column, std::span<Scalar> values) {
-          if (!turned) return bank.read_row(0, first + row, column, values);
-          for (std::size_t i = 0; i < values.size(); ++i)
-            bank.read_row(0, column + static_cast<Index>(i), row, values.subspan(i, 1));
-        },
-        std::move(write));
-    if (!bank.has_bias()) return;
-    tensors_.emplace_back(
-        tensor.bias, std::vector<Index>{out}, out,
-        [&bank, first](Index, Index column, std::span<Scalar> values) {
-          bank.read_bias(0, first + column, values);
-        },
-        std::move(write_bias));
-  }
-
-  std::vector<Tensor<Scalar>>& tensors_;
-  Collect collect_;
-  LayerPart layer_part_;  ///< refers to collect_
-};
+          bank.read_row(0, column + static_cast<Index>(i), row, values.subspan(i, 1));
+      },
+      std::move(write));
+  if (!bank.has_bias()) return;
+  tensors.emplace_back(
+      tensor.bias, std::vector<Index>{out}, out,
+      [&bank, first](Index, Index column, std::span<Scalar> values) {
+        bank.read_bias(0, first + column, values);
+      },
+      std::move(write_bias));
+}
 
 /// All tensors of a model. They refer to it.
 template <class Model>
 std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
-  std::vector<Tensor<typename Model::Scalar>> tensors;
-  TensorMaker<typename Model::Scalar> maker(model.config().mixture.kind == Mixture::meo, tensors);
-  model.visit([&](std::string_view name, auto&& part) { maker(name, part); });
+  using Scalar = typename Model::Scalar;
+  std::vector<Tensor<Scalar>> tensors;
+  model.visit([&](std::string_view name, auto&& part) {
+    if constexpr (requires { part.matrix; }) {
+      tensors.push_back(tensor_of<Scalar>(name, part));
+    } else if constexpr (requires { part.tensors; }) {
+      for (const LinearTensor& tensor : part.tensors) add_tensors(part.linear.bank(), tensor, tensors);
+    }  // else of a mixture
+  });
+  model.visit_projections([&](const std::string& name, auto& projection) {
+    projection.visit_mixture([&](auto& layer) {
+      for (Tensor<Scalar>& tensor : meo::io::tensor_parts(layer, name + "."))
+        tensors.push_back(std::move(tensor));
+    });
+  });
   return tensors;
 }
 
@@ -188,8 +167,6 @@ struct LoadOptions {
   std::mt19937_64* training = nullptr;
 };
 
-namespace detail {
-
 /// What a dense checkpoint has for a projection.
 template <class Scalar>
 struct DenseTensors {
@@ -211,20 +188,23 @@ std::vector<DenseTensors<typename Model::Scalar>> dense_in_file(Model& model, co
   return all;
 }
 
+/// Throws meo::io::Error, which names the tensor, unless both have their shapes and are finite.
 template <class Scalar>
 void upcycle(const TensorFiles& files, const DenseTensors<Scalar>& dense, std::mt19937_64* rng) {
   const meo::LayerOptions& options = dense.projection->mixture_options();
-  const Index out = options.out_features, in = options.in_features;
+  const Index out = options.out_features;
+  Index rows = out, columns = options.in_features;
   const bool turned = dense.projection->is_turned();
-  meo::Matrix<Scalar> weight =
-      files.file_of(dense.weight)
-          .template read_matrix<Scalar>(files.prefix() + dense.weight, turned ? in : out, turned ? out : in);
+  if (turned) std::swap(rows, columns);
+  const std::string weight_name = files.prefix() + dense.weight, bias_name = files.prefix() + dense.bias;
+  const meo::io::SafetensorsReader &weight_file = files.file_of(dense.weight),
+                                   &bias_file = files.file_of(dense.bias);
+  weight_file.check<Scalar>(weight_name, {rows, columns}, true);
+  bias_file.check<Scalar>(bias_name, {out}, true);
+  meo::Matrix<Scalar> weight = weight_file.read_matrix<Scalar>(weight_name, rows, columns);
   if (turned) weight = meo::Matrix<Scalar>(weight.transpose());
-  const auto bias = files.file_of(dense.bias).template read_vector<Scalar>(files.prefix() + dense.bias, out);
-  dense.projection->initialize_from_dense(weight, bias, rng);
+  dense.projection->initialize_from_dense(weight, bias_file.read_vector<Scalar>(bias_name, out), rng);
 }
-
-}  // namespace detail
 
 /// Fills a model. Needs all of its parameters, each in its shape, and refuses tensors that are of no known
 /// use, as those of a layer too many. Throws meo::io::Error, which names the tensor; the model may then have
@@ -233,12 +213,12 @@ template <class Model>
 void load(Model& model, const TensorFiles& files, const LoadOptions& options = {}) {
   using Scalar = typename Model::Scalar;
   constexpr Index piece = 16384;
-  const TensorNames names(files, Model::Trunk::prefix);
+  const TensorNames names(files, prefix_of(model.config().family));
   std::set<std::string> used;
   std::set<std::string> upcycled;  // what projections' names begin with
-  for (const auto& dense : detail::dense_in_file(model, files, names)) {
+  for (const auto& dense : dense_in_file(model, files, names)) {
     used.insert({dense.weight, dense.bias});
-    detail::upcycle(files, dense, options.training);
+    upcycle(files, dense, options.training);
   }
   model.visit_projections([&](const std::string& name, auto& projection) {
     if (!projection.is_dense() && used.contains(names.in_file(name + ".weight"))) upcycled.insert(name + ".");

@@ -8,14 +8,18 @@
 ///
 /// Letters: V vocabulary, d width, T tokens.
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
-#include <meo/parallel.hpp>
 
 #include "activations.hpp"
+#include "parallel.hpp"
 #include "parameter.hpp"
 
 namespace transformer {
@@ -31,7 +35,7 @@ class Words {
 
   /// x: T × d, is given the rows of the words.
   void look_up(std::span<const Index> words, Rows<Scalar> x) const {
-    meo::detail::parallel_ranges(x.rows(), meo::detail::max_threads(), [&](Index begin, Index end, Index) {
+    parallel_ranges(x.rows(), [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) {
         const std::span<Scalar> row(x.row(t).data(), static_cast<std::size_t>(x.cols()));
         table_.bank().read_row(0, words[static_cast<std::size_t>(t)], 0, row);
@@ -43,11 +47,18 @@ class Words {
   /// padding_idx. padding: −1 for none.
   void look_up_backward(std::span<const Index> words, Index padding, const ConstRows<Scalar>& dx,
                         Words& gradients) const {
-    const auto panels = gradients.table_.bank().mutable_panels();
+    auto& table = gradients.table_.bank();
+    std::array<Scalar, 64> part;  // of a row
     for (Index t = 0; t < dx.rows(); ++t) {
       const Index word = words[static_cast<std::size_t>(t)];
       if (word == padding) continue;
-      for (Index c = 0; c < dx.cols(); ++c) panels.weight(0, word, c) += dx(t, c);
+      for (Index c = 0; c < dx.cols(); c += static_cast<Index>(part.size())) {
+        const auto count = (std::min)(part.size(), static_cast<std::size_t>(dx.cols() - c));
+        const std::span<Scalar> sums = std::span(part).first(count);
+        table.read_row(0, word, c, sums);
+        for (std::size_t i = 0; i < count; ++i) sums[i] += dx(t, c + static_cast<Index>(i));
+        table.write_row(0, word, c, sums);
+      }
     }
   }
 
@@ -58,27 +69,18 @@ class Words {
 
   /// Of a decode: writes dh, adds to the gradients.
   void decode_backward(const ConstRows<Scalar>& h, const ConstRows<Scalar>& d_logits, Words& gradients,
-                       Rows<Scalar> dh, meo::detail::AlignedVector<Scalar>& scratch) const {
+                       Rows<Scalar> dh, meo::AlignedVector<Scalar>& scratch) const {
     table_.backward(h, d_logits, gradients.table_, false, dh.data(), dh.cols(), scratch);
   }
 
-  /// names: of the table and, where there is one, of the bias.
-  template <class Visitor>
-  void visit(const std::string& table_name, const std::string& bias_name, const Visitor& visit) {
-    visit(table_name, tensors_of(table_, table_name, bias_name));
-  }
-  template <class Visitor>
-  void visit(const std::string& table_name, const std::string& bias_name, const Visitor& visit) const {
-    visit(table_name, tensors_of(table_, table_name, bias_name));
+  /// names: of the table and, where there is one, of the bias. self: const or not; see parameter.hpp.
+  template <class Self, class Visitor>
+  static void visit(Self& self, const std::string& table_name, const std::string& bias_name,
+                    const Visitor& visit) {
+    visit(table_name, tensors_named(self.table_, table_name, bias_name));
   }
 
  private:
-  template <class LinearType>
-  static LinearTensors<LinearType> tensors_of(LinearType& table, const std::string& table_name,
-                                              const std::string& bias_name) {
-    return {table, {{table_name, bias_name, 0, table.out_features()}}};
-  }
-
   meo::Linear<Scalar> table_;
 };
 

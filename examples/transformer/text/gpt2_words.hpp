@@ -12,8 +12,6 @@
 
 namespace transformer {
 
-namespace detail {
-
 enum class Gpt2Class { letter, number, space, sign };
 
 inline Gpt2Class gpt2_class(char32_t point) {
@@ -55,15 +53,13 @@ inline std::size_t gpt2_word_size(std::string_view text) {
   return end;
 }
 
-}  // namespace detail
-
 /// Cuts a text, UTF-8, as GPT-2's regular expression does,
 ///     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 /// and keeps every byte; bytes that are not UTF-8 are cut as the U+FFFD that would stand for them.
 inline std::vector<std::string_view> gpt2_words(std::string_view text) {
   std::vector<std::string_view> words;
   while (!text.empty()) {
-    words.push_back(text.substr(0, detail::gpt2_word_size(text)));
+    words.push_back(text.substr(0, gpt2_word_size(text)));
     text.remove_prefix(words.back().size());
   }
   return words;

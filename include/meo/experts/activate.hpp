@@ -1,17 +1,21 @@
 #pragma once
 
-/// Activations of whole arrays, forward and backward, for float and double packet by packet where the
-/// activation has a form on packets.
+/// Activations of whole arrays and matrices, forward and backward, for float and double packet by packet
+/// where the activation has a form on packets.
 
 #include <algorithm>
 #include <concepts>
 
+#include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/evaluate.hpp>
 #include <meo/kernels/vector_math.hpp>
+#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
-namespace meo::inline MEO_ABI::detail {
+namespace meo::inline MEO_ABI {
+
+namespace detail {
 
 /// Activation computes values and slopes of packets of Scalar.
 template <class Activation, class Scalar>
@@ -94,4 +98,29 @@ void activate_backward(const Activation& f, const Scalar* x, const Scalar* facto
   }
 }
 
-}  // namespace meo::detail
+}  // namespace detail
+
+/// y = f(x), value by value, on as many threads as OpenMP is set to. x, y: rows × columns; y may be x. Throws
+/// std::invalid_argument for a y of another shape. Activation: as that of FeedForward.
+template <class Scalar, class Activation>
+void activate(const Activation& f, const MatrixView<Scalar>& x, MatrixRef<Scalar> y) {
+  detail::require_shape(y, x.rows(), x.cols(), "y");
+  detail::parallel_ranges(x.rows(), detail::max_threads(), [&](Index begin, Index end, Index) {
+    const Scalar* const no_factor = nullptr;
+    for (Index r = begin; r < end; ++r) detail::activate(f, x.row(r), no_factor, x.cols(), y.row(r).data());
+  });
+}
+
+/// From the gradient of f(x) to that of x, in place; as activate.
+template <class Scalar, class Activation>
+void activate_backward(const Activation& f, const MatrixView<Scalar>& x, MatrixRef<Scalar> gradient) {
+  detail::require_shape(gradient, x.rows(), x.cols(), "gradient");
+  detail::parallel_ranges(x.rows(), detail::max_threads(), [&](Index begin, Index end, Index) {
+    const Scalar* const no_factor = nullptr;
+    Scalar* const no_gradient = nullptr;
+    for (Index r = begin; r < end; ++r)
+      detail::activate_backward(f, x.row(r), no_factor, x.cols(), gradient.row(r).data(), no_gradient);
+  });
+}
+
+}  // namespace meo

@@ -13,7 +13,9 @@
 
 #include <meo/types.hpp>
 
-namespace meo::inline MEO_ABI::detail {
+namespace meo::inline MEO_ABI {
+
+namespace detail {
 
 inline constexpr std::size_t cache_line_bytes = 64;
 
@@ -50,8 +52,12 @@ struct CacheLineAllocator {
   }
 };
 
+}  // namespace detail
+
 template <class T>
-using AlignedVector = std::vector<T, CacheLineAllocator<T>>;
+using AlignedVector = std::vector<T, detail::CacheLineAllocator<T>>;
+
+namespace detail {
 
 /// Memory for `count` values; grows the buffer if it must and never shrinks it.
 template <class T>
@@ -60,4 +66,5 @@ T* reserve(AlignedVector<T>& buffer, Index count) {
   return buffer.data();
 }
 
-}  // namespace meo::detail
+}  // namespace detail
+}  // namespace meo

@@ -86,7 +86,7 @@ class ExpertBank {
 
   detail::PanelBank<Scalar, Storage>
       shape_;  // sizes only: data stays null, so that copies cannot share memory
-  detail::AlignedVector<Storage> data_;
+  AlignedVector<Storage> data_;
 };
 
 template <class Scalar, class Storage>

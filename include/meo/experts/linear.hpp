@@ -66,7 +66,7 @@ class Linear {
   /// or if `gradients` is this very projection, and then changes nothing; checks nothing else. Allocates only
   /// where scratch has to grow.
   void backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy, Linear& gradients, bool add,
-                Scalar* dx, Index dx_stride, detail::AlignedVector<Scalar>& scratch) const;
+                Scalar* dx, Index dx_stride, AlignedVector<Scalar>& scratch) const;
 
   /// Weight and bias as they are packed; see ExpertBank::values.
   std::span<Scalar> values() { return bank_.values(); }
@@ -103,7 +103,7 @@ void Linear<ScalarType>::apply(const MatrixView<Scalar>& x, Scalar* y, Index y_s
 template <class ScalarType>
 void Linear<ScalarType>::backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy,
                                   Linear& gradients, bool add, Scalar* dx, Index dx_stride,
-                                  detail::AlignedVector<Scalar>& scratch) const {
+                                  AlignedVector<Scalar>& scratch) const {
   detail::require(&gradients != this, "gradients: expected another projection, got the one itself");
   const MatrixView<Scalar> written(dx, x.rows(), in_features(), dx_stride);
   detail::require_apart(written, "dx", x, "x");

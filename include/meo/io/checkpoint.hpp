@@ -147,7 +147,7 @@ void check_shapes(const typename Layer::Options& options, const SafetensorsReade
 template <class Layer>
 void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.",
           const LoadOptions& options = {}) {
-  const auto parts = detail::tensor_parts(layer, prefix);
+  const auto parts = tensor_parts(layer, prefix);
   detail::load_parts(parts, file, prefix, options);
 }
 
@@ -163,7 +163,7 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
         ignored.insert(std::string(prefix).append(projection).append(name));
     }
   }
-  const auto parts = detail::tensor_parts(block, prefix);
+  const auto parts = tensor_parts(block, prefix);
   detail::load_parts(parts, file, prefix, options, std::move(ignored));
 }
 
@@ -173,7 +173,7 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
 /// tensor. Throws Error for a name that the writer has already.
 template <class Layer>
 void save(const Layer& layer, SafetensorsWriter& writer, const std::string& prefix = "param.") {
-  const auto parts = detail::tensor_parts(layer, prefix);
+  const auto parts = tensor_parts(layer, prefix);
   detail::save_parts(parts, writer);
 }
 

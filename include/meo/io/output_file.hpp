@@ -197,4 +197,12 @@ MEO_IO_INLINE void OutputFile::fail(const char* what, std::error_code why) const
 /// for which a file beside is created and removed. Does not know how much room the disk will have.
 inline void require_writable(const std::filesystem::path& path) { const detail::OutputFile probe(path); }
 
+/// Replaces the file, or creates it, whole or not at all, as SafetensorsWriter::write does: for what stands
+/// beside a checkpoint, as a config. Throws Error if it cannot.
+inline void write_file(const std::filesystem::path& path, std::span<const std::byte> bytes) {
+  detail::OutputFile file(path);
+  file.write(bytes);
+  file.commit();
+}
+
 }  // namespace meo::io

@@ -19,16 +19,17 @@
 #include <meo/experts/linear.hpp>
 #include <meo/types.hpp>
 
-namespace meo::inline MEO_ABI::io::detail {
+namespace meo::inline MEO_ABI::io {
 
-/// Refers to the layer, which has to outlive it.
+/// A tensor of a layer, or of anything that has rows of numbers. Refers to it, which has to outlive the part.
 template <class Scalar>
 class TensorPart {
  public:
   using Read = std::function<void(Index row, Index col, std::span<Scalar> values)>;
   using Write = std::function<void(Index row, Index col, std::span<const Scalar> values)>;
 
-  /// write: none for a layer that is const.
+  /// cols: of a row; read, write: get and set values of a row from a column on, as many as there are in
+  /// `values`. write: none for a layer that is const.
   TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write);
 
   const std::string& name() const { return name_; }
@@ -79,6 +80,8 @@ template <class Scalar>
 void TensorPart<Scalar>::write(Index first, std::span<const Scalar> values) const {
   for_rows(first, values, write_);
 }
+
+namespace detail {
 
 /// Where the rows of a tensor lie in a bank: a row of the weight, turned or not, or all biases of an expert.
 struct BankRows {
@@ -232,16 +235,24 @@ class CollectParts {
   std::vector<TensorPart<Scalar>>& parts_;
 };
 
-/// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`.
+}  // namespace detail
+
+/// All tensors of a MoeLayer, a MeoLayer or a block under the names that io/checkpoint.hpp has, which begin
+/// with `prefix`: for files that its load and save do not fit, of other names or in several parts.
 template <class Layer>
 std::vector<TensorPart<typename Layer::Scalar>> tensor_parts(Layer& layer, std::string_view prefix) {
   std::vector<TensorPart<typename Layer::Scalar>> parts;
-  name_tensors(layer, prefix, CollectParts<typename Layer::Scalar>(parts));
+  detail::name_tensors(layer, prefix, detail::CollectParts<typename Layer::Scalar>(parts));
   return parts;
 }
 
+#define MEO_INSTANCES(instance, Scalar) instance class TensorPart<Scalar>;
+MEO_IO_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
+
+namespace detail {
+
 #define MEO_INSTANCES(instance, Scalar)                                                                      \
-  instance class TensorPart<Scalar>;                                                                         \
   instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, Linear<Scalar>&)     \
       const;                                                                                                 \
   instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \
@@ -257,4 +268,5 @@ std::vector<TensorPart<typename Layer::Scalar>> tensor_parts(Layer& layer, std::
 MEO_IO_INSTANCES(MEO_INSTANCES)
 #undef MEO_INSTANCES
 
-}  // namespace meo::io::detail
+}  // namespace detail
+}  // namespace meo::io

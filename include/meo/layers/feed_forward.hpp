@@ -330,7 +330,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                      const Assignment<Scalar>* routing, const FeedForwardContext<Scalar>& context) const;
 
   /// Throws unless a buffer of the context has `count` values at least.
-  static void check_left(const detail::AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
+  static void check_left(const AlignedVector<Scalar>& buffer, Index count, std::string_view what) {
     detail::require(static_cast<Index>(buffer.size()) >= count, "context: expected a forward's that left ",
                     count, " values ", what, ", got ", buffer.size());
   }

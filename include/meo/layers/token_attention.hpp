@@ -53,7 +53,7 @@ class TokenAttention {
   /// if `gradients` is this very block, and then changes nothing.
   void backward(const MatrixView<Scalar>& x, const Scalar* rows, const MatrixView<Scalar>& d_attended,
                 Scalar* d_rows, TokenAttention& gradients, Scalar* dx, Index dx_stride,
-                detail::AlignedVector<Scalar>& scratch) const;
+                AlignedVector<Scalar>& scratch) const;
 
  private:
   Linear<Scalar> down_;
@@ -76,7 +76,7 @@ template <class Scalar>
 void TokenAttention<Scalar>::backward(const MatrixView<Scalar>& x, const Scalar* rows,
                                       const MatrixView<Scalar>& d_attended, Scalar* d_rows,
                                       TokenAttention& gradients, Scalar* dx, Index dx_stride,
-                                      detail::AlignedVector<Scalar>& scratch) const {
+                                      AlignedVector<Scalar>& scratch) const {
   const MatrixView<Scalar> written(dx, x.rows(), features(), dx_stride);
   detail::require(&gradients != this, "gradients: expected another block, got the one itself");
   detail::require_apart(written, "dx", x, "x");

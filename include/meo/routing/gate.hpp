@@ -74,13 +74,13 @@ template <class Scalar>
 struct GateGradientWorkspace {
   std::vector<detail::Sum<Scalar>> importance;    ///< N: gradients of what they are named after, from here on
   std::vector<detail::Sum<Scalar>> load;          ///< N
-  detail::AlignedVector<Scalar> logits;           ///< R × N
-  detail::AlignedVector<Scalar> noise_logits;     ///< R × N
+  AlignedVector<Scalar> logits;                   ///< R × N
+  AlignedVector<Scalar> noise_logits;             ///< R × N
   std::vector<detail::Sum<Scalar>> noisy_logits;  ///< N, of one row
   std::vector<detail::Sum<Scalar>> deviations;    ///< N, of one row
   std::vector<detail::Sum<Scalar>> row_logits;    ///< N, of one row
   std::vector<Index> ranking;
-  detail::AlignedVector<Scalar> scratch;
+  AlignedVector<Scalar> scratch;
 };
 
 /// What Gate::route was given and has left, and which rows of it are constant. A view.

@@ -28,23 +28,23 @@ namespace meo::inline MEO_ABI {
 template <class Scalar>
 struct RouterWorkspace {
   GateWorkspace<Scalar> gate;
-  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g, where it is not the tokens themselves
-  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
-  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
+  AlignedVector<Scalar> gate_input;         ///< R × D_g, where it is not the tokens themselves
+  AlignedVector<Scalar> task_means;         ///< descriptions × S
+  AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
 };
 
 /// Buffers of Router::backward: gradients of what they are named after.
 template <class Scalar>
 struct RouterGradientWorkspace {
   GateGradientWorkspace<Scalar> gate;
-  detail::AlignedVector<Scalar> gate_input;         ///< R × D_g
-  detail::AlignedVector<Scalar> task_inputs;        ///< descriptions × D_g
-  detail::AlignedVector<Scalar> task_means;         ///< descriptions × S
-  detail::GrowingMatrix<Scalar> task_embeddings;    ///< description tokens × S
-  std::vector<Index> task_begins;                   ///< descriptions + 1, in task_order
-  std::vector<Index> task_order;                    ///< sequences, by description
-  detail::AlignedVector<detail::Sum<Scalar>> sums;  ///< while those of a task are added up
-  detail::AlignedVector<Scalar> scratch;
+  AlignedVector<Scalar> gate_input;               ///< R × D_g
+  AlignedVector<Scalar> task_inputs;              ///< descriptions × D_g
+  AlignedVector<Scalar> task_means;               ///< descriptions × S
+  detail::GrowingMatrix<Scalar> task_embeddings;  ///< description tokens × S
+  std::vector<Index> task_begins;                 ///< descriptions + 1, in task_order
+  std::vector<Index> task_order;                  ///< sequences, by description
+  AlignedVector<detail::Sum<Scalar>> sums;        ///< while those of a task are added up
+  AlignedVector<Scalar> scratch;
 };
 
 /// What Router::route was given and has left. A view.
