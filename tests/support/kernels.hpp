@@ -13,7 +13,7 @@
   instance void dense_product(const PanelBank<S, const S>&, Index, Rows<const S>, Index, Rows<S>,         \
                               const Blocks&);                                                             \
   instance void merged_product(const PanelBank<S, const S>&, const MergePlan<S>&, std::span<const Index>, \
-                               Rows<const S>, Rows<S>, Scratch<S>, const Blocks&);                        \
+                               Rows<const S>, Rows<S>, const MergedProductMemory<S>&, const Blocks&);     \
   instance void dispatched_product(const PanelBank<S, const S>&, const Dispatch<S>&, Rows<const S>,       \
                                    Rows<S>);                                                              \
   instance void gathered_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&, Rows<const S>,  \

@@ -102,7 +102,7 @@ ExpertBank<Scalar, Storage>::ExpertBank(Index num_experts, Index in_features, In
           shape_.num_panels() <= limit / detail::Tile<Scalar>::columns / num_experts / shape_.depth(),
       "experts: expected a size that fits memory, got ", num_experts, " of ", out_features, " x ",
       in_features);
-  data_ = detail::AlignedVector<Storage>(static_cast<std::size_t>(shape_.size()), Storage(0));
+  data_ = AlignedVector<Storage>(static_cast<std::size_t>(shape_.size()), Storage(0));
 }
 
 template <class Scalar, class Storage>
