@@ -125,17 +125,17 @@ TEMPLATE_TEST_CASE("what is ahead is asked for at the queue's rate, and no bit c
     const RandomPanels<S> random(rng, depth, outputs);
     const Matrix<S> x = random_normal<S>(rng, count, depth);
     const Matrix<S> expected = chain_product(x, random.weight, bias_rows(random.bias, count, outputs));
-    const Index steps = prefetch_steps(count, random.panels());
-    REQUIRE(steps == 4 * 2 * (depth / prefetch_interval<S>));
-    for (const Index lines : {1, 2, 4}) {
+    const Index intervals = prefetch_intervals(count, random.panels());
+    REQUIRE(intervals == 4 * 2 * (depth / prefetch_interval<S>));
+    for (const Index lines : {2, 4, 8}) {
       INFO("depth " << depth << ", lines " << lines);
       PrefetchQueue ahead;
-      ahead.add(memory.data(), lines * steps * line - 1);
-      ahead.spread(steps);
+      ahead.add(memory.data(), lines * intervals * line - 1);
+      ahead.spread(intervals);
       REQUIRE(ahead.lines() == lines);
       Matrix<S> y(count, outputs);
       multiply_panels(ProductRows<S>{{x.data(), depth}, {y.data(), outputs}}, half, random.panels(), ahead);
-      CHECK(ahead.at() == memory.data() + lines * steps / 2 * line);
+      CHECK(ahead.at() == memory.data() + lines * intervals / 2 * line);
       multiply_panels(ProductRows<S>{{x.data() + half * depth, depth}, {y.data() + half * outputs, outputs}},
                       half, random.panels(), ahead);
       CHECK(ahead.lines() == 0);
@@ -144,25 +144,59 @@ TEMPLATE_TEST_CASE("what is ahead is asked for at the queue's rate, and no bit c
   }
 }
 
-TEMPLATE_TEST_CASE("packed rows are a slice of the rows", "[multiply]", float, double, long double) {
+TEMPLATE_TEST_CASE("packed rows give what the rows give where they lie", "[multiply]", float, double,
+                   long double) {
   using S = TestType;
-  constexpr Index line = line_size<S>, count = 5, first = 2;
+  constexpr Index line = line_size<S>, columns = Tile<S>::columns, skipped = 2;
+  const std::vector<char> memory(1 << 14);
   Generator rng(40);
-  for (const Index inputs : {Index{1}, line - 1, line, line + 1, 3 * line + 2}) {
-    if (inputs == 0) continue;
-    INFO(inputs << " inputs");
-    const Matrix<S> values = random_normal<S>(rng, count, first + inputs + 1);
-    const Index stride = whole_lines<S>(inputs);
-    REQUIRE(stride >= inputs);
-    REQUIRE(stride % line == 0);
-    REQUIRE(packed_rows_size<S>(count, inputs, inputs) == count * stride);
-    GuardedMatrix<S> x(values), packed(1, count * stride);
-    const Rows<const S> rows = pack_rows(x.inputs().from_column(first), count, inputs, packed.data());
-    CHECK(packed.guards_intact());
-    CHECK(rows.data == packed.data());
-    for (Index r = 0; r < count; ++r) {
-      for (Index i = 0; i < inputs; ++i) CHECK(rows.row(r)[i] == values(r, first + i));
+  for (Index count = 0; count <= 2 * Tile<S>::rows + 1; ++count) {
+    for (const Index depth : {Index{1}, line - 1, line, line + 1, 5 * line + 2}) {
+      for (const Index outputs : {Index{1}, columns, 4 * columns + 1}) {
+        for (const Index lines : {0, 1, 4, 8}) {
+          if (depth == 0) continue;
+          INFO("rows " << count << ", depth " << depth << ", outputs " << outputs << ", lines " << lines);
+          const RandomPanels<S> random(rng, depth, outputs);
+          const Matrix<S> values = random_normal<S>(rng, count, skipped + depth + 1);
+          const Index stride = whole_lines<S>(depth);
+          REQUIRE(stride >= depth);
+          REQUIRE(packed_rows_size<S>(count, depth, depth) == count * stride);
+          GuardedMatrix<S> x(values), packed(1, count * stride), y(count, outputs);
+          pack_rows(x.inputs().from_column(skipped), count, depth, packed.data());
+          CHECK(packed.guards_intact());
+          PrefetchQueue ahead;
+          if (lines > 0) ahead.add(memory.data(), lines * PrefetchQueue::line_bytes - 1);
+          ahead.spread(1);
+          REQUIRE(ahead.lines() == lines);
+          multiply_packed<S>(packed.data(), {{}, y.rows()}, count, random.panels(), ahead);
+          const Matrix<S> starts = bias_rows(random.bias, count, outputs);
+          CHECK(bit_difference(y.values(), chain_product(Matrix<S>(values.middleCols(skipped, depth)),
+                                                         random.weight, starts)) == "");
+          CHECK(y.guards_intact());
+        }
+      }
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("packed tiles ask for what is ahead", "[multiply]", float, double) {
+  using S = TestType;
+  constexpr Index depth = 4 * std::max(prefetch_interval<S>, line_size<S>), count = 2 * Tile<S>::rows;
+  const std::vector<char> memory(1 << 14);
+  Generator rng(42);
+  const RandomPanels<S> random(rng, depth, Tile<S>::columns);
+  const Matrix<S> values = random_normal<S>(rng, count, depth);
+  Matrix<S> packed(1, count * depth), y(count, Tile<S>::columns);
+  pack_rows<S>({values.data(), depth}, count, depth, packed.data());
+  const Index intervals = prefetch_intervals(count, random.panels());
+  for (const Index lines : {1, 2, 4, 8}) {
+    INFO(lines << " lines");
+    PrefetchQueue ahead;
+    ahead.add(memory.data(), lines * intervals * PrefetchQueue::line_bytes - 1);
+    ahead.spread(intervals);
+    REQUIRE(ahead.lines() == lines);
+    multiply_packed<S>(packed.data(), {{}, {y.data(), y.cols()}}, count, random.panels(), ahead);
+    CHECK(ahead.lines() == 0);
   }
 }
 
@@ -193,6 +227,11 @@ TEMPLATE_TEST_CASE("chains go from one matrix of sums to another place", "[multi
       multiply(ProductRows<S>{x.inputs(), y.rows()}, count, panels);
       CHECK(bit_difference(y.values(), expected) == "");
       CHECK(y.guards_intact());
+      Matrix<S> packed(1, count * whole_lines<S>(depth)), from_packed(count, outputs);
+      pack_rows(x.inputs(), count, depth, packed.data());
+      PrefetchQueue nothing_ahead;
+      multiply_packed<S>(packed.data(), {{}, {from_packed.data(), outputs}}, count, panels, nothing_ahead);
+      CHECK(bit_difference(from_packed, expected) == "");
       ProductRows<S> rows{x.inputs(), {next.data(), next.stride()}};
       rows.panel_stride = count * next.stride();
       panels.outputs = count_panels * columns;

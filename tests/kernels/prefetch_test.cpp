@@ -12,7 +12,7 @@ using namespace meo::detail;
 
 constexpr Index line = PrefetchQueue::line_bytes;
 
-/// The lines that tiles of one step each ask for, as numbers counted from `memory`.
+/// The lines that tiles of one interval each ask for, as numbers counted from `memory`.
 std::vector<Index> asked_for(PrefetchQueue queue, const char* memory) {
   std::vector<Index> asked;
   while (queue.lines() > 0 && asked.size() < 1000) {
@@ -44,22 +44,22 @@ TEST_CASE("stretches are asked for one after another, each line once", "[prefetc
   CHECK(asked_for(queue, begin) == std::vector<Index>{8, 9, 10, 11, 12, 0, 1});
 }
 
-TEST_CASE("the rate is 0, 1, 2 or 4 lines a step and suffices for one stretch", "[prefetch]") {
+TEST_CASE("the rate is 0, 1, 2, 4 or 8 lines an interval and suffices for one stretch", "[prefetch]") {
   const std::vector<char> memory(1 << 16);
   for (Index bytes = 1; bytes <= 64 * line; bytes += 21) {
-    for (const Index steps : {1, 2, 7, 40, 1000}) {
+    for (const Index intervals : {1, 2, 7, 40, 1000}) {
       PrefetchQueue queue;
       queue.add(memory.data(), bytes);
-      queue.spread(steps);
-      INFO(bytes << " bytes in " << steps << " steps");
-      CHECK((queue.lines() == 1 || queue.lines() == 2 || queue.lines() == PrefetchQueue::max_lines));
-      if (queue.lines() < PrefetchQueue::max_lines) CHECK(queue.lines() * line * steps >= bytes);
-      if (queue.lines() > 1) CHECK(line * steps <= bytes);
+      queue.spread(intervals);
+      INFO(bytes << " bytes in " << intervals << " intervals");
+      CHECK((queue.lines() == 1 || queue.lines() == 2 || queue.lines() == 4 || queue.lines() == 8));
+      if (queue.lines() < PrefetchQueue::max_lines) CHECK(queue.lines() * line * intervals >= bytes);
+      if (queue.lines() > 1) CHECK(queue.lines() / 2 * line * intervals <= bytes);
     }
   }
 }
 
-TEST_CASE("no steps to prefetch in are no division by zero", "[prefetch]") {
+TEST_CASE("no intervals to prefetch in are no division by zero", "[prefetch]") {
   PrefetchQueue queue;
   const char byte = 0;
   queue.add(&byte, 1);

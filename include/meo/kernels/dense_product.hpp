@@ -39,7 +39,7 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Ro
             ahead.add(bank.panel(next, expert) + input * columns,
                       panels.depth * columns * static_cast<Index>(sizeof(Scalar)));
           }
-          ahead.spread(prefetch_steps(count, panels));
+          ahead.spread(prefetch_intervals(count, panels));
           multiply_panels(product, count, panels, ahead);
         }
       }

@@ -111,13 +111,13 @@ class MergedInputGradient {
                   rows * columns * static_cast<Index>(sizeof(Scalar)));
       });
     }
-    Index steps = 0;
+    Index intervals = 0;
     for (Index q = 0; q < block.merges; ++q) {
       for_stretches(block.first_merge + q, [&](Index, Index tokens) {
-        steps += prefetch_steps(tokens, turned(block, q).panels(false));
+        intervals += prefetch_intervals(tokens, turned(block, q).panels(false));
       });
     }
-    ahead.spread(steps);
+    ahead.spread(intervals);
     return ahead;
   }
 

@@ -4,7 +4,7 @@
 /// slice of a panel at a time.
 ///
 ///     for each chunk of tokens
-///       pack its rows of x                              by slices of inputs
+///       pack its rows of x                              as tiles read them
 ///       parallel over panels
 ///         for each group of panels                      their sums stay in L2
 ///           for each slice of inputs                    its part of x stays in L2
@@ -186,12 +186,12 @@ class MergedProduct {
         }
       }
     }
-    Index steps = 0;
+    Index intervals = 0;
     for (Index q = 0; q < block.merges; ++q) {
       const Panels<Scalar> panels = panels_of_merge(block, q);
-      for_tokens(block, q, [&](Index, Index count) { steps += prefetch_steps(count, panels); });
+      for_tokens(block, q, [&](Index, Index count) { intervals += prefetch_intervals(count, panels); });
     }
-    ahead.spread(steps);
+    ahead.spread(intervals);
     return ahead;
   }
 
@@ -284,13 +284,13 @@ class MergedProduct {
     Index token = block.first_token;
     for (Index q = 0; q < block.merges; ++q) {
       for_tokens(block, q, [&](Index row, Index count) {
-        ProductRows<Scalar> product{{x + token * stride, stride}, {sums(block, token), columns}};
+        ProductRows<Scalar> product{{}, {sums(block, token), columns}};
         product.panel_stride = sums_stride();
         if (is_last(block)) {
           product.y = chunk_.y.from(row).from_column(block.panel * columns);
           product.panel_stride = columns;
         }
-        multiply_panels(product, count, panels_of_merge(block, q, token), ahead);
+        multiply_packed(x + token * stride, product, count, panels_of_merge(block, q, token), ahead);
         token += count;
       });
     }

@@ -179,10 +179,11 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
       multiply_tile<count, 1, 0>(rows, r, panels, panel);
       break;
     case 1:
-      ahead.advance(multiply_tile<count, 1, 1>(rows, r, panels, panel, ahead.at(), ahead.end()));
-      break;
     case 2:
       ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
+      break;
+    case 4:
+      ahead.advance(multiply_tile<count, 1, 4>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
     default:
       ahead.advance(
@@ -251,9 +252,9 @@ void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<
   multiply_last_rows<tile_rows - 1>(rows, r, count - r, panels, ahead);
 }
 
-/// Steps at which a product of `rows` rows prefetches.
+/// Prefetch intervals that a product of `rows` rows has.
 template <class Scalar>
-Index prefetch_steps(Index rows, const Panels<Scalar>& panels) {
+Index prefetch_intervals(Index rows, const Panels<Scalar>& panels) {
   const Index tiles = rows / Tile<Scalar>::rows * (panels.outputs / Tile<Scalar>::columns);
   return tiles * (panels.depth / prefetch_interval<Scalar>);
 }

@@ -233,4 +233,13 @@ MEO_INLINE void prefetch(const void* address) {
 #endif
 }
 
+/// The same, and into L1.
+MEO_INLINE void prefetch_near(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 3);
+#else
+  (void)address;
+#endif
+}
+
 }  // namespace meo::detail

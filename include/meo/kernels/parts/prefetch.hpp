@@ -17,10 +17,11 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-/// Steps of depth between two prefetches: where a core multiplies and adds 64 bytes a cycle, 48 cycles of a
-/// tile of any size. Time is what memory delivers by, so a larger tile asks after fewer steps.
+/// Steps of depth in which a tile asks for as many lines as its rate says: where a core multiplies and adds
+/// 64 bytes a cycle, 96 cycles of a tile of any size. Time is what memory delivers by, so a larger tile has
+/// shorter intervals.
 template <class Scalar>
-inline constexpr Index prefetch_interval = (std::max<Index>)(3072 /
+inline constexpr Index prefetch_interval = (std::max<Index>)(6144 /
                                                                  (Tile<Scalar>::rows * Tile<Scalar>::columns *
                                                                   static_cast<Index>(sizeof(Scalar))),
                                                              1);
@@ -29,7 +30,7 @@ inline constexpr Index prefetch_interval = (std::max<Index>)(3072 /
 class PrefetchQueue {
  public:
   static constexpr Index line_bytes = 64;
-  static constexpr Index max_lines = 4;  ///< in one step; more than memory delivers meanwhile
+  static constexpr Index max_lines = 8;  ///< in an interval; more than memory delivers meanwhile
 
   /// Adds `bytes` bytes at `begin`, unless they are in the queue or the queue is full: prefetching is no
   /// duty.
@@ -49,13 +50,15 @@ class PrefetchQueue {
     bytes_ += bytes;
   }
 
-  /// Sets the rate so that `steps` steps suffice for all.
-  void spread(Index steps) {
-    const Index lines = (bytes_ / line_bytes + steps) / (std::max<Index>)(steps, 1);
-    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : max_lines;
+  /// Sets the rate so that `intervals` intervals suffice for all. The lowest that does: a core can wait for
+  /// few lines at a time, and those of the tile itself are among them.
+  void spread(Index intervals) {
+    const Index lines = (bytes_ / line_bytes + intervals) / (std::max<Index>)(intervals, 1);
+    lines_ = bytes_ == 0 ? 0 : 1;
+    while (lines_ < lines && lines_ < max_lines && lines_ > 0) lines_ *= 2;
   }
 
-  /// Lines a step of the next tile asks for: 0, 1, 2 or 4.
+  /// Lines that the next tile asks for in an interval: 0, 1, 2, 4 or 8.
   Index lines() const { return current_ < count_ ? lines_ : 0; }
 
   /// Where the next tile starts to ask, and where it stops.
