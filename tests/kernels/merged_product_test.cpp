@@ -179,6 +179,26 @@ TEMPLATE_TEST_CASE("a thread's scratch has room for every block and is at most 2
   }
 }
 
+TEMPLATE_TEST_CASE("memory for packed rows has room for every chunk, and no less for more tokens",
+                   "[merged_product]", float, double, long double) {
+  using S = TestType;
+  for (const Blocks& limits : {Blocks{}, machine_blocks(), tiny_blocks<S>()}) {
+    for (const Index in_features : {1, 100, 768}) {
+      const PanelBank<S> bank{nullptr, 4, in_features, 100, true};
+      Index smaller = 0;
+      for (Index tokens = 0; tokens <= 4000; tokens += tokens < 20 ? 1 : 7) {
+        const Index size = merged_product_packed_size<S>(bank, tokens, limits);
+        const MergeBlocks blocks = merge_blocks<S>(in_features, 2, tokens, limits);
+        if (size < smaller ||
+            (tokens > 0 && size < packed_rows_size<S>(blocks.tokens, in_features, blocks.inputs)))
+          FAIL(in_features << " inputs, " << tokens << " tokens: " << size << " scalars");
+        smaller = size;
+      }
+      CHECK(smaller > 0);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("no bit of a merged product depends on the number of threads", "[merged_product]", float,
                    double, long double) {
   using S = TestType;

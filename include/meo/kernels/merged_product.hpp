@@ -41,12 +41,12 @@ struct MergedProductMemory {
   Scratch<Scalar> scratch;  ///< merged_product_scratch_size
 };
 
-/// Scalars that merged_product packs x in.
+/// Scalars that merged_product packs x in; no less for more tokens, though it may need less.
 template <class Scalar, class Storage>
 Index merged_product_packed_size(const PanelBank<Scalar, Storage>& bank, Index tokens,
                                  const Blocks& limits = machine_blocks()) {
-  const MergeBlocks blocks = merge_blocks<Scalar>(bank.in_features, 1, tokens, limits);
-  return packed_rows_size<Scalar>(blocks.tokens, bank.in_features, blocks.inputs);
+  return packed_rows_size<Scalar>((std::min)(tokens, most_merged_tokens<Scalar>(limits)), bank.in_features,
+                                  slice_inputs<Scalar>(bank.in_features, limits));
 }
 
 /// Scalars of scratch that merged_product needs for each thread, whatever the merges and their tokens.

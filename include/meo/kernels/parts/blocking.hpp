@@ -62,14 +62,20 @@ Index slice_inputs(Index in_features, const Blocks& limits) {
   return whole_lines<Scalar>(even_part(in_features, most / line_size<Scalar> * line_size<Scalar>));
 }
 
+/// Tokens that all panels pass over before the next, at most.
+template <class Scalar>
+Index most_merged_tokens(const Blocks& limits) {
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  return std::clamp<Index>(limits.sums_bytes / row_bytes, 1, limits.merged_tokens);
+}
+
 /// For `merges` merges of `tokens` tokens in all. A large Q matters more than several panels at once, as
 /// merges are bound by the bytes of experts that they read.
 template <class Scalar>
 MergeBlocks merge_blocks(Index in_features, Index merges, Index tokens, const Blocks& limits) {
   constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
   const Index inputs = slice_inputs<Scalar>((std::max<Index>)(in_features, 1), limits);
-  const Index most_tokens = std::clamp<Index>(limits.sums_bytes / row_bytes, 1, limits.merged_tokens);
-  const Index tokens_at_once = even_part((std::max<Index>)(tokens, 1), most_tokens);
+  const Index tokens_at_once = even_part((std::max<Index>)(tokens, 1), most_merged_tokens<Scalar>(limits));
   const Index group = std::clamp<Index>(limits.sums_bytes / (tokens_at_once * row_bytes), 1, 4);
   const Index space = (std::max<Index>)(limits.merged_bytes / (merged_rows<Scalar>(inputs) * row_bytes), 1);
   const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(limits.merges, space));
