@@ -7,6 +7,7 @@
 #include <span>
 
 #include <meo/compiled.hpp>
+#include <meo/kernels/blocks.hpp>
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/dispatched_product.hpp>
 #include <meo/kernels/merge_plan.hpp>
@@ -60,10 +61,11 @@ void MergeMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Sca
   dispatch_tokens<Scalar>(pairs, of.experts.num_experts(), of.governed, memory.dispatch,
                           memory.is_merged.data());
   const auto bank = of.experts.panels();
+  const Blocks limits = machine_blocks();  // once: memory and product have to agree
   const MergedProductMemory<Scalar> work{
-      reserve(memory.packed_rows, merged_product_packed_size(bank, x.rows())),
-      memory.reserve_scratch(merged_product_scratch_size(bank))};
-  merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), work);
+      reserve(memory.packed_rows, merged_product_packed_size(bank, x.rows(), limits)),
+      memory.reserve_scratch(merged_product_scratch_size(bank, limits))};
+  merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), work, limits);
   dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y));
 }
 
