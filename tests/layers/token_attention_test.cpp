@@ -43,6 +43,26 @@ TEMPLATE_TEST_CASE("token attention adds U relu(V x + v) + u", "[token_attention
   }
 }
 
+TEST_CASE("token attention of many tokens has the bits of each alone", "[token_attention]") {
+  constexpr Index features = 20, reduced = 3;
+  Generator rng(63);
+  std::mt19937_64 generator(2);
+  TokenAttention<float> attention(features, reduced);
+  attention.initialize(generator);
+  attention.up().set_weight(random_matrix<float>(rng, features, reduced));
+  for (const Index tokens : {0, 1, 63, 64, 65, 150}) {
+    INFO(tokens << " tokens");
+    const Matrix<float> x = random_matrix<float>(rng, tokens, features);
+    Matrix<float> rows(tokens, reduced), attended(tokens, features), row(1, reduced), alone(1, features);
+    attention.apply(x, rows.data(), attended.data());
+    for (Index t = 0; t < tokens; ++t) {
+      attention.apply(x.row(t), row.data(), alone.data());
+      CHECK(rows.row(t) == row.row(0));
+      CHECK(attended.row(t) == alone.row(0));
+    }
+  }
+}
+
 TEST_CASE("token attention starts as none", "[token_attention]") {
   Generator rng(62);
   TokenAttention<float> attention(6, 2);

@@ -11,6 +11,7 @@
 #include <meo/experts/activation.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/overlap.hpp>
+#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -62,14 +63,27 @@ class TokenAttention {
 
 template <class Scalar>
 void TokenAttention<Scalar>::apply(const MatrixView<Scalar>& x, Scalar* rows, Scalar* attended) const {
-  detail::require_apart({attended, x.rows(), features(), features()}, "attended", x, "x");
-  down_.apply(x, rows, reduced_features());
-  detail::activate<Relu, Scalar>({}, rows, nullptr, x.rows() * reduced_features(), rows);
-  const MatrixView<Scalar> reduced(rows, x.rows(), reduced_features(), reduced_features());
-  up_.apply(reduced, attended, features());
-  for (Index t = 0; t < x.rows(); ++t) {
-    for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
-  }
+  const Index reduced = reduced_features();
+  const MatrixView<Scalar> all_rows(rows, x.rows(), reduced, reduced);
+  const MatrixView<Scalar> written(attended, x.rows(), features(), features());
+  detail::require_apart(written, "attended", x, "x");
+  detail::require_apart(all_rows, "rows", x, "x");
+  detail::require_apart(written, "attended", all_rows, "rows");
+  // A few tokens at a time, which stay in L2 from one step to the next.
+  constexpr Index most = 64;
+  const Index blocks = (x.rows() + most - 1) / most;
+  detail::parallel_ranges(blocks, detail::max_threads(), [&](Index begin, Index end, Index) {
+    for (Index first = begin * most; first < (std::min)(end * most, x.rows()); first += most) {
+      const Index count = (std::min)(most, x.rows() - first);
+      Scalar* const reduced_rows = rows + first * reduced;
+      down_.apply({x.row(first), count, x.cols(), x.row_stride()}, reduced_rows, reduced);
+      detail::activate<Relu, Scalar>({}, reduced_rows, nullptr, count * reduced, reduced_rows);
+      up_.apply({reduced_rows, count, reduced, reduced}, attended + first * features(), features());
+      for (Index t = first; t < first + count; ++t) {
+        for (Index d = 0; d < features(); ++d) attended[t * features() + d] += x.row(t)[d];
+      }
+    }
+  });
 }
 
 template <class Scalar>
