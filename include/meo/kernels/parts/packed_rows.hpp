@@ -58,7 +58,9 @@ const char* multiply_packed_tile(const Scalar* x, const ProductRows<Scalar>& row
   constexpr int packets = Tile<Scalar>::packets, count = Tile<Scalar>::rows;
   constexpr int size = PacketOf<Scalar>::size;
   constexpr Index line = line_size<Scalar>, interval = prefetch_interval<Scalar>;
-  constexpr Index steps = std::clamp<Index>(Lines > 0 ? interval / Lines : 4, 1, line);
+  // As many at a time as have 96 multiply-adds: in shorter loops their ends count.
+  constexpr Index least = (std::min)((std::max<Index>)(96 / (count * packets), 1), line);
+  constexpr Index steps = std::clamp<Index>(Lines > 0 ? interval / Lines : 0, least, line);
   Packet<Scalar> sums[count][packets];
   const Scalar* start = panels.starts + r * panels.starts_row_stride + panel * panels.starts_stride;
   MEO_UNROLL_ALL
@@ -87,7 +89,7 @@ const char* multiply_packed_tile(const Scalar* x, const ProductRows<Scalar>& row
     for (int i = 0; i < count; ++i) prefetch_near(x + to_next_tile + i * line);
     for (Index at = 0; at < line; at += steps) {
       if constexpr (Lines > 0) {
-        constexpr Index lines_at_once = (std::max<Index>)(Lines / interval, 1);
+        constexpr Index lines_at_once = (std::max<Index>)(Lines * steps / interval, 1);
         for (Index i = 0; i < lines_at_once; ++i) prefetch(ahead + i * PrefetchQueue::line_bytes);
         ahead = (std::min)(ahead + lines_at_once * PrefetchQueue::line_bytes, ahead_end);
       }
