@@ -121,13 +121,8 @@ void multiply_packed_tile(const Scalar* x, const ProductRows<Scalar>& rows, Inde
     case 1:
       ahead.advance(multiply_packed_tile<1>(x, rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
-    case 2:
-    case 4:
-      ahead.advance(multiply_packed_tile<4>(x, rows, r, panels, panel, ahead.at(), ahead.end()));
-      break;
     default:
-      ahead.advance(
-          multiply_packed_tile<PrefetchQueue::max_lines>(x, rows, r, panels, panel, ahead.at(), ahead.end()));
+      ahead.advance(multiply_packed_tile<4>(x, rows, r, panels, panel, ahead.at(), ahead.end()));
   }
 }
 

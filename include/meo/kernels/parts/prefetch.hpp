@@ -51,14 +51,14 @@ class PrefetchQueue {
   }
 
   /// Sets the rate so that `intervals` intervals suffice for all. The lowest that does: a core can wait for
-  /// few lines at a time, and those of the tile itself are among them.
+  /// few lines at a time, and those of the tile itself are among them. Three rates are enough, as each is a
+  /// tile to compile.
   void spread(Index intervals) {
     const Index lines = (bytes_ / line_bytes + intervals) / (std::max<Index>)(intervals, 1);
-    lines_ = bytes_ == 0 ? 0 : 1;
-    while (lines_ < lines && lines_ < max_lines && lines_ > 0) lines_ *= 2;
+    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : max_lines;
   }
 
-  /// Lines that the next tile asks for in an interval: 0, 1, 2, 4 or 8.
+  /// Lines that the next tile asks for in an interval: 0, 1, 2 or 8.
   Index lines() const { return current_ < count_ ? lines_ : 0; }
 
   /// Where the next tile starts to ask, and where it stops.
