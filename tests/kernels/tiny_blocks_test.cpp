@@ -30,7 +30,7 @@ TEMPLATE_TEST_CASE("tiny blocks are as small as they are meant to be", "[tiny_bl
   CHECK(blocks.inputs == (detail::line_size<S> > 5 ? 5 : 4));
   CHECK(blocks.tokens == 3);
   CHECK(blocks.group == 2);
-  CHECK(detail::merge_blocks<S>(100, 1, 1, limits).panels == 2);
+  CHECK(detail::merge_blocks<S>(100, 2, 2, limits).panels == 1);
   CHECK(detail::merge_strip_rows<S>(1, limits) <= 10);
   CHECK(detail::group_strip_rows<S>(9, 2, limits) == 4);
   const detail::DenseBlocks dense = detail::dense_blocks<S>(100, 100, limits);

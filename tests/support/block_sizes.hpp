@@ -32,7 +32,7 @@ constexpr Index outputs_beyond_blocks() {
 /// at a time.
 template <class S>
 Index inputs_beyond_blocks() {
-  const Index slice = detail::slice_inputs<S>(Index{1} << 30, detail::machine_blocks());
+  const Index slice = detail::slice_inputs<S>(Index{1} << 30, 2, detail::machine_blocks());
   return 2 * std::max({detail::Blocks{}.depth, slice, detail::gradient_inputs<S>(),
                        detail::packed_inputs_at_once}) +
          detail::Tile<S>::rows + 1;

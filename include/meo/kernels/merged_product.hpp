@@ -45,8 +45,12 @@ struct MergedProductMemory {
 template <class Scalar, class Storage>
 Index merged_product_packed_size(const PanelBank<Scalar, Storage>& bank, Index tokens,
                                  const Blocks& limits = machine_blocks()) {
-  return packed_rows_size<Scalar>((std::min)(tokens, most_merged_tokens<Scalar>(limits)), bank.in_features,
-                                  slice_inputs<Scalar>(bank.in_features, limits));
+  const Index rows = (std::min)(tokens, most_merged_tokens<Scalar>(limits));
+  const auto size = [&](Index merges) {
+    return packed_rows_size<Scalar>(rows, bank.in_features,
+                                    slice_inputs<Scalar>(bank.in_features, merges, limits));
+  };
+  return (std::max)(size(1), size(2));
 }
 
 /// Scalars of scratch that merged_product needs for each thread, whatever the merges and their tokens.
@@ -54,7 +58,8 @@ template <class Scalar, class Storage>
 Index merged_product_scratch_size(const PanelBank<Scalar, Storage>& bank,
                                   const Blocks& limits = machine_blocks()) {
   constexpr Index row_bytes = Tile<Scalar>::columns * Index{sizeof(Scalar)};
-  const Index rows = merged_rows<Scalar>(slice_inputs<Scalar>(bank.in_features, limits));
+  const Index rows = (std::max)(merged_rows<Scalar>(slice_inputs<Scalar>(bank.in_features, 1, limits)),
+                                merged_rows<Scalar>(slice_inputs<Scalar>(bank.in_features, 2, limits)));
   const Index merged = (std::max)(rows * row_bytes, limits.merged_bytes);
   const Index sums = (std::max)(row_bytes, limits.sums_bytes);
   return (merged + sums) / Index{sizeof(Scalar)};

@@ -51,12 +51,13 @@ Index block_depth(Index depth, const Blocks& limits) {
   return is_16_bit<Scalar> ? depth : even_part(depth, limits.depth);
 }
 
-/// Inputs of a slice of a merged panel: whole lines, where there is more than one.
+/// Inputs of a slice of a merged panel: whole lines, where there is more than one. A single merge has L2 for
+/// itself, and no need to stay in L1: its slices are as long as a dense product's blocks.
 template <class Scalar>
-Index slice_inputs(Index in_features, const Blocks& limits) {
+Index slice_inputs(Index in_features, Index merges, const Blocks& limits) {
   if (is_16_bit<Scalar>) return in_features;
   constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index most = (std::max<Index>)(limits.slice_bytes / row_bytes, 1);
+  const Index most = merges > 1 ? (std::max<Index>)(limits.slice_bytes / row_bytes, 1) : limits.depth;
   if (in_features <= most) return in_features;
   if (most < line_size<Scalar>) return even_part(in_features, most);
   return whole_lines<Scalar>(even_part(in_features, most / line_size<Scalar> * line_size<Scalar>));
@@ -74,7 +75,7 @@ Index most_merged_tokens(const Blocks& limits) {
 template <class Scalar>
 MergeBlocks merge_blocks(Index in_features, Index merges, Index tokens, const Blocks& limits) {
   constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  const Index inputs = slice_inputs<Scalar>((std::max<Index>)(in_features, 1), limits);
+  const Index inputs = slice_inputs<Scalar>((std::max<Index>)(in_features, 1), merges, limits);
   const Index tokens_at_once = even_part((std::max<Index>)(tokens, 1), most_merged_tokens<Scalar>(limits));
   const Index group = std::clamp<Index>(limits.sums_bytes / (tokens_at_once * row_bytes), 1, 4);
   const Index space = (std::max<Index>)(limits.merged_bytes / (merged_rows<Scalar>(inputs) * row_bytes), 1);
