@@ -179,6 +179,18 @@ TEMPLATE_TEST_CASE("packed rows give what the rows give where they lie", "[multi
   }
 }
 
+TEST_CASE("a line is walked in equal parts, whatever a scalar's size", "[multiply]") {
+  for (Index line = 1; line <= 64; ++line) {
+    for (Index most = 1; most <= line; ++most) {
+      const Index part = divisor_of_line(line, most);
+      CHECK(part <= most);
+      CHECK(line % part == 0);
+    }
+  }
+  CHECK(divisor_of_line(5, 4) == 1);  // of 12 bytes, with tiles of 8 rows
+  CHECK(divisor_of_line(16, 8) == 8);
+}
+
 TEMPLATE_TEST_CASE("packed tiles ask for what is ahead", "[multiply]", float, double) {
   using S = TestType;
   constexpr Index depth = 4 * std::max(prefetch_interval<S>, line_size<S>), count = 2 * Tile<S>::rows;

@@ -49,6 +49,12 @@ void pack_rows(const Rows<const Scalar>& x, Index count, Index inputs, Scalar* p
     std::copy_n(x.row(first), inputs, packed);
 }
 
+/// The largest divisor of `line` that is at most `most`.
+constexpr Index divisor_of_line(Index line, Index most) {
+  while (line % most != 0) --most;
+  return most;
+}
+
 /// A whole tile, packed at `x`, times one panel; see multiply_tile. The next tile is on its way to L1
 /// meanwhile.
 template <int Lines, class Scalar>
@@ -60,7 +66,8 @@ const char* multiply_packed_tile(const Scalar* x, const ProductRows<Scalar>& row
   constexpr Index line = line_size<Scalar>, interval = prefetch_interval<Scalar>;
   // As many at a time as have 96 multiply-adds: in shorter loops their ends count.
   constexpr Index least = (std::min)((std::max<Index>)(96 / (count * packets), 1), line);
-  constexpr Index steps = std::clamp<Index>(Lines > 0 ? interval / Lines : 0, least, line);
+  constexpr Index steps =
+      divisor_of_line(line, std::clamp<Index>(Lines > 0 ? interval / Lines : 0, least, line));
   Packet<Scalar> sums[count][packets];
   const Scalar* start = panels.starts + r * panels.starts_row_stride + panel * panels.starts_stride;
   MEO_UNROLL_ALL
