@@ -183,7 +183,8 @@ TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flo
       product += count_flops([&] {
         meo::detail::gathered_product<Counting>(
             layer.experts().panels(), expert, memory_of(workspace).mixing.dispatch,
-            {batch.x.data(), batch.x.outerStride()}, {outputs.data(), outputs.outerStride()});
+            {batch.x.data(), batch.x.outerStride()}, {outputs.data(), outputs.outerStride()},
+            {nullptr, meo::detail::max_threads()});
       });
     }
     CHECK(product == cost.product);

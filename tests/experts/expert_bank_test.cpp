@@ -41,15 +41,31 @@ bool padding_is_zero(const ExpertBank<S, T>& bank) {
   return true;
 }
 
-/// The values as the bank can store them.
+/// Weights as the bank can store them, if that is in a type of fractions.
 template <class T, class M>
 M stored(const M& values) {
   return values.template cast<T>().template cast<typename M::Scalar>();
 }
 
+/// What must be read of weights that were set; those of 8 bits are the nearest multiples of their output's
+/// scale, 1/127 of its largest weight in 17 bits.
+template <class T, class S>
+std::string differs(const Matrix<S>& read, const Matrix<S>& set) {
+  if constexpr (!std::is_same_v<T, std::int8_t>) {
+    return bit_difference(read, stored<T>(set));
+  } else {
+    Matrix<S> error(set.rows(), set.cols());
+    for (Index out = 0; out < set.rows(); ++out)
+      error.row(out).setConstant(set.row(out).cwiseAbs().maxCoeff() / 127 * S(1 + 0x1p-16) / 2);
+    return disagreement(read, set, error);
+  }
+}
+
 TEMPLATE_TEST_CASE("what is set is read back, for all shapes around the panels, and padding stays zero",
                    "[expert_bank]", (Types<float, float>), (Types<double, double>), (Types<double, float>),
-                   (Types<long double, long double>), (Types<long double, float>)) {
+                   (Types<long double, long double>), (Types<long double, float>),
+                   (Types<float, Eigen::bfloat16>), (Types<float, Eigen::half>),
+                   (Types<float, std::int8_t>)) {
   using S = typename TestType::Scalar;
   using T = typename TestType::Storage;
   Generator rng(26);
@@ -68,8 +84,11 @@ TEMPLATE_TEST_CASE("what is set is read back, for all shapes around the panels, 
           if (has_bias) bank.set_bias(e, biases.back());
         }
         for (Index e = 0; e < 3; ++e) {
-          CHECK(bit_difference(bank.weight(e), stored<T>(weights[std::size_t(e)])) == "");
-          if (has_bias) CHECK(bit_difference(bank.bias(e), stored<T>(biases[std::size_t(e)])) == "");
+          const Matrix<S> read = bank.weight(e);
+          CHECK(differs<T>(read, weights[std::size_t(e)]) == "");
+          if (has_bias) CHECK(bit_difference(bank.bias(e), biases[std::size_t(e)]) == "");
+          bank.set_weight(e, read);
+          CHECK(bit_difference(bank.weight(e), read) == "");
         }
         CHECK(padding_is_zero(bank));
       }
@@ -213,6 +232,29 @@ TEST_CASE("bad arguments of setters and getters are named and change nothing", "
     CHECK(bank.weight(e) == weights[std::size_t(e)]);
     CHECK(bank.bias(e) == biases[std::size_t(e)]);
   }
+}
+
+TEST_CASE("weights that are not finite cannot be stored in 8 bits, and change nothing", "[expert_bank]") {
+  for (const float value :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    ExpertBank<float, std::int8_t> bank(1, 3, 4, false);
+    bank.set_weight(0, Matrix<float>::Ones(4, 3));
+    Matrix<float> weight = 2 * Matrix<float>::Ones(4, 3);
+    weight(3, 1) = value;
+    CHECK(error_lacks<std::invalid_argument>(
+              [&] { bank.set_weight(0, weight); },
+              {"weight: expected finite numbers, to be stored in 8 bits, got ", "for output 3"}) == "");
+    CHECK(differs<std::int8_t>(bank.weight(0), Matrix<float>(Matrix<float>::Ones(4, 3))) == "");
+  }
+}
+
+TEST_CASE("smaller storage takes half and about a quarter of the memory", "[expert_bank]") {
+  const auto bytes = [](const auto& bank) { return static_cast<double>(bank.bytes()); };
+  const double floats = bytes(ExpertBank<float>(8, 768, 3072, true));
+  CHECK(floats >= 4.0 * 8 * 769 * 3072);
+  CHECK(bytes(ExpertBank<float, Eigen::bfloat16>(8, 768, 3072, true)) <= 0.505 * floats);
+  CHECK(bytes(ExpertBank<float, Eigen::half>(8, 768, 3072, true)) <= 0.505 * floats);
+  CHECK(bytes(ExpertBank<float, std::int8_t>(8, 768, 3072, true)) <= 0.26 * floats);
 }
 
 TEST_CASE("experts without biases have none to set or read", "[expert_bank]") {

@@ -25,20 +25,31 @@ void for_all_sizes(const Check& check) {
   }
 }
 
+/// Scalar and Storage.
+template <class S, class T = S>
+struct Types {
+  using Scalar = S;
+  using Storage = T;
+};
+
 TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains for all small sizes", "[merged_product]",
-                   float, double) {
+                   Types<float>, Types<double>, (Types<float, Eigen::bfloat16>), (Types<float, Eigen::half>),
+                   (Types<float, std::int8_t>)) {
   Generator rng(41);
   for_all_sizes([&](Index tokens, Index in, Index out, bool has_bias) {
-    const MergedProblem<TestType> problem(rng, {3, 2, in, out, has_bias}, {tokens});
+    const MergedProblem<typename TestType::Scalar, typename TestType::Storage> problem(
+        rng, {3, 2, in, out, has_bias}, {tokens});
     CHECK(bit_difference(problem.computed(), problem.expected()) == "");
   });
 }
 
 TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains for all small sizes",
-                   "[dispatched_product]", float, double) {
+                   "[dispatched_product]", Types<float>, Types<double>, (Types<float, Eigen::bfloat16>),
+                   (Types<float, Eigen::half>), (Types<float, std::int8_t>)) {
   Generator rng(42);
   for_all_sizes([&](Index tokens, Index in, Index out, bool has_bias) {
-    const DispatchedProblem<TestType> problem(rng, tokens, in, out, has_bias, 2, 1 + out % 2);
+    const DispatchedProblem<typename TestType::Scalar, typename TestType::Storage> problem(
+        rng, tokens, in, out, has_bias, 2, 1 + out % 2);
     CHECK(bit_difference(problem.computed(), problem.expected()) == "");
   });
 }

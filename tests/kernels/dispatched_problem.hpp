@@ -6,6 +6,8 @@
 
 #include <meo/kernels/dispatch.hpp>
 #include <meo/kernels/dispatched_product.hpp>
+#include <meo/kernels/storage.hpp>
+#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 #include "kernels/chain.hpp"
@@ -17,7 +19,7 @@
 namespace meo::test {
 
 /// A batch of tokens with a selection each.
-template <class S>
+template <class S, class Storage = S>
 struct DispatchedProblem {
   DispatchedProblem(Generator& rng, Index tokens, Index in_features, Index out_features, bool has_bias,
                     Index experts_selected, Index top_k)
@@ -25,13 +27,13 @@ struct DispatchedProblem {
         selections(random_selections<S>(rng, tokens, experts_selected, top_k)),
         x(random_normal<S>(rng, tokens, in_features)) {
     // The last expert, which nobody selects, would show in every sum.
-    experts.bank.set_weight(experts_selected,
-                            Matrix<S>::Constant(out_features, in_features, GuardedMatrix<S>::nan));
+    const S loud = detail::is_quantized<Storage> ? S(1e30) : GuardedMatrix<S>::nan;
+    experts.bank.set_weight(experts_selected, Matrix<S>::Constant(out_features, in_features, loud));
     detail::dispatch_tokens<S>(selections.pairs(), experts_selected + 1,
                                offsets_of(std::vector<Index>(std::size_t(tokens), 1)), dispatch);
   }
 
-  RandomExperts<S> experts;
+  RandomExperts<S, Storage> experts;
   Selections<S> selections;
   Matrix<S> x;
   detail::Dispatch<S> dispatch;
@@ -58,9 +60,13 @@ struct DispatchedProblem {
   }
 
   Matrix<S> computed() const {
-    GuardedMatrix<S> input(x), y(x.rows(), out_features());
-    detail::dispatched_product<S>(experts.bank.panels(), dispatch, input.inputs(), y.rows());
+    const Index threads = detail::max_threads();
+    const auto bank = experts.bank.panels();
+    GuardedMatrix<S> input(x), y(x.rows(), out_features()),
+        scratch(1, threads * detail::dispatched_product_scratch_size(bank));
+    detail::dispatched_product<S>(bank, dispatch, input.inputs(), y.rows(), {scratch.data(), threads});
     CHECK(y.guards_intact());
+    CHECK(scratch.guards_intact());
     return y.values();
   }
 };

@@ -99,13 +99,14 @@ TEMPLATE_TEST_CASE("one expert's rows are gathered, and combined to the same bit
       }
 
       GuardedMatrix<S> x(problem.x), contiguous(1, count * out_features);
-      gathered_product<S>(bank, expert, dispatch, x.inputs(), {contiguous.data(), out_features});
+      gathered_product<S>(bank, expert, dispatch, x.inputs(), {contiguous.data(), out_features},
+                          {nullptr, max_threads()});
       CHECK(contiguous.guards_intact());
       CHECK(bit_difference(contiguous.values(),
                            Matrix<S>(outputs.template reshaped<Eigen::RowMajor>(1, outputs.size()))) == "");
 
       GuardedMatrix<S> gathered(rows);
-      combined_product<S>(bank, expert, dispatch, gathered.inputs(), y.rows());
+      combined_product<S>(bank, expert, dispatch, gathered.inputs(), y.rows(), {nullptr, max_threads()});
     }
     CHECK(y.guards_intact());
     CHECK(bit_difference(y.values(), problem.expected()) == "");

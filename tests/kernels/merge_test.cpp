@@ -25,7 +25,9 @@ struct Types {
 
 TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any rows of a panel, and no more",
                    "[merge]", (Types<float, float>), (Types<double, double>), (Types<double, float>),
-                   (Types<long double, long double>), (Types<long double, float>)) {
+                   (Types<long double, long double>), (Types<long double, float>),
+                   (Types<float, Eigen::bfloat16>), (Types<float, Eigen::half>),
+                   (Types<float, std::int8_t>)) {
   using S = typename TestType::Scalar;
   constexpr Index columns = Tile<S>::columns;
   Generator rng(2);
@@ -52,8 +54,7 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
       for (Index row = 0; row < bank.depth(); ++row) {
         for (Index rows = 1; row + rows <= bank.depth(); ++rows) {
           INFO("K " << top_k << ", panel " << p << ", rows " << row << " to " << row + rows - 1);
-          const MergeSource<const typename TestType::Storage> source{bank.panel(p, 0) + row * columns,
-                                                                     bank.panel_size()};
+          const auto source = merge_source(bank, p, row);
           Matrix<S> panel = Matrix<S>::Zero(rows, columns);  // zero: padding stays zero
           panel.leftCols(bank.valid_columns(p)) =
               expected.block(p * columns, row, bank.valid_columns(p), rows).transpose();

@@ -24,6 +24,9 @@ TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains, for all sha
 
 TEST_CASE("merged_product computes in another scalar than it stores", "[merged_product]") {
   check_merged_products<double, float>();
+  check_merged_products<float, Eigen::bfloat16>();
+  check_merged_products<float, Eigen::half>();
+  check_merged_products<float, std::int8_t>();
   check_merged_products<long double, float>();
 }
 

@@ -57,20 +57,6 @@ TEMPLATE_TEST_CASE("broadcast fills every lane", "[packet]", float, double, long
   }
 }
 
-TEMPLATE_TEST_CASE("what is stored is loaded as what is computed", "[packet]", float, double, long double) {
-  using S = TestType;
-  std::array<float, std::size_t(PacketOf<S>::size) + 1> stored;
-  for (std::size_t i = 0; i < stored.size(); ++i) stored[i] = 0.1f * float(i + 1);
-  const Lanes<S> lanes = lanes_of<S>(load_stored<S>(stored.data() + 1));
-  for (std::size_t i = 0; i < lanes.size(); ++i) CHECK(lanes[i] == S(stored[i + 1]));
-}
-
-TEST_CASE("what is stored in a wider type is rounded once", "[packet]") {
-  std::array<double, std::size_t(PacketOf<float>::size)> stored;
-  stored.fill(0.1);
-  for (const float lane : lanes_of<float>(load_stored<float>(stored.data()))) CHECK(lane == 0.1f);
-}
-
 // The kernels' promise of bits that do not depend on lanes, tiles or threads rests on this.
 TEMPLATE_TEST_CASE("multiply_add rounds once or twice, the same in every lane and at every call", "[packet]",
                    float, double, long double) {

@@ -15,11 +15,11 @@
   instance void merged_product(const PanelBank<S, const S>&, const MergePlan<S>&, std::span<const Index>, \
                                Rows<const S>, Rows<S>, const MergedProductMemory<S>&, const Blocks&);     \
   instance void dispatched_product(const PanelBank<S, const S>&, const Dispatch<S>&, Rows<const S>,       \
-                                   Rows<S>);                                                              \
+                                   Rows<S>, Scratch<S>);                                                  \
   instance void gathered_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&, Rows<const S>,  \
-                                 Rows<S>);                                                                \
+                                 Rows<S>, Scratch<S>);                                                    \
   instance void combined_product(const PanelBank<S, const S>&, Index, const Dispatch<S>&, Rows<const S>,  \
-                                 Rows<S>);
+                                 Rows<S>, Scratch<S>);
 
 #if defined(MEO_TEST_INSTANCES)
 namespace meo::inline MEO_ABI::detail {

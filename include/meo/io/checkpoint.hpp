@@ -34,8 +34,8 @@
 namespace meo::inline MEO_ABI::io {
 
 struct LoadOptions {
-  /// Whether a parameter that is NaN, infinite or too large for the layer's scalar is an error; it names the
-  /// first, in row-major order.
+  /// Whether a parameter that is NaN, infinite or too large for the layer's scalar, or for what its experts
+  /// are stored as, is an error; it names the first, in row-major order. For experts of 8 bits it always is.
   bool require_finite = false;
 };
 
@@ -66,7 +66,7 @@ MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_vie
 
 #endif
 
-/// The most numbers that are held beside a layer while it is loaded.
+/// The most numbers that are held beside a layer while it is loaded, unless a row has more.
 inline constexpr Index load_elements = 4096;
 
 /// First all is looked at, every byte of it, and then written over what the parts had, a piece at a time:
@@ -80,10 +80,13 @@ void load_parts(const std::vector<TensorPart<Scalar>>& parts, const SafetensorsR
     ignored.insert(part.name());
   }
   check_all_used(file, prefix, ignored);
-  std::vector<Scalar> buffer(static_cast<std::size_t>(load_elements));
+  std::vector<Scalar> buffer;
   for (const TensorPart<Scalar>& part : parts) {
-    for (Index first = 0; first < part.size(); first += load_elements) {
-      const auto count = static_cast<std::size_t>((std::min)(load_elements, part.size() - first));
+    // Whole rows: a quantized one has a scale that all of it decides on.
+    const Index piece = (std::max<Index>)(load_elements / part.cols(), 1) * part.cols();
+    for (Index first = 0; first < part.size(); first += piece) {
+      const auto count = static_cast<std::size_t>((std::min)(piece, part.size() - first));
+      if (buffer.size() < count) buffer.resize(count);
       const std::span<Scalar> values = std::span(buffer).first(count);
       try {
         file.read_into<Scalar>(part.name(), first, values);
@@ -107,6 +110,28 @@ struct CheckShape {
     file.check_shape(name, shape);
   }
 };
+
+/// What a layer of this type needs to know of a file before it is loaded.
+template <class Layer>
+LoadOptions load_options(LoadOptions options) {
+  // What is not finite has no place between −127 and 127.
+  if (meo::detail::is_quantized<typename Layer::Storage>) options.require_finite = true;
+  return options;
+}
+
+/// Throws unless all that is to be stored in 16 bits fits them.
+template <class Layer>
+void check_range(const std::vector<TensorPart<typename Layer::Scalar>>& parts, const SafetensorsReader& file,
+                 const LoadOptions& options) {
+  using Storage = typename Layer::Storage;
+  if constexpr (FloatLike<Storage> && !std::same_as<Storage, typename Layer::Scalar>) {
+    if (!options.require_finite) return;
+    for (const auto& part : parts) {
+      file.check_shape(part.name(), part.shape());
+      file.template check_finite<Storage>(part.name());
+    }
+  }
+}
 
 template <class Scalar>
 void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter& writer) {
@@ -141,14 +166,16 @@ void check_shapes(const typename Layer::Options& options, const SafetensorsReade
 /// layer as it was.
 ///
 /// The file is read twice: first every byte of these parameters, to see that all of them can be taken, and
-/// then into the layer, piece by piece, so that beside it there is memory for 4096 numbers and about 1 kB for
-/// each tensor alone. If the second reading fails, because somebody has cut the file short since or its
-/// medium has, the layer is loaded in part; the Error then says up to where, in the order of visit.
+/// then into the layer, piece by piece, so that beside it there is memory for 4096 numbers, or a row, and
+/// about 1 kB for each tensor alone. If the second reading fails, because somebody has cut the file short
+/// since or its medium has, the layer is loaded in part; the Error then says up to where, in the order of
+/// visit.
 template <class Layer>
 void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix = "param.",
           const LoadOptions& options = {}) {
   const auto parts = tensor_parts(layer, prefix);
-  detail::load_parts(parts, file, prefix, options);
+  detail::check_range<Layer>(parts, file, options);
+  detail::load_parts(parts, file, prefix, detail::load_options<Layer>(options));
 }
 
 /// The same for a block. With one router for the block, those of the other projections, which files have that
@@ -164,11 +191,13 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
     }
   }
   const auto parts = tensor_parts(block, prefix);
-  detail::load_parts(parts, file, prefix, options, std::move(ignored));
+  detail::check_range<Layer>(parts, file, options);
+  detail::load_parts(parts, file, prefix, detail::load_options<Layer>(options), std::move(ignored));
 }
 
 /// Adds the parameters of a MoeLayer, a MeoLayer or a block, or of one that holds their gradients or moments,
-/// for load to read. They are not copied: the layer has to live, and to stay as it is, until the writer has
+/// for load to read, as numbers of its scalar whatever they are stored as; read into the same storage they
+/// are the same. They are not copied: the layer has to live, and to stay as it is, until the writer has
 /// written, which takes memory for SafetensorsWriter::deferred_elements numbers and about 1 kB for each
 /// tensor. Throws Error for a name that the writer has already.
 template <class Layer>

@@ -32,6 +32,8 @@ struct SizeOnly {
 template <>
 class ExpertBank<io::detail::SizeOnly> {
  public:
+  using Storage = io::detail::SizeOnly;
+
   ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias)
       : num_experts_(num_experts),
         in_features_(in_features),
@@ -52,8 +54,8 @@ namespace io::detail {
 
 template <class Layer>
 struct SizesOf;
-template <class Scalar, int NumExperts, class Kind>
-struct SizesOf<MixtureLayer<Scalar, NumExperts, Kind>> {
+template <class Scalar, int NumExperts, class Kind, class Storage>
+struct SizesOf<MixtureLayer<Scalar, NumExperts, Kind, Storage>> {
   using Type = MixtureLayer<SizeOnly, NumExperts, Kind>;
 };
 template <class Layer, class Activation>

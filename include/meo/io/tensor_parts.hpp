@@ -29,11 +29,12 @@ class TensorPart {
   using Write = std::function<void(Index row, Index col, std::span<const Scalar> values)>;
 
   /// cols: of a row; read, write: get and set values of a row from a column on, as many as there are in
-  /// `values`. write: none for a layer that is const.
+  /// `values`. write: none for a layer that is const; load gives it whole rows.
   TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write);
 
   const std::string& name() const { return name_; }
   const std::vector<Index>& shape() const { return shape_; }
+  Index cols() const { return cols_; }
   Index size() const {
     Index product = 1;
     for (const Index length : shape_) product *= length;
@@ -127,7 +128,7 @@ class TensorNamer {
 
   /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`.
   template <class Bank>
-  requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
+  requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar, typename Bank::Storage>>
   void operator()(std::string_view name, Bank& experts) const;
 
  private:
@@ -157,7 +158,7 @@ void TensorNamer<Scalar, Take>::operator()(std::string_view name,
 
 template <class Scalar, class Take>
 template <class Bank>
-requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar>>
+requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar, typename Bank::Storage>>
 void TensorNamer<Scalar, Take>::operator()(std::string_view name, Bank& experts) const {
   const Index count = experts.num_experts(), out = experts.out_features(), in = experts.in_features();
   if (!stacks_experts_) {
@@ -189,21 +190,27 @@ void name_tensors(Layer& layer, std::string_view prefix, const Take& take) {
 
 template <class Scalar>
 struct Reading {
-  static void row(const ExpertBank<Scalar>& bank, Index expert, Index out, Index first,
+  template <class Storage>
+  static void row(const ExpertBank<Scalar, Storage>& bank, Index expert, Index out, Index first,
                   std::span<Scalar> values) {
     bank.read_row(expert, out, first, values);
   }
-  static void bias(const ExpertBank<Scalar>& bank, Index expert, Index first, std::span<Scalar> values) {
+  template <class Storage>
+  static void bias(const ExpertBank<Scalar, Storage>& bank, Index expert, Index first,
+                   std::span<Scalar> values) {
     bank.read_bias(expert, first, values);
   }
 };
 template <class Scalar>
 struct Writing {
-  static void row(ExpertBank<Scalar>& bank, Index expert, Index out, Index first,
+  template <class Storage>
+  static void row(ExpertBank<Scalar, Storage>& bank, Index expert, Index out, Index first,
                   std::span<const Scalar> values) {
     bank.write_row(expert, out, first, values);
   }
-  static void bias(ExpertBank<Scalar>& bank, Index expert, Index first, std::span<const Scalar> values) {
+  template <class Storage>
+  static void bias(ExpertBank<Scalar, Storage>& bank, Index expert, Index first,
+                   std::span<const Scalar> values) {
     bank.write_bias(expert, first, values);
   }
 };

@@ -43,10 +43,8 @@ class TurnedPanels {
   /// Writes the part that is merged from NR inputs and NR outputs of the experts.
   void merge(Index panel, Index input_panel, MergeTerms<Scalar> terms) const {
     const Index input = (block_.first_input_panel + input_panel) * columns;
-    const MergeSource<const Scalar> source{
-        bank_.panel(block_.first_panel + panel, 0) + (input + (bank_.has_bias ? 1 : 0)) * columns,
-        bank_.panel_size()};
-    merge_turned(source, terms, (std::min)(columns, bank_.in_features - input),
+    merge_turned(merge_source(bank_, block_.first_panel + panel, input), terms,
+                 (std::min)(columns, bank_.in_features - input),
                  data_ + input_panel * panel_stride() + panel * columns * columns);
   }
 

@@ -121,7 +121,7 @@ class MergedProduct {
 
   /// Whether the merged expert is one that lies in the bank already.
   bool is_in_place(Index merge) const {
-    if constexpr (!std::same_as<Scalar, Storage>) return false;
+    if constexpr (!stores_scalars<Scalar, Storage>) return false;
     return plan_.terms(merge).are_one_expert();
   }
 
@@ -162,10 +162,13 @@ class MergedProduct {
     return {};
   }
 
-  // Rows of a panel that a block has: the first holds the biases, if any.
-  Index bias_rows() const { return bank_.has_bias ? 1 : 0; }
-  Index first_row(const Block& block) const { return block.input == 0 ? 0 : block.input + bias_rows(); }
-  Index rows(const Block& block) const { return block.inputs + (block.input == 0 ? bias_rows() : 0); }
+  // Rows of a panel that a block has: the first may hold the biases.
+  Index first_row(const Block& block) const { return block.input == 0 ? 0 : block.input + bank_.bias_rows(); }
+  Index rows(const Block& block) const { return block.inputs + (block.input == 0 ? bank_.bias_rows() : 0); }
+  /// Rows of biases that are merged with a block, but stand aside.
+  Index rows_aside(const Block& block) const {
+    return block.input == 0 && bank_.has_bias ? 1 - bank_.bias_rows() : 0;
+  }
 
   // -------------------------------------------------------------------------------------------------------------
   // The work on a block
@@ -226,16 +229,26 @@ class MergedProduct {
     for (Index p = 0; p < block.panels; ++p) {
       for (Index strip = 0; strip < rows(block); strip += strip_rows) {
         const Index size = (std::min)(strip_rows, rows(block) - strip) * columns;
-        const MergeSource<Storage> source{
-            bank_.panel(block.panel + p, 0) + (first_row(block) + strip) * columns, bank_.panel_size()};
-        Scalar* const scratch = merged(block, 0) + p * merged_stride(block) + strip * columns;
+        const auto source =
+            merge_source(bank_, block.panel + p, first_row(block) + strip - bank_.bias_rows());
+        Scalar* const scratch =
+            merged(block, 0) + p * merged_stride(block) + (rows_aside(block) + strip) * columns;
         merge_strip(block, have_same_experts, source, size, scratch);
       }
+      if (rows_aside(block) > 0) merge_biases_aside(block, p);
     }
   }
 
-  void merge_strip(const Block& block, bool have_same_experts, MergeSource<Storage> source, Index size,
-                   Scalar* scratch) const {
+  void merge_biases_aside(const Block& block, Index p) const {
+    const MergeSource<Scalar> source{bank_.biases(block.panel + p, 0), bank_.bias_expert_stride()};
+    for (Index q = 0; q < block.merges; ++q) {
+      const MergeTerms<Scalar> terms = plan_.terms(block.first_merge + q);
+      merge_rows(source, terms, terms.count, columns, merged(block, q) + p * merged_stride(block));
+    }
+  }
+
+  void merge_strip(const Block& block, bool have_same_experts, const MergeSource<Scalar, Storage>& source,
+                   Index size, Scalar* scratch) const {
     constexpr Index group = merge_group<Scalar>;
     const Index stride = block.panels * merged_stride(block);
     Index q = 0;
@@ -257,7 +270,7 @@ class MergedProduct {
   Panels<Scalar> panels_of_merge(const Block& block, Index q, Index token = 0) const {
     const Scalar* first = merged(block, q);
     Index stride = merged_stride(block);
-    if constexpr (std::same_as<Scalar, Storage>) {
+    if constexpr (stores_scalars<Scalar, Storage>) {
       if (is_in_place(block.first_merge + q)) {
         const Index expert = plan_.terms(block.first_merge + q).experts[0];
         first = bank_.panel(block.panel, expert) + first_row(block) * columns;

@@ -15,12 +15,16 @@
 /// and rows of zeros where padded_rows adds some. A step of the tile reads NR consecutive weights. All
 /// experts' panels of the same outputs stand together, [panel][expert][depth][NR]: the next panel of every
 /// expert is one contiguous stream to prefetch.
+///
+/// Where weights are stored as something else than what is computed with, panels have no row of biases: these
+/// stand aside as scalars, and with them the scales of quantized weights, [panel][expert][b, s][NR].
 
 #include <algorithm>
 #include <array>
 #include <numeric>
 
 #include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/storage.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::detail {
@@ -48,11 +52,14 @@ inline constexpr Index merge_cost_of_caches = (static_cast<Index>(sizeof(Packet<
 
 /// Rows that a panel of `depth` rows takes in memory. A merge reads the same rows of K panels at once; were
 /// these a multiple of 4 KiB apart, they would fall into the same sets of an L1 and drive one another out. So
-/// panels of some size are an odd number of 512 bytes apart, which spreads 8 of them evenly.
-template <class Scalar>
+/// panels of some size are an odd number of 512 bytes apart, which spreads 8 of them evenly; of 256 or 128
+/// where storage is as much smaller, so that no more of it is padding.
+template <class Scalar, class Storage = Scalar>
 Index padded_rows(Index depth) {
-  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
-  constexpr Index spread_bytes = 512, smallest_bytes = 16384;
+  constexpr Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Storage));
+  constexpr Index spread_bytes =
+      512 * static_cast<Index>(sizeof(Storage)) / static_cast<Index>(sizeof(Scalar));
+  constexpr Index smallest_bytes = 16384;
   constexpr Index unit = spread_bytes / std::gcd(row_bytes, spread_bytes);  // rows
   if (unit * row_bytes / spread_bytes % 2 == 0 || depth * row_bytes < smallest_bytes) return depth;
   const Index units = (depth + unit - 1) / unit;
@@ -67,22 +74,51 @@ inline const std::array<Scalar, Tile<Scalar>::columns> zero_row{};
 template <class Scalar, class Storage = Scalar>
 struct PanelBank {
   static constexpr Index columns = Tile<Scalar>::columns;
+  /// What biases and scales are: const where weights are.
+  using Head = std::conditional_t<std::is_const_v<Storage>, const Scalar, Scalar>;
 
   Storage* data = nullptr;
   Index num_experts = 0;
   Index in_features = 0;
   Index out_features = 0;
   bool has_bias = false;
+  Head* heads = nullptr;  ///< the rows that stand aside, if any
 
-  Index depth() const { return in_features + (has_bias ? 1 : 0); }
+  /// Rows of biases that stand in a panel.
+  Index bias_rows() const { return has_bias && stores_scalars<Scalar, Storage> ? 1 : 0; }
+  Index depth() const { return in_features + bias_rows(); }
   Index num_panels() const { return (out_features + columns - 1) / columns; }
-  Index panel_size() const { return padded_rows<Scalar>(depth()) * columns; }
+  Index panel_size() const { return padded_rows<Scalar, std::remove_const_t<Storage>>(depth()) * columns; }
   Index size() const { return num_panels() * num_experts * panel_size(); }
 
   Storage* panel(Index p, Index expert) const { return data + (p * num_experts + expert) * panel_size(); }
+  /// The same without the biases.
+  Storage* weights(Index p, Index expert) const { return panel(p, expert) + bias_rows() * columns; }
 
   /// From an expert's panel to its next.
   Index panel_stride() const { return num_experts * panel_size(); }
+
+  /// Scalars that stand aside for a panel of an expert, and for all.
+  Index head_size() const {
+    if constexpr (stores_scalars<Scalar, Storage>) return 0;
+    return ((has_bias ? 1 : 0) + (is_quantized<Storage> ? 1 : 0)) * columns;
+  }
+  Index heads_size() const { return num_panels() * num_experts * head_size(); }
+  Index head_stride() const { return num_experts * head_size(); }
+
+  /// NR biases of an expert that has some, and how far those of its next panel, or the next expert's, are.
+  Head* biases(Index p, Index expert) const {
+    if constexpr (stores_scalars<Scalar, Storage>) return panel(p, expert);
+    else return heads + (p * num_experts + expert) * head_size();
+  }
+  Index biases_stride() const { return stores_scalars<Scalar, Storage> ? panel_stride() : head_stride(); }
+  Index bias_expert_stride() const { return stores_scalars<Scalar, Storage> ? panel_size() : head_size(); }
+
+  /// NR scales of quantized weights; null for others.
+  Head* scales(Index p, Index expert) const {
+    if constexpr (!is_quantized<Storage>) return nullptr;
+    else return heads + (p * num_experts + expert) * head_size() + (has_bias ? columns : 0);
+  }
 
   /// Columns of `panels` panels from p on that stand for outputs; the rest is padding.
   Index valid_columns(Index p, Index panels = 1) const {
@@ -91,9 +127,16 @@ struct PanelBank {
 
   /// Where W_{out, in} of an expert lies.
   Storage& weight(Index expert, Index out, Index in) const {
-    return panel(out / columns, expert)[(in + (has_bias ? 1 : 0)) * columns + out % columns];
+    return weights(out / columns, expert)[in * columns + out % columns];
   }
-  Storage& bias(Index expert, Index out) const { return panel(out / columns, expert)[out % columns]; }
+  /// Its value.
+  Scalar value(Index expert, Index out, Index in) const {
+    const Scalar stored = static_cast<Scalar>(weight(expert, out, in));
+    if constexpr (is_quantized<Storage>) return stored * scale(expert, out);
+    else return stored;
+  }
+  Head& bias(Index expert, Index out) const { return biases(out / columns, expert)[out % columns]; }
+  Head& scale(Index expert, Index out) const { return scales(out / columns, expert)[out % columns]; }
 };
 
 }  // namespace meo::detail

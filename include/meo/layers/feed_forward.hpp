@@ -158,6 +158,11 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   const FeedForwardOptions& options() const { return options_; }
   const Activation& activation() const { return activation_; }
 
+  /// The same block with experts that are stored as something else; see MixtureLayer.
+  template <class OtherLayer>
+  requires(!std::is_same_v<OtherLayer, LayerType>) explicit FeedForward(
+      const FeedForward<OtherLayer, Activation>& other);
+
   /// Whether the block, or a part of it, was moved from; then it has options, but throws std::logic_error
   /// when used, until it is assigned to.
   bool empty() const { return up_.empty() || down_.empty() || (gate_up_ && gate_up_->empty()); }
@@ -308,9 +313,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   }
 
   /// Of a block whose experts are whole blocks: told by those of `up`.
-  detail::LayerIdentity identity() const {
-    return {up_.experts().values().data(), Kind::name, up_.options()};
-  }
+  detail::LayerIdentity identity() const { return {up_.experts().panels().data, Kind::name, up_.options()}; }
 
   // -------------------------------------------------------------------------------------------------------------
   // Checks
@@ -422,7 +425,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
     if (has_gate) routing = &up_.route(x, inputs, memory.up);
     const detail::Offsets offsets(inputs.sequences, x.rows());
     auto& block = memory_of(memory);
-    detail::BlockMixer<Scalar, Activation>(activation_)
+    detail::BlockMixer<Scalar, Activation, typename Layer::Storage>(activation_)
         .forward(mixture(*routing, offsets, block), block_inputs(), x, y, h, memory_of(memory.up).mixing);
     const detail::Offsets descriptions = detail::description_offsets(inputs);
     block.last_forward.set(identity(), has_gate, offsets,
@@ -430,12 +433,13 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                            detail::task_of(inputs));
   }
 
-  detail::Mixture<Scalar> mixture(const Assignment<Scalar>& routing, std::span<const Index> offsets,
-                                  detail::BlockMemory<Scalar>& memory) const {
+  detail::Mixture<Scalar, typename Layer::Storage> mixture(const Assignment<Scalar>& routing,
+                                                           std::span<const Index> offsets,
+                                                           detail::BlockMemory<Scalar>& memory) const {
     return {down_.experts(), routing, up_.gate_rows(offsets, memory.gate_rows).governed};
   }
 
-  detail::BlockInputs<Scalar> block_inputs() const {
+  detail::BlockInputs<Scalar, typename Layer::Storage> block_inputs() const {
     return {up_.experts(), gate_up_ ? &gate_up_->experts() : nullptr};
   }
 
@@ -564,6 +568,14 @@ FeedForward<LayerType, Activation>::FeedForward(const FeedForwardOptions& option
       down_(projection(options, options.hidden_features, options.features, false)) {
   options_.num_experts = up_.num_experts();
   if (options.gated) gate_up_.emplace(projection(options, options.features, options.hidden_features, false));
+}
+
+template <class LayerType, class Activation>
+template <class OtherLayer>
+requires(!std::is_same_v<OtherLayer, LayerType>)
+    FeedForward<LayerType, Activation>::FeedForward(const FeedForward<OtherLayer, Activation>& other)
+    : options_(other.options()), activation_(other.activation()), up_(other.up()), down_(other.down()) {
+  if (options_.gated) gate_up_.emplace(other.gate_up());
 }
 
 template <class LayerType, class Activation>

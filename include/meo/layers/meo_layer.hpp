@@ -24,8 +24,8 @@ struct Meo {
   /// In a block with one router every projection merges its own experts.
   static constexpr bool mixes_blocks = false;
 
-  template <class Scalar>
-  static detail::MergeMixer<Scalar> mixer(const LayerOptions& options) {
+  template <class Scalar, class Storage>
+  static detail::MergeMixer<Scalar, Storage> mixer(const LayerOptions& options) {
     return {options.merge_order, options.routing.level};
   }
 };
@@ -33,9 +33,9 @@ struct Meo {
 /// At token level token attention comes first, x ← x + TokenAttention(x), and the gate sees the new x, or the
 /// old one with routing.gate_before_attention. Sequences with the same selection and weights, as those of one
 /// task, share one merge. A sequence so short that merging does not pay has its experts' outputs combined
-/// instead; see LayerOptions::merge_order.
-template <class Scalar, int NumExperts = Eigen::Dynamic>
-using MeoLayer = MixtureLayer<Scalar, NumExperts, Meo>;
+/// instead; see LayerOptions::merge_order. Storage: what experts are stored as, see ExpertBank.
+template <class Scalar, int NumExperts = Eigen::Dynamic, class Storage = Scalar>
+using MeoLayer = MixtureLayer<Scalar, NumExperts, Meo, Storage>;
 
 #define MEO_INSTANCES(instance, Scalar) instance class MixtureLayer<Scalar, Eigen::Dynamic, Meo>;
 MEO_LAYER_INSTANCES(MEO_INSTANCES)

@@ -38,9 +38,11 @@
 
 namespace meo::inline MEO_ABI {
 
-/// KindType is Moe or Meo. A layer that was moved from is empty: until it is assigned to, all but options and
-/// sizes throws std::logic_error.
-template <class ScalarType, int NumExperts, class KindType>
+/// KindType is Moe or Meo. StorageType: what the experts' weights are stored as, see ExpertBank; a layer that
+/// stores something else than its scalar only computes, and is made from one that was trained, or from a
+/// file. A layer that was moved from is empty: until it is assigned to, all but options and sizes throws
+/// std::logic_error.
+template <class ScalarType, int NumExperts, class KindType, class StorageType = ScalarType>
 class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarType>> {
   static_assert(std::is_same_v<ScalarType, std::remove_cvref_t<ScalarType>>,
                 "meo: Scalar must be a plain type, without const or reference");
@@ -52,11 +54,21 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
  public:
   using Scalar = ScalarType;
   using Kind = KindType;
+  using Storage = StorageType;
+  using Experts = ExpertBank<Scalar, Storage>;
   using Options = LayerOptions;
   static constexpr int num_experts_at_compile_time = NumExperts;
 
   /// All parameters zero. Throws std::invalid_argument for options that make no layer.
   explicit MixtureLayer(const LayerOptions& options);
+
+  /// The same layer with experts that are stored as something else: each weight is rounded to what the new
+  /// storage has, so an infinity where it is beyond half's 65504. Takes no memory beside both layers. Throws
+  /// std::logic_error for a layer that was moved from, std::invalid_argument for weights that are not finite
+  /// where they are to be stored in 8 bits.
+  template <class OtherStorage>
+  requires(!std::is_same_v<OtherStorage, StorageType>) explicit MixtureLayer(
+      const MixtureLayer<ScalarType, NumExperts, KindType, OtherStorage>& other);
 
   MixtureLayer(const MixtureLayer&);
   MixtureLayer(MixtureLayer&&) noexcept(std::is_nothrow_move_constructible_v<ScalarType>);
@@ -86,8 +98,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   Vector<Scalar> bias(Index expert) const { return experts_.bias(expert); }
   void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) { experts_.set_bias(expert, bias); }
 
-  ExpertBank<Scalar>& experts() { return experts_; }
-  const ExpertBank<Scalar>& experts() const { return experts_; }
+  Experts& experts() { return experts_; }
+  const Experts& experts() const { return experts_; }
 
   /// The router, and its gate. These throw std::invalid_argument for a layer without a router.
   Router<Scalar, NumExperts>& router() {
@@ -318,9 +330,9 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   // -------------------------------------------------------------------------------------------------------------
   // Forward
 
-  auto mixer() const { return Kind::template mixer<Scalar>(options_); }
+  auto mixer() const { return Kind::template mixer<Scalar, Storage>(options_); }
 
-  detail::LayerIdentity identity() const { return {experts_.values().data(), Kind::name, options_}; }
+  detail::LayerIdentity identity() const { return {experts_.panels().data, Kind::name, options_}; }
 
   /// Of a forward: from here on until finish, no backward takes what is in the workspace. Returns the batch's
   /// offsets.
@@ -366,6 +378,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
                     routing.weights.size(), " values, got ", d_weights.size());
   }
 
+  static constexpr bool is_trainable = detail::stores_scalars<ScalarType, StorageType>;
+
   /// Throws unless dy, dx and gradients fit x, and are apart from what is read.
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
                        const MixtureLayer& gradients, const MatrixRef<Scalar>& dx) const;
@@ -404,13 +418,13 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   }
 
   LayerOptions options_;
-  ExpertBank<Scalar> experts_;
+  Experts experts_;
   std::optional<Router<Scalar, NumExperts>> router_;
   std::optional<TokenAttention<Scalar>> token_attention_;
 };
 
-template <class ScalarType, int NumExperts, class KindType>
-MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const LayerOptions& options)
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::MixtureLayer(const LayerOptions& options)
     : options_(detail::checked_options<Scalar, NumExperts>(options)),
       experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias) {
   const RoutingOptions& routing = options_.routing;
@@ -422,37 +436,49 @@ MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const LayerOptions&
   }
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(const MixtureLayer&) = default;
-template <class ScalarType, int NumExperts, class KindType>
-MixtureLayer<ScalarType, NumExperts, KindType>::MixtureLayer(MixtureLayer&&) noexcept(
-    std::is_nothrow_move_constructible_v<ScalarType>) = default;
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::operator=(const MixtureLayer&)
-    -> MixtureLayer& = default;
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::operator=(MixtureLayer&&) noexcept(
-    std::is_nothrow_move_constructible_v<ScalarType>) -> MixtureLayer& = default;
-template <class ScalarType, int NumExperts, class KindType>
-MixtureLayer<ScalarType, NumExperts, KindType>::~MixtureLayer() = default;
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+template <class OtherStorage>
+requires(!std::is_same_v<OtherStorage, StorageType>)
+    MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::MixtureLayer(
+        const MixtureLayer<ScalarType, NumExperts, KindType, OtherStorage>& other)
+    : MixtureLayer(other.options()) {
+  detail::require_not_moved_from(other.empty(), "layer");
+  detail::copy_experts(other.experts(), experts_);
+  if (router_) *router_ = other.router();
+  if (token_attention_) *token_attention_ = other.token_attention();
+}
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::initialize_from_dense(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::MixtureLayer(const MixtureLayer&) = default;
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::MixtureLayer(MixtureLayer&&) noexcept(
+    std::is_nothrow_move_constructible_v<ScalarType>) = default;
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::operator=(const MixtureLayer&)
+    -> MixtureLayer& = default;
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::operator=(MixtureLayer&&) noexcept(
+    std::is_nothrow_move_constructible_v<ScalarType>) -> MixtureLayer& = default;
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::~MixtureLayer() = default;
+
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::initialize_from_dense(
     const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias) {
   check_dense(weight, &bias);
   copy_to_experts(weight, &bias);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::initialize_from_dense(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::initialize_from_dense(
     const ConstMatrixRef<Scalar>& weight) {
   check_dense(weight, nullptr);
   copy_to_experts(weight, nullptr);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRef<Scalar>& x,
-                                                             const Inputs<Scalar>& inputs) const
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                                          const Inputs<Scalar>& inputs) const
     -> Output<Scalar> {
   Workspace<Scalar> workspace;
   Output<Scalar> output;
@@ -462,11 +488,11 @@ auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRe
   return output;
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRef<Scalar>& x,
-                                                             const Inputs<Scalar>& inputs,
-                                                             MatrixRef<Scalar> y,
-                                                             Workspace<Scalar>& workspace) const
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                                          const Inputs<Scalar>& inputs,
+                                                                          MatrixRef<Scalar> y,
+                                                                          Workspace<Scalar>& workspace) const
     -> const Routing<Scalar>& {
   auto& memory = memory_of(workspace);
   const detail::Offsets offsets = begin(x, inputs, memory);
@@ -481,10 +507,10 @@ auto MixtureLayer<ScalarType, NumExperts, KindType>::forward(const ConstMatrixRe
   return workspace.routing;
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::route(const ConstMatrixRef<Scalar>& x,
-                                                           const Inputs<Scalar>& inputs,
-                                                           Workspace<Scalar>& workspace) const
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::route(const ConstMatrixRef<Scalar>& x,
+                                                                        const Inputs<Scalar>& inputs,
+                                                                        Workspace<Scalar>& workspace) const
     -> const Routing<Scalar>& {
   auto& memory = memory_of(workspace);
   const detail::Offsets offsets = begin(x, inputs, memory);
@@ -495,12 +521,10 @@ auto MixtureLayer<ScalarType, NumExperts, KindType>::route(const ConstMatrixRef<
   return workspace.routing;
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::forward_routed(const ConstMatrixRef<Scalar>& x,
-                                                                    const Inputs<Scalar>& inputs,
-                                                                    const Assignment<Scalar>& routing,
-                                                                    MatrixRef<Scalar> y,
-                                                                    Workspace<Scalar>& workspace) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::forward_routed(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, const Assignment<Scalar>& routing,
+    MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
   auto& memory = memory_of(workspace);
   const detail::Offsets offsets = begin(x, inputs, memory);
   check_output(x, y);
@@ -510,20 +534,18 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::forward_routed(const ConstM
   finish(offsets, inputs, false, memory);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::backward(const ConstMatrixRef<Scalar>& x,
-                                                              const Inputs<Scalar>& inputs,
-                                                              Context<Scalar>& context,
-                                                              const ConstMatrixRef<Scalar>& dy,
-                                                              MixtureLayer& gradients, MatrixRef<Scalar> dx,
-                                                              const Scalar& d_loss) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::backward(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
+    const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
+    const Scalar& d_loss) const {
   const detail::Offsets offsets = check_backward(x, inputs, context, dy, gradients, dx);
   gradient_memory_of(context).weights.assign(context.routing.weights.size(), Scalar(0));
   backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::backward(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::backward(
     const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context<Scalar>& context,
     const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx, const Scalar& d_loss,
     std::span<const Scalar> d_weights) const {
@@ -533,8 +555,8 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::backward(
   backward_all(x, offsets, inputs, context, dy, gradients, dx, d_loss);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::backward_routed(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::backward_routed(
     const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, const Assignment<Scalar>& routing,
     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
     std::span<Scalar> d_weights) const {
@@ -553,10 +575,9 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::backward_routed(
   backward_attention(x, context, d_attended, gradients, dx);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::check_context(std::span<const Index> offsets,
-                                                                   const Inputs<Scalar>& inputs,
-                                                                   const Context<Scalar>& context) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_context(
+    std::span<const Index> offsets, const Inputs<Scalar>& inputs, const Context<Scalar>& context) const {
   const Index sequences = static_cast<Index>(offsets.size()) - 1;
   router().check(sequences, inputs);
   memory_of(context).last_forward.check(identity(), true, offsets,
@@ -565,9 +586,9 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::check_context(std::span<con
   check_decision(offsets, context.routing);
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::check_decision(std::span<const Index> offsets,
-                                                                    const Routing<Scalar>& routing) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_decision(
+    std::span<const Index> offsets, const Routing<Scalar>& routing) const {
   routing.check(gated_rows(offsets), num_experts());
   detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
                   ", got ", routing.top_k);
@@ -577,15 +598,15 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::check_decision(std::span<co
                   routing.importance.size(), " and ", routing.load.size(), " values");
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::check_routed_context(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_routed_context(
     std::span<const Index> offsets, const Context<Scalar>& context) const {
   memory_of(context).last_forward.check(identity(), false, offsets, {}, detail::task_of<Scalar>({}));
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-detail::Offsets MixtureLayer<ScalarType, NumExperts, KindType>::check(const ConstMatrixRef<Scalar>& x,
-                                                                      const Inputs<Scalar>& inputs) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+detail::Offsets MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const {
   require_not_empty("layer");
   detail::require(x.cols() == in_features(), "x: expected in_features = ", in_features(), " columns, got ",
                   x.cols());
@@ -602,9 +623,9 @@ detail::Offsets MixtureLayer<ScalarType, NumExperts, KindType>::check(const Cons
   return {inputs.sequences, x.rows()};
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::check_dense(const ConstMatrixRef<Scalar>& weight,
-                                                                 const ConstVectorRef<Scalar>* bias) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_dense(
+    const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) const {
   require_not_empty("layer");
   if (bias == nullptr) {
     detail::require(!options_.bias, "dense bias: expected ", out_features(),
@@ -618,9 +639,9 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::check_dense(const ConstMatr
                   " values, got ", bias == nullptr ? 0 : bias->size());
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::copy_to_experts(const ConstMatrixRef<Scalar>& weight,
-                                                                     const ConstVectorRef<Scalar>* bias) {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::copy_to_experts(
+    const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>* bias) {
   for (Index expert = 0; expert < num_experts(); ++expert) {
     experts_.set_weight(expert, weight);
     if (bias != nullptr) experts_.set_bias(expert, *bias);
@@ -629,19 +650,18 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::copy_to_experts(const Const
   if (token_attention_) token_attention_->reset();
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::finish(std::span<const Index> offsets,
-                                                            const Inputs<Scalar>& inputs, bool has_gate,
-                                                            detail::LayerMemory<Scalar>& memory) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::finish(
+    std::span<const Index> offsets, const Inputs<Scalar>& inputs, bool has_gate,
+    detail::LayerMemory<Scalar>& memory) const {
   const detail::Offsets descriptions = detail::description_offsets(inputs);
   memory.last_forward.set(identity(), has_gate, offsets, gate_descriptions(has_gate, descriptions),
                           detail::task_of(inputs));
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-auto MixtureLayer<ScalarType, NumExperts, KindType>::attend(const MatrixView<Scalar>& x,
-                                                            detail::LayerMemory<Scalar>& memory) const
-    -> MatrixView<Scalar> {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+auto MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::attend(
+    const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const -> MatrixView<Scalar> {
   if (!token_attention_) return x;
   Scalar* const rows =
       detail::reserve(memory.attention_rows, x.rows() * token_attention_->reduced_features());
@@ -650,11 +670,13 @@ auto MixtureLayer<ScalarType, NumExperts, KindType>::attend(const MatrixView<Sca
   return {attended, x.rows(), x.cols(), x.cols()};
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::check_gradients(const ConstMatrixRef<Scalar>& x,
-                                                                     const ConstMatrixRef<Scalar>& dy,
-                                                                     const MixtureLayer& gradients,
-                                                                     const MatrixRef<Scalar>& dx) const {
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_gradients(
+    const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy, const MixtureLayer& gradients,
+    const MatrixRef<Scalar>& dx) const {
+  static_assert(is_trainable,
+                "meo: backward needs experts that are stored as Scalar: train such a layer, and make the "
+                "smaller one of it");
   detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
   detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
   detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
@@ -664,8 +686,8 @@ void MixtureLayer<ScalarType, NumExperts, KindType>::check_gradients(const Const
   detail::require_apart<Scalar>(dx, "dx", dy, "dy");
 }
 
-template <class ScalarType, int NumExperts, class KindType>
-void MixtureLayer<ScalarType, NumExperts, KindType>::backward_all(
+template <class ScalarType, int NumExperts, class KindType, class StorageType>
+void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::backward_all(
     const MatrixView<Scalar>& x, std::span<const Index> offsets, const Inputs<Scalar>& inputs,
     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
     const Scalar& d_loss) const {

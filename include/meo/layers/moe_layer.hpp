@@ -25,15 +25,16 @@ struct Moe {
   /// activations.
   static constexpr bool mixes_blocks = true;
 
-  template <class Scalar>
-  static detail::DispatchMixer<Scalar> mixer(const LayerOptions&) {
+  template <class Scalar, class Storage>
+  static detail::DispatchMixer<Scalar, Storage> mixer(const LayerOptions&) {
     return {};
   }
 };
 
 /// S(t) is the selection of the row that governs token t: at token level its own, else that of its sequence.
-template <class Scalar, int NumExperts = Eigen::Dynamic>
-using MoeLayer = MixtureLayer<Scalar, NumExperts, Moe>;
+/// Storage: what experts are stored as, see ExpertBank.
+template <class Scalar, int NumExperts = Eigen::Dynamic, class Storage = Scalar>
+using MoeLayer = MixtureLayer<Scalar, NumExperts, Moe, Storage>;
 
 #define MEO_INSTANCES(instance, Scalar) instance class MixtureLayer<Scalar, Eigen::Dynamic, Moe>;
 MEO_LAYER_INSTANCES(MEO_INSTANCES)

@@ -22,10 +22,10 @@
 namespace meo::inline MEO_ABI::detail {
 
 /// The experts' projections but for `down`, which the mixture has. Pointers: null unless gated.
-template <class Scalar>
+template <class Scalar, class Storage = Scalar>
 struct BlockInputs {
-  const ExpertBank<Scalar>& up;
-  const ExpertBank<Scalar>* gate_up;
+  const ExpertBank<Scalar, Storage>& up;
+  const ExpertBank<Scalar, Storage>* gate_up;
 };
 template <class Scalar>
 struct BlockInputsGradient {
@@ -35,14 +35,15 @@ struct BlockInputsGradient {
   Scalar* gate_hidden;  ///< the same, where gated
 };
 
-template <class Scalar, class Activation>
+template <class Scalar, class Activation, class Storage = Scalar>
 class BlockMixer {
  public:
   explicit BlockMixer(const Activation& activation) : activation_(activation) {}
 
   /// x: T × D; y: T × D, overwritten; h: memory of T rows.
-  void forward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs, const MatrixView<Scalar>& x,
-               MatrixRef<Scalar> y, const Hidden<Scalar>& h, MixingMemory<Scalar>& memory) const;
+  void forward(const Mixture<Scalar, Storage>& of, const BlockInputs<Scalar, Storage>& inputs,
+               const MatrixView<Scalar>& x, MatrixRef<Scalar> y, const Hidden<Scalar>& h,
+               MixingMemory<Scalar>& memory) const;
 
   /// gradient: of `down` as the mixture's experts. The hidden activations are computed again, expert by
   /// expert, into h, whose pre_activation is apart from its hidden.
@@ -52,19 +53,19 @@ class BlockMixer {
                 MixingGradientMemory<Scalar>& gradient_memory) const;
 
  private:
-  static void dispatch(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) {
+  static void dispatch(const Mixture<Scalar, Storage>& of, MixingMemory<Scalar>& memory) {
     dispatch_tokens<Scalar>(pairs_of(of.assignment), of.experts.num_experts(), of.governed, memory.dispatch);
   }
 
   /// Of the tokens of one expert, one after another.
-  void compute_hidden(const ExpertTokens<Scalar>& at, const BlockInputs<Scalar>& inputs,
-                      const Dispatch<Scalar>& dispatch, const MatrixView<Scalar>& x,
-                      const Hidden<Scalar>& h) const {
+  void compute_hidden(const ExpertTokens<Scalar>& at, const BlockInputs<Scalar, Storage>& inputs,
+                      const Dispatch<Scalar>& dispatch, const MatrixView<Scalar>& x, const Hidden<Scalar>& h,
+                      Scratch<Scalar> scratch) const {
     gathered_product<Scalar>(inputs.up.panels(), at.expert, dispatch, rows_of(x),
-                             {h.pre_activation, h.features});
+                             {h.pre_activation, h.features}, scratch);
     if (inputs.gate_up != nullptr) {
       gathered_product<Scalar>(inputs.gate_up->panels(), at.expert, dispatch, rows_of(x),
-                               {h.gate_hidden, h.features});
+                               {h.gate_hidden, h.features}, scratch);
     }
     activate_rows(activation_, h, at.count);
   }
@@ -72,25 +73,31 @@ class BlockMixer {
   const Activation& activation_;
 };
 
-template <class Scalar, class Activation>
-void BlockMixer<Scalar, Activation>::forward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs,
-                                             const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
-                                             const Hidden<Scalar>& h, MixingMemory<Scalar>& memory) const {
+template <class Scalar, class Activation, class Storage>
+void BlockMixer<Scalar, Activation, Storage>::forward(const Mixture<Scalar, Storage>& of,
+                                                      const BlockInputs<Scalar, Storage>& inputs,
+                                                      const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
+                                                      const Hidden<Scalar>& h,
+                                                      MixingMemory<Scalar>& memory) const {
   zero_rows_without_experts(of.assignment, of.governed, y);
   dispatch(of, memory);
+  const Scratch<Scalar> scratch =
+      memory.reserve_scratch((std::max)(dispatched_product_scratch_size(inputs.up.panels()),
+                                        dispatched_product_scratch_size(of.experts.panels())));
   for_experts(memory.dispatch, [&](const ExpertTokens<Scalar>& at) {
-    compute_hidden(at, inputs, memory.dispatch, x, h);
+    compute_hidden(at, inputs, memory.dispatch, x, h, scratch);
     combined_product<Scalar>(of.experts.panels(), at.expert, memory.dispatch, {h.hidden, h.features},
-                             rows_of(y));
+                             rows_of(y), scratch);
   });
 }
 
-template <class Scalar, class Activation>
-void BlockMixer<Scalar, Activation>::backward(const Mixture<Scalar>& of, const BlockInputs<Scalar>& inputs,
-                                              const MixtureGradient<Scalar>& gradient,
-                                              const BlockInputsGradient<Scalar>& inputs_gradient,
-                                              const Hidden<Scalar>& h, MixingMemory<Scalar>& memory,
-                                              MixingGradientMemory<Scalar>& gradient_memory) const {
+template <class Scalar, class Activation, class Storage>
+void BlockMixer<Scalar, Activation, Storage>::backward(const Mixture<Scalar>& of,
+                                                       const BlockInputs<Scalar>& inputs,
+                                                       const MixtureGradient<Scalar>& gradient,
+                                                       const BlockInputsGradient<Scalar>& inputs_gradient,
+                                                       const Hidden<Scalar>& h, MixingMemory<Scalar>& memory,
+                                                       MixingGradientMemory<Scalar>& gradient_memory) const {
   dispatch(of, memory);
   const MatrixView<Scalar>& x = gradient.x;
   const auto up = inputs.up.panels(), down = of.experts.panels();
@@ -101,7 +108,7 @@ void BlockMixer<Scalar, Activation>::backward(const Mixture<Scalar>& of, const B
   backward_by_expert(
       of, memory.dispatch, gradient, gradient_memory, inputs_gradient.hidden, scratch,
       [&](const ExpertTokens<Scalar>& at) {
-        compute_hidden(at, inputs, memory.dispatch, x, h);
+        compute_hidden(at, inputs, memory.dispatch, x, h, scratch);
         return Rows<const Scalar>{h.hidden, h.features};
       },
       [&](const ExpertTokens<Scalar>& at, Scalar* d_hidden) -> const Scalar* {

@@ -16,34 +16,37 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-template <class Scalar>
+template <class Scalar, class Storage = Scalar>
 class DispatchMixer {
  public:
   /// x: T × in_features; y: T × out_features, overwritten.
-  void forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
+  void forward(const Mixture<Scalar, Storage>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
                MixingMemory<Scalar>& memory) const;
 
   void backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
                 MixingMemory<Scalar>& memory, MixingGradientMemory<Scalar>& gradient_memory) const;
 
  private:
-  static void dispatch(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) {
+  static void dispatch(const Mixture<Scalar, Storage>& of, MixingMemory<Scalar>& memory) {
     dispatch_tokens<Scalar>(pairs_of(of.assignment), of.experts.num_experts(), of.governed, memory.dispatch);
   }
 };
 
-template <class Scalar>
-void DispatchMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x,
-                                    MatrixRef<Scalar> y, MixingMemory<Scalar>& memory) const {
+template <class Scalar, class Storage>
+void DispatchMixer<Scalar, Storage>::forward(const Mixture<Scalar, Storage>& of, const MatrixView<Scalar>& x,
+                                             MatrixRef<Scalar> y, MixingMemory<Scalar>& memory) const {
   zero_rows_without_experts(of.assignment, of.governed, y);
   dispatch(of, memory);
-  dispatched_product<Scalar>(of.experts.panels(), memory.dispatch, rows_of(x), rows_of(y));
+  const auto bank = of.experts.panels();
+  dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y),
+                             memory.reserve_scratch(dispatched_product_scratch_size(bank)));
 }
 
-template <class Scalar>
-void DispatchMixer<Scalar>::backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
-                                     MixingMemory<Scalar>& memory,
-                                     MixingGradientMemory<Scalar>& gradient_memory) const {
+template <class Scalar, class Storage>
+void DispatchMixer<Scalar, Storage>::backward(const Mixture<Scalar>& of,
+                                              const MixtureGradient<Scalar>& gradient,
+                                              MixingMemory<Scalar>& memory,
+                                              MixingGradientMemory<Scalar>& gradient_memory) const {
   dispatch(of, memory);
   const auto bank = of.experts.panels();
   const MatrixView<Scalar>& x = gradient.x;

@@ -22,13 +22,13 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-template <class Scalar>
+template <class Scalar, class Storage = Scalar>
 class MergeMixer {
  public:
   MergeMixer(MergeOrder order, Level level) : order_(order), level_(level) {}
 
   /// x: T × in_features; y: T × out_features, overwritten.
-  void forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
+  void forward(const Mixture<Scalar, Storage>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
                MixingMemory<Scalar>& memory) const;
 
   /// Through the merged experts of all rows, also where forward combined their outputs.
@@ -37,7 +37,7 @@ class MergeMixer {
 
  private:
   /// Which rows are merged and which have their outputs combined. What happens to a row depends on no other.
-  void choose(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) const;
+  void choose(const Mixture<Scalar, Storage>& of, MixingMemory<Scalar>& memory) const;
 
   /// The same merges, but apart where the gradients of the weights have to be.
   static void split_by_gradient(const Assignment<Scalar>& assignment, const MergePlan<Scalar>& merges,
@@ -51,9 +51,9 @@ class MergeMixer {
   Level level_;
 };
 
-template <class Scalar>
-void MergeMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Scalar>& x, MatrixRef<Scalar> y,
-                                 MixingMemory<Scalar>& memory) const {
+template <class Scalar, class Storage>
+void MergeMixer<Scalar, Storage>::forward(const Mixture<Scalar, Storage>& of, const MatrixView<Scalar>& x,
+                                          MatrixRef<Scalar> y, MixingMemory<Scalar>& memory) const {
   zero_rows_without_experts(of.assignment, of.governed, y);
   choose(of, memory);
   const Pairs<Scalar> pairs = pairs_of(of.assignment);
@@ -64,15 +64,16 @@ void MergeMixer<Scalar>::forward(const Mixture<Scalar>& of, const MatrixView<Sca
   const Blocks limits = machine_blocks();  // once: memory and product have to agree
   const MergedProductMemory<Scalar> work{
       reserve(memory.packed_rows, merged_product_packed_size(bank, x.rows(), limits)),
-      memory.reserve_scratch(merged_product_scratch_size(bank, limits))};
+      memory.reserve_scratch(
+          (std::max)(merged_product_scratch_size(bank, limits), dispatched_product_scratch_size(bank)))};
   merged_product<Scalar>(bank, memory.merges, of.governed, rows_of(x), rows_of(y), work, limits);
-  dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y));
+  dispatched_product<Scalar>(bank, memory.dispatch, rows_of(x), rows_of(y), work.scratch);
 }
 
-template <class Scalar>
-void MergeMixer<Scalar>::backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
-                                  MixingMemory<Scalar>& memory,
-                                  MixingGradientMemory<Scalar>& gradient_memory) const {
+template <class Scalar, class Storage>
+void MergeMixer<Scalar, Storage>::backward(const Mixture<Scalar>& of, const MixtureGradient<Scalar>& gradient,
+                                           MixingMemory<Scalar>& memory,
+                                           MixingGradientMemory<Scalar>& gradient_memory) const {
   MatrixRef<Scalar> dx = gradient.dx;
   zero_rows_without_experts(of.assignment, of.governed, dx);
   const Pairs<Scalar> pairs = pairs_of(of.assignment);
@@ -96,8 +97,9 @@ void MergeMixer<Scalar>::backward(const Mixture<Scalar>& of, const MixtureGradie
   merged_input_gradient<Scalar>(bank, memory.merges, of.governed, rows_of(dy), rows_of(dx), scratch);
 }
 
-template <class Scalar>
-void MergeMixer<Scalar>::choose(const Mixture<Scalar>& of, MixingMemory<Scalar>& memory) const {
+template <class Scalar, class Storage>
+void MergeMixer<Scalar, Storage>::choose(const Mixture<Scalar, Storage>& of,
+                                         MixingMemory<Scalar>& memory) const {
   const Pairs<Scalar> pairs = pairs_of(of.assignment);
   memory.is_merged.resize(static_cast<std::size_t>(pairs.rows));
   memory.is_combined.resize(static_cast<std::size_t>(pairs.rows));
@@ -109,9 +111,10 @@ void MergeMixer<Scalar>::choose(const Mixture<Scalar>& of, MixingMemory<Scalar>&
   }
 }
 
-template <class Scalar>
-void MergeMixer<Scalar>::split_by_gradient(const Assignment<Scalar>& assignment,
-                                           const MergePlan<Scalar>& merges, MergePlan<Scalar>& split) {
+template <class Scalar, class Storage>
+void MergeMixer<Scalar, Storage>::split_by_gradient(const Assignment<Scalar>& assignment,
+                                                    const MergePlan<Scalar>& merges,
+                                                    MergePlan<Scalar>& split) {
   split.clear_merges(assignment.rows);
   split = merges;
   split.merge_begins.clear();
@@ -129,9 +132,10 @@ void MergeMixer<Scalar>::split_by_gradient(const Assignment<Scalar>& assignment,
   split.finish_merges();
 }
 
-template <class Scalar>
-void MergeMixer<Scalar>::add_products(const Assignment<Scalar>& assignment, const MergePlan<Scalar>& merges,
-                                      const Scalar* products, std::span<Scalar> d_weights) {
+template <class Scalar, class Storage>
+void MergeMixer<Scalar, Storage>::add_products(const Assignment<Scalar>& assignment,
+                                               const MergePlan<Scalar>& merges, const Scalar* products,
+                                               std::span<Scalar> d_weights) {
   for (Index m = 0; m < merges.num_merges(); ++m) {
     const Index row = merges.sequence(merges.begin(m));
     const std::span<const Index> experts = assignment.row_experts(row);

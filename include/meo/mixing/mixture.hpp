@@ -13,9 +13,9 @@
 namespace meo::inline MEO_ABI::detail {
 
 /// Views.
-template <class Scalar>
+template <class Scalar, class Storage = Scalar>
 struct Mixture {
-  const ExpertBank<Scalar>& experts;
+  const ExpertBank<Scalar, Storage>& experts;
   const Assignment<Scalar>& assignment;
   std::span<const Index> governed;  ///< rows + 1: row r governs the tokens governed[r] … governed[r + 1] − 1
 };

@@ -16,9 +16,8 @@ namespace meo::inline MEO_ABI::detail {
 /// sums[p][r] = Σ_{i < terms.count} g_i W_i[r][p …] for Rows rows and Packets packets of columns, from `at`
 /// on.
 template <int Rows, int Packets, class Scalar>
-MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
-                                      const MergeTerms<Scalar>& terms, Index at,
-                                      Packet<Scalar> (&sums)[Packets][Rows]) {
+MEO_INLINE void merge_packets_of_rows(const MergeSource<Scalar>& source, const MergeTerms<Scalar>& terms,
+                                      Index at, Packet<Scalar> (&sums)[Packets][Rows]) {
   constexpr int size = PacketOf<Scalar>::size;
   MEO_UNROLL_ALL
   for (int p = 0; p < Packets; ++p) {
@@ -42,7 +41,7 @@ MEO_INLINE void merge_packets_of_rows(const MergeSource<const Scalar>& source,
 /// turned[c][r] = Σ_{i < terms.count} g_i W_i[r][c] for r < count, at most NR, and all NR columns c. source:
 /// count × NR of each expert; turned: NR rows at a distance of NR values, of which each gets `count`.
 template <class Scalar>
-void merge_turned(MergeSource<const Scalar> source, MergeTerms<Scalar> terms, Index count, Scalar* turned) {
+void merge_turned(MergeSource<Scalar> source, MergeTerms<Scalar> terms, Index count, Scalar* turned) {
   constexpr Index columns = Tile<Scalar>::columns;
   constexpr int size = PacketOf<Scalar>::size;
   // Packets of a row that are merged together: enough chains, as far as there are registers.

@@ -12,6 +12,7 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/packet.hpp>
 #include <meo/kernels/parts/prefetch.hpp>
+#include <meo/kernels/parts/stored.hpp>
 #include <meo/kernels/parts/unroll.hpp>
 #include <meo/kernels/rows.hpp>
 #include <meo/types.hpp>
@@ -19,26 +20,34 @@
 namespace meo::inline MEO_ABI::detail {
 
 /// Panels whose outputs lie side by side, and where their chains start.
-template <class Scalar>
+template <class Scalar, class Storage = Scalar>
 struct Panels {
-  const Scalar* first;  ///< depth × NR
-  Index stride;         ///< from a panel to the next
+  const Storage* first;  ///< depth × NR
+  Index stride;          ///< from a panel to the next
   Index depth;
   Index outputs;         ///< columns that exist; only the last panel may have fewer than NR
   const Scalar* starts;  ///< NR values for each panel; null: chains go on from what y holds
   Index starts_stride = 0;
-  Index starts_row_stride = 0;  ///< 0: all rows have the same
+  Index starts_row_stride = 0;     ///< 0: all rows have the same
+  const Scalar* scales = nullptr;  ///< NR values for each panel of quantized weights
+  Index scales_stride = 0;
 
   Index count() const { return (outputs + Tile<Scalar>::columns - 1) / Tile<Scalar>::columns; }
 };
 
 /// An expert's panels p … p + count − 1, whose chains start from the biases, if any, or else from zero.
-template <class Scalar>
-Panels<Scalar> panels_of(const PanelBank<Scalar, const Scalar>& bank, Index expert, Index p, Index count) {
-  const Scalar* const first = bank.panel(p, expert);
-  const Index stride = bank.panel_stride(), outputs = bank.valid_columns(p, count);
-  if (!bank.has_bias) return {first, stride, bank.in_features, outputs, zero_row<Scalar>.data()};
-  return {first + Tile<Scalar>::columns, stride, bank.in_features, outputs, first, stride};
+template <class Scalar, class Storage>
+Panels<Scalar, Storage> panels_of(const PanelBank<Scalar, const Storage>& bank, Index expert, Index p,
+                                  Index count) {
+  Panels<Scalar, Storage> panels{bank.weights(p, expert), bank.panel_stride(), bank.in_features,
+                                 bank.valid_columns(p, count), zero_row<Scalar>.data()};
+  if (bank.has_bias) {
+    panels.starts = bank.biases(p, expert);
+    panels.starts_stride = bank.biases_stride();
+  }
+  panels.scales = bank.scales(p, expert);
+  panels.scales_stride = bank.head_stride();
+  return panels;
 }
 
 /// The rows of a product and where they go: y_r = start + x_r · panel, or, where y has weights, y_r += g_r
@@ -63,9 +72,9 @@ struct ProductRows {
 
 /// Rows r … r + Count − 1 times the Width panels from `panel` on. Asks for Lines lines from `ahead` on at
 /// every prefetch interval, as far as `ahead_end`, and returns how far it came.
-template <int Count, int Width, int Lines, class Scalar>
-const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
-                          const char* ahead = nullptr, const char* ahead_end = nullptr) {
+template <int Count, int Width, int Lines, class Scalar, class Storage>
+const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
+                          Index panel, const char* ahead = nullptr, const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   const Scalar* x[Count];
@@ -86,14 +95,16 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
     }
     start += to_next_row;
   }
-  const Scalar* weights_at = panels.first + panel * panels.stride;
+  const Storage* weights_at = panels.first + panel * panels.stride;
+  const Scalar* const scales = panels.scales + panel * panels.scales_stride;
   const auto add_products = [&](Index k) MEO_INLINE_LAMBDA {
     MEO_UNROLL_ALL
     for (int w = 0; w < Width; ++w) {
       Packet<Scalar> weights[packets];
       MEO_UNROLL_ALL
       for (int p = 0; p < packets; ++p) {
-        weights[p] = in_register<Scalar>(load<Scalar>(weights_at + w * panels.stride + p * size));
+        weights[p] = in_register<Scalar>(load_weights<Scalar>(weights_at + w * panels.stride + p * size,
+                                                              scales, w * panels.scales_stride + p * size));
       }
       MEO_UNROLL_ALL
       for (int i = 0; i < Count; ++i) {
@@ -150,8 +161,9 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
 }
 
 /// The same for the last panel where not all NR columns of it exist: by way of rows that have them.
-template <int Count, class Scalar>
-void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel) {
+template <int Count, class Scalar, class Storage>
+void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
+                   Index panel) {
   constexpr Index columns = Tile<Scalar>::columns;
   const Index valid = panels.outputs - panel * columns;
   Scalar outputs[Count * columns] = {};
@@ -162,18 +174,23 @@ void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
   ProductRows<Scalar> whole = rows.from(r);
   whole.y = {outputs, columns, nullptr, whole.y.weights};
   whole.panel_stride = columns;
-  Panels<Scalar> edge = panels;
+  Panels<Scalar, Storage> edge = panels;
   edge.first += panel * panels.stride;
+  edge.scales += panel * panels.scales_stride;
   if (edge.starts != nullptr) edge.starts += r * panels.starts_row_stride + panel * panels.starts_stride;
   multiply_tile<Count, 1, 0>(whole, 0, edge, 0);
   for (Index i = 0; i < Count; ++i) std::copy_n(outputs + i * columns, valid, rows.output(r + i, panel));
 }
 
 /// A full tile, with what is ahead.
-template <class Scalar>
-void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels, Index panel,
-                        PrefetchQueue& ahead) {
+template <class Scalar, class Storage>
+void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
+                        Index panel, PrefetchQueue& ahead) {
   constexpr int count = Tile<Scalar>::rows;
+  if constexpr (!stores_scalars<Scalar, Storage>) {  // whole tiles of these are few
+    multiply_tile<count, 1, 0>(rows, r, panels, panel);
+    return;
+  }
   switch (ahead.lines()) {
     case 0:
       multiply_tile<count, 1, 0>(rows, r, panels, panel);
@@ -192,8 +209,8 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
 constexpr int tile_width(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 /// Rows r … r + Count − 1 times all panels.
-template <int Count, class Scalar>
-void multiply_rows(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar>& panels,
+template <int Count, class Scalar, class Storage>
+void multiply_rows(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
                    PrefetchQueue& ahead) {
   constexpr int width = tile_width(Count);
   const Index full = panels.outputs / Tile<Scalar>::columns;
@@ -209,9 +226,9 @@ void multiply_rows(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
 }
 
 /// The last rows of a product, fewer than a whole tile.
-template <int Count, class Scalar>
-void multiply_last_rows(const ProductRows<Scalar>& rows, Index r, Index count, const Panels<Scalar>& panels,
-                        PrefetchQueue& ahead) {
+template <int Count, class Scalar, class Storage>
+void multiply_last_rows(const ProductRows<Scalar>& rows, Index r, Index count,
+                        const Panels<Scalar, Storage>& panels, PrefetchQueue& ahead) {
   if constexpr (Count > 0) {
     if (count == Count) multiply_rows<Count>(rows, r, panels, ahead);
     else multiply_last_rows<Count - 1>(rows, r, count, panels, ahead);
@@ -219,8 +236,9 @@ void multiply_last_rows(const ProductRows<Scalar>& rows, Index r, Index count, c
 }
 
 /// Asks for the stored values that the chains of rows begin … end − 1 go on from.
-template <class Scalar>
-void prefetch_starts(const ProductRows<Scalar>& rows, Index begin, Index end, const Panels<Scalar>& panels) {
+template <class Scalar, class Storage>
+void prefetch_starts(const ProductRows<Scalar>& rows, Index begin, Index end,
+                     const Panels<Scalar, Storage>& panels) {
   constexpr Index columns = Tile<Scalar>::columns;
   for (Index panel = 0; panel < panels.count(); ++panel) {
     const Index count = (std::min)(columns, panels.outputs - panel * columns);
@@ -236,8 +254,8 @@ void prefetch_starts(const ProductRows<Scalar>& rows, Index begin, Index end, co
 /// y_r = start_r + x_r · panel for `count` rows and all panels. A tile of rows is multiplied with every panel
 /// before the next, so that x is read from far away once. Chains that go on from y would wait for it at every
 /// tile, so the next tile's part of it is on its way meanwhile: backward takes 1 to 2 % less (Zen 4).
-template <class Scalar>
-void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<Scalar>& panels,
+template <class Scalar, class Storage>
+void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<Scalar, Storage>& panels,
                      PrefetchQueue& ahead) {
   constexpr int tile_rows = Tile<Scalar>::rows;
   Index r = 0;
@@ -250,8 +268,8 @@ void multiply_panels(const ProductRows<Scalar>& rows, Index count, const Panels<
 }
 
 /// Prefetch intervals that a product of `rows` rows has.
-template <class Scalar>
-Index prefetch_intervals(Index rows, const Panels<Scalar>& panels) {
+template <class Scalar, class Storage>
+Index prefetch_intervals(Index rows, const Panels<Scalar, Storage>& panels) {
   const Index tiles = rows / Tile<Scalar>::rows * (panels.outputs / Tile<Scalar>::columns);
   return tiles * (panels.depth / prefetch_interval<Scalar>);
 }

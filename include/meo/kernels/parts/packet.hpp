@@ -53,18 +53,6 @@ MEO_INLINE Packet<Scalar> load(const Scalar* from) {
   else return Eigen::internal::ploadu<Packet<Scalar>>(from);
 }
 
-/// Loads what is stored as what is computed with.
-template <class Scalar, class Storage>
-MEO_INLINE Packet<Scalar> load_stored(const Storage* from) {
-  if constexpr (std::same_as<Scalar, Storage>) {
-    return load<Scalar>(from);
-  } else {
-    Scalar values[PacketOf<Scalar>::size];
-    for (int i = 0; i < PacketOf<Scalar>::size; ++i) values[i] = static_cast<Scalar>(from[i]);
-    return load<Scalar>(values);
-  }
-}
-
 template <class Scalar>
 MEO_INLINE void store(Scalar* to, const Packet<Scalar>& packet) {
   if constexpr (is_16_bit<Scalar>) *to = static_cast<Scalar>(packet);
