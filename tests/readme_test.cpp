@@ -33,6 +33,18 @@ TEST_CASE("A batch is one matrix and its Sequences, as the README has it", "[rea
   CHECK(routing.rows == 3);
 }
 
+TEST_CASE("Experts of half the size compute, as the README has it", "[readme]") {
+  std::mt19937_64 rng(42);
+  meo::MeoLayer<float, 8> layer({.in_features = 768, .out_features = 3072, .top_k = 2});
+  layer.initialize(rng);
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
+  const auto batch = meo::Sequences::from_lengths({12, 1, 7});
+  const meo::MeoLayer<float, 8, Eigen::bfloat16> half_size(layer);  // or meo::io::load fills it
+  const auto [small_y, small_routing] = half_size.forward(x, batch);
+  CHECK(half_size.experts().bytes() < 0.51 * static_cast<double>(layer.experts().bytes()));
+  CHECK((small_y - layer.forward(x, batch).y).cwiseAbs().maxCoeff() < 0.05f);
+}
+
 TEST_CASE("A block runs on a batch, as the README has it", "[readme]") {
   std::mt19937_64 rng(42);
   const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
@@ -114,7 +126,7 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
 
 TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
-  REQUIRE(blocks.size() == 6);
+  REQUIRE(blocks.size() == 7);
   CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
   const std::vector<std::string> here = lines_of(read_text("readme_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {
