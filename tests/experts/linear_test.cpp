@@ -1,8 +1,11 @@
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include <meo/experts/linear.hpp>
+#include <meo/kernels/blocks.hpp>
+#include <meo/kernels/panel.hpp>
 
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
@@ -39,6 +42,28 @@ TEMPLATE_TEST_CASE("Linear is x Wᵀ + b within its rounding", "[linear]", float
         const Linear<S> linear = random_linear<S>(rng, 17, out_features, bias);
         const Matrix<S> x = random_normal<S>(rng, rows, 17);
         CHECK(disagreement(linear.forward(x), expected_forward(linear, x)) == "");
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a Linear of small storage computes what the weight that it reads as computes", "[linear]",
+                   Eigen::bfloat16, Eigen::half, std::int8_t) {
+  Generator rng(37);
+  for (const bool bias : {false, true}) {
+    for (const Index in_features : {Index{17}, 2 * detail::Blocks{}.depth + 3}) {
+      for (const Index out_features : {Index{1}, 5 * detail::Tile<float>::columns + 1}) {
+        const auto linear = random_linear<float>(rng, in_features, out_features, bias);
+        Linear<float, TestType> small(in_features, out_features, bias);
+        small.set_weight(linear.weight());
+        if (bias) small.set_bias(linear.bias());
+        Linear<float> same = linear;
+        same.set_weight(small.weight());
+        for (const Index rows : {1, 2, 29}) {
+          INFO(in_features << " to " << out_features << " features, " << rows << " rows, bias " << bias);
+          const Matrix<float> x = random_normal<float>(rng, rows, in_features);
+          CHECK(bit_difference(small.forward(x), same.forward(x)) == "");
+        }
       }
     }
   }

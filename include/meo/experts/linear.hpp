@@ -22,10 +22,12 @@
 
 namespace meo::inline MEO_ABI {
 
-template <class ScalarType>
+/// Storage: what the weight is stored as, see ExpertBank.
+template <class ScalarType, class StorageType = ScalarType>
 class Linear {
  public:
   using Scalar = ScalarType;
+  using Storage = StorageType;
 
   /// Zero weight and bias. Throws std::invalid_argument for sizes that are not positive.
   Linear(Index in_features, Index out_features, bool bias = true)
@@ -50,8 +52,8 @@ class Linear {
   }
 
   /// The one expert of a bank that the projection is kept in.
-  ExpertBank<Scalar>& bank() { return bank_; }
-  const ExpertBank<Scalar>& bank() const { return bank_; }
+  ExpertBank<Scalar, Storage>& bank() { return bank_; }
+  const ExpertBank<Scalar, Storage>& bank() const { return bank_; }
 
   /// x: T × in_features. Returns T × out_features. Throws std::invalid_argument for another shape.
   Matrix<Scalar> forward(const ConstMatrixRef<Scalar>& x) const;
@@ -69,8 +71,12 @@ class Linear {
                 Scalar* dx, Index dx_stride, AlignedVector<Scalar>& scratch) const;
 
   /// Weight and bias as they are packed; see ExpertBank::values.
-  std::span<Scalar> values() { return bank_.values(); }
-  std::span<const Scalar> values() const { return bank_.values(); }
+  std::span<Scalar> values() requires(detail::stores_scalars<ScalarType, StorageType>) {
+    return bank_.values();
+  }
+  std::span<const Scalar> values() const requires(detail::stores_scalars<ScalarType, StorageType>) {
+    return bank_.values();
+  }
 
   /// Weight and bias uniform in ±spread/√in_features; with 1 PyTorch's start values.
   template <class Generator>
@@ -83,27 +89,27 @@ class Linear {
     detail::require_apart(MatrixView<Scalar>(y, x.rows(), out_features(), y_stride), "y", x, "x");
   }
 
-  ExpertBank<Scalar> bank_;
+  ExpertBank<Scalar, Storage> bank_;
 };
 
-template <class ScalarType>
-auto Linear<ScalarType>::forward(const ConstMatrixRef<Scalar>& x) const -> Matrix<Scalar> {
+template <class ScalarType, class StorageType>
+auto Linear<ScalarType, StorageType>::forward(const ConstMatrixRef<Scalar>& x) const -> Matrix<Scalar> {
   detail::require(x.cols() == in_features(), "x: expected ", in_features(), " features, got ", x.cols());
   Matrix<Scalar> y(x.rows(), out_features());
   apply(MatrixView<Scalar>(x), y.data(), out_features());
   return y;
 }
 
-template <class ScalarType>
-void Linear<ScalarType>::apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
+template <class ScalarType, class StorageType>
+void Linear<ScalarType, StorageType>::apply(const MatrixView<Scalar>& x, Scalar* y, Index y_stride) const {
   check_output(x, y, y_stride);
   detail::dense_product<Scalar>(bank_.panels(), 0, detail::rows_of(x), x.rows(), {y, y_stride});
 }
 
-template <class ScalarType>
-void Linear<ScalarType>::backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy,
-                                  Linear& gradients, bool add, Scalar* dx, Index dx_stride,
-                                  AlignedVector<Scalar>& scratch) const {
+template <class ScalarType, class StorageType>
+void Linear<ScalarType, StorageType>::backward(const MatrixView<Scalar>& x, const MatrixView<Scalar>& dy,
+                                               Linear& gradients, bool add, Scalar* dx, Index dx_stride,
+                                               AlignedVector<Scalar>& scratch) const {
   detail::require(&gradients != this, "gradients: expected another projection, got the one itself");
   const MatrixView<Scalar> written(dx, x.rows(), in_features(), dx_stride);
   detail::require_apart(written, "dx", x, "x");

@@ -15,9 +15,10 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-/// x: `rows` rows of in_features; y: as many of out_features, not overlapping x.
-template <class Scalar>
-void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Rows<const Scalar> x,
+/// x: `rows` rows of in_features; y: as many of out_features, not overlapping x. Weights that are not stored
+/// as scalars are converted for every few rows.
+template <class Scalar, class Storage>
+void dense_product(const PanelBank<Scalar, const Storage>& bank, Index expert, Rows<const Scalar> x,
                    Index rows, Rows<Scalar> y, const Blocks& limits = machine_blocks()) {
   if (rows == 0) return;  // x and y may be null then
   constexpr Index columns = Tile<Scalar>::columns;
@@ -27,7 +28,7 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Ro
     for (Index row = 0; row < rows; row += blocks.rows) {
       for (Index input = 0; input < bank.in_features; input += blocks.depth) {
         for (Index p = begin; p < end; p += group) {
-          Panels<Scalar> panels = panels_of(bank, expert, p, (std::min)(group, end - p));
+          Panels<Scalar, Storage> panels = panels_of(bank, expert, p, (std::min)(group, end - p));
           panels.first += input * columns;
           panels.depth = (std::min)(blocks.depth, bank.in_features - input);
           if (input > 0) panels.starts = nullptr;
@@ -37,7 +38,7 @@ void dense_product(const PanelBank<Scalar, const Scalar>& bank, Index expert, Ro
           PrefetchQueue ahead;
           for (Index next = p + group; next < (std::min)(p + 2 * group, end); ++next) {
             ahead.add(bank.panel(next, expert) + input * columns,
-                      panels.depth * columns * static_cast<Index>(sizeof(Scalar)));
+                      panels.depth * columns * static_cast<Index>(sizeof(Storage)));
           }
           ahead.spread(prefetch_intervals(count, panels));
           multiply_panels(product, count, panels, ahead);
