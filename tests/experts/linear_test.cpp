@@ -52,7 +52,7 @@ TEMPLATE_TEST_CASE("a Linear of small storage computes what the weight that it r
   Generator rng(37);
   for (const bool bias : {false, true}) {
     for (const Index in_features : {Index{17}, 2 * detail::Blocks{}.depth + 3}) {
-      for (const Index out_features : {Index{1}, 5 * detail::Tile<float>::columns + 1}) {
+      for (const Index out_features : {Index{1}, Index{5 * detail::Tile<float>::columns + 1}}) {
         const auto linear = random_linear<float>(rng, in_features, out_features, bias);
         Linear<float, TestType> small(in_features, out_features, bias);
         small.set_weight(linear.weight());
