@@ -102,6 +102,22 @@ TEMPLATE_TEST_CASE("slices of inputs and chunks of tokens change no bit", "[merg
   CHECK(bit_difference(problem.computed(), problem.expected()) == "");
 }
 
+TEMPLATE_TEST_CASE("a single merge, which reads x where it lies, has the same bits", "[merged_product]",
+                   float, double) {
+  using S = TestType;
+  Generator rng(16);
+  const MergedShape shape{5, 2, 2 * Blocks{}.depth - 1, 4 * Tile<S>::columns + 1, true};
+  for (const Index length :
+       {Index{1}, Index{Tile<S>::rows} + 1, most_merged_tokens<S>(machine_blocks()) + 1}) {
+    INFO(length << " tokens");
+    const MergeBlocks blocks = merge_blocks<S>(shape.in_features, 1, length, machine_blocks());
+    REQUIRE(!blocks.packs);
+    REQUIRE(blocks.inputs < shape.in_features);
+    const MergedProblem<S> problem(rng, shape, {length});
+    CHECK(bit_difference(problem.computed(), problem.expected()) == "");
+  }
+}
+
 TEMPLATE_TEST_CASE("more merges than are formed at a time change no bit", "[merged_product]", float, double) {
   using S = TestType;
   Generator rng(37);

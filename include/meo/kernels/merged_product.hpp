@@ -4,7 +4,7 @@
 /// slice of a panel at a time.
 ///
 ///     for each chunk of tokens
-///       pack its rows of x                              as tiles read them
+///       pack its rows of x                              as tiles read them, unless there is a single merge
 ///       parallel over panels
 ///         for each group of panels                      their sums stay in L2
 ///           for each slice of inputs                    its part of x stays in L2
@@ -41,16 +41,13 @@ struct MergedProductMemory {
   Scratch<Scalar> scratch;  ///< merged_product_scratch_size
 };
 
-/// Scalars that merged_product packs x in; no less for more tokens, though it may need less.
+/// Scalars that merged_product packs x in; no less for more tokens, though it may need less: none at all for
+/// a single merge.
 template <class Scalar, class Storage>
 Index merged_product_packed_size(const PanelBank<Scalar, Storage>& bank, Index tokens,
                                  const Blocks& limits = machine_blocks()) {
-  const Index rows = (std::min)(tokens, most_merged_tokens<Scalar>(limits));
-  const auto size = [&](Index merges) {
-    return packed_rows_size<Scalar>(rows, bank.in_features,
-                                    slice_inputs<Scalar>(bank.in_features, merges, limits));
-  };
-  return (std::max)(size(1), size(2));
+  return packed_rows_size<Scalar>((std::min)(tokens, most_merged_tokens<Scalar>(limits)), bank.in_features,
+                                  slice_inputs<Scalar>(bank.in_features, 2, limits));
 }
 
 /// Scalars of scratch that merged_product needs for each thread, whatever the merges and their tokens.
@@ -79,7 +76,8 @@ class MergedProduct {
     const Blocks& limits;
     const MergeBlocks& blocks;
     const TokenChunk& range;
-    const Scalar* x;  ///< packed
+    const Rows<const Scalar>& x;
+    const Scalar* packed;  ///< x, if blocks say so
     const Rows<Scalar>& y;
   };
 
@@ -297,18 +295,22 @@ class MergedProduct {
   void multiply(const Block& block, PrefetchQueue& ahead) const {
     const Index stride = whole_lines<Scalar>(block.inputs);
     // Slices before are whole.
-    const Scalar* const x =
-        chunk_.x + chunk_.range.tokens * (block.input / blocks_.inputs) * whole_lines<Scalar>(blocks_.inputs);
+    const Index before =
+        chunk_.range.tokens * (block.input / blocks_.inputs) * whole_lines<Scalar>(blocks_.inputs);
     Index token = block.first_token;
     for (Index q = 0; q < block.merges; ++q) {
       for_tokens(block, q, [&](Index row, Index count) {
-        ProductRows<Scalar> product{{}, {sums(block, token), columns}};
+        ProductRows<Scalar> product{chunk_.x.from(row).from_column(block.input),
+                                    {sums(block, token), columns}};
         product.panel_stride = sums_stride();
         if (is_last(block)) {
           product.y = chunk_.y.from(row).from_column(block.panel * columns);
           product.panel_stride = columns;
         }
-        multiply_packed(x + token * stride, product, count, panels_of_merge(block, q, token), ahead);
+        const Panels<Scalar> panels = panels_of_merge(block, q, token);
+        if (blocks_.packs)
+          multiply_packed(chunk_.packed + before + token * stride, product, count, panels, ahead);
+        else multiply_panels(product, count, panels, ahead);
         token += count;
       });
     }
@@ -355,9 +357,9 @@ void merged_product(const PanelBank<Scalar, const Storage>& bank, const MergePla
   const Index scratch_size = merged_product_scratch_size(bank, limits);
   for (TokenChunk range = tokens.chunk_from({}, blocks.tokens); range.tokens > 0;
        range = tokens.chunk_from(range.end, blocks.tokens)) {
-    pack_chunk(tokens, range, x, bank.in_features, blocks.inputs, memory.packed);
-    const typename MergedProduct<Scalar, Storage>::Chunk chunk{bank,   plan,  tokens,        limits,
-                                                               blocks, range, memory.packed, y};
+    if (blocks.packs) pack_chunk(tokens, range, x, bank.in_features, blocks.inputs, memory.packed);
+    const typename MergedProduct<Scalar, Storage>::Chunk chunk{bank,  plan, tokens,        limits, blocks,
+                                                               range, x,    memory.packed, y};
     parallel_ranges(bank.num_panels(), memory.scratch.threads, [&](Index begin, Index end, Index thread) {
       MergedProduct<Scalar, Storage>(chunk, begin, end, memory.scratch.data + thread * scratch_size).run();
     });

@@ -24,6 +24,7 @@ struct MergeBlocks {
   Index inputs;  ///< of a slice, which is merged, multiplied with and forgotten
   Index tokens;  ///< that are passed over by all panels before the next
   Index group;   ///< panels whose sums are kept from slice to slice
+  bool packs;    ///< x, whose slices are short; those of a single merge are read where they lie
 };
 
 /// `size` cut into parts of at most `limit`, as equal as may be: the size of all but the last; 0 for nothing.
@@ -81,7 +82,12 @@ MergeBlocks merge_blocks(Index in_features, Index merges, Index tokens, const Bl
   const Index space = (std::max<Index>)(limits.merged_bytes / (merged_rows<Scalar>(inputs) * row_bytes), 1);
   const Index merges_at_once = std::clamp<Index>(merges, 1, (std::min)(limits.merges, space));
   const Index panels = panels_at_once<Scalar>(tokens / (std::max<Index>)(merges, 1));
-  return {(std::min)({panels, group, space / merges_at_once}), merges_at_once, inputs, tokens_at_once, group};
+  return {(std::min)({panels, group, space / merges_at_once}),
+          merges_at_once,
+          inputs,
+          tokens_at_once,
+          group,
+          merges > 1};
 }
 
 /// Rows of a panel that are merged for all Q merges before the next: the experts' strips fill half of an L1.

@@ -199,6 +199,9 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
     case 2:
       ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
       break;
+    case 4:
+      ahead.advance(multiply_tile<count, 1, 4>(rows, r, panels, panel, ahead.at(), ahead.end()));
+      break;
     default:
       ahead.advance(
           multiply_tile<count, 1, PrefetchQueue::max_lines>(rows, r, panels, panel, ahead.at(), ahead.end()));

@@ -51,14 +51,15 @@ class PrefetchQueue {
   }
 
   /// Sets the rate so that `intervals` intervals suffice for all. The lowest that does: a core can wait for
-  /// few lines at a time, and those of the tile itself are among them. Three rates are enough, as each is a
-  /// tile to compile.
+  /// few lines at a time, and those of the tile itself are among them. So 8 are for what would need still
+  /// more, where tiles are few; with 4 instead of 8, 128 tokens of a single merge of 8 experts take 10 to 15
+  /// % less (Xeon of 15 GB/s from memory). Few rates are enough, as each is a tile to compile.
   void spread(Index intervals) {
     const Index lines = (bytes_ / line_bytes + intervals) / (std::max<Index>)(intervals, 1);
-    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : max_lines;
+    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : lines <= 8 ? 4 : max_lines;
   }
 
-  /// Lines that the next tile asks for in an interval: 0, 1, 2 or 8.
+  /// Lines that the next tile asks for in an interval: 0, 1, 2, 4 or 8.
   Index lines() const { return current_ < count_ ? lines_ : 0; }
 
   /// Where the next tile starts to ask, and where it stops.
