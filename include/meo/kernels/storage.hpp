@@ -3,7 +3,6 @@
 /// What weights are stored as, under the scalar that is computed with: the scalar itself, another type that
 /// holds fractions, or an integer of 8 bits with a scale.
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -46,13 +45,11 @@ Scalar quantum_scale(const Scalar& largest) {
   return in_units(units);
 }
 
-/// The nearest q · scale to a weight; ties to even.
+/// The q of the nearest q · scale to a weight, of which none is beyond quantum_scale's; ties to even.
 template <class Scalar>
 std::int8_t quantized(const Scalar& weight, const Scalar& scale) {
   using std::nearbyint;
-  if (!(scale > Scalar(0))) return 0;
-  const int quantum = static_cast<int>(nearbyint(weight / scale));
-  return static_cast<std::int8_t>(std::clamp(quantum, -largest_quantum, largest_quantum));
+  return scale > Scalar(0) ? static_cast<std::int8_t>(nearbyint(weight / scale)) : std::int8_t{0};
 }
 
 }  // namespace meo::detail
