@@ -97,6 +97,13 @@ Index merge_strip_rows(Index experts, const Blocks& limits) {
   return (std::max<Index>)(limits.l1_bytes / 2 / (row_bytes * experts), 4);
 }
 
+/// Rows of a panel of an expert that is merged to be kept: they fill half of an L1.
+template <class Scalar>
+Index merged_strip_rows(const Blocks& limits) {
+  const Index row_bytes = Tile<Scalar>::columns * static_cast<Index>(sizeof(Scalar));
+  return (std::max<Index>)(limits.l1_bytes / 2 / row_bytes, 4);
+}
+
 /// The same for merges of the same, many experts: the strips of the experts and of the Q merges stay in L2
 /// from one group of merges to the next.
 template <class Scalar>
