@@ -16,6 +16,7 @@
 #include <meo/layers/layer_shape.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/merged_expert.hpp>
+#include <meo/layers/merged_feed_forward.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/layers/output.hpp>
 #include <meo/layers/token_attention.hpp>

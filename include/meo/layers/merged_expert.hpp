@@ -34,6 +34,14 @@
 
 namespace meo::inline MEO_ABI {
 
+namespace detail {
+
+inline void require_row(Index row, Index rows) {
+  require(row >= 0 && row < rows, "row: expected 0 to ", rows - 1, ", got ", row);
+}
+
+}  // namespace detail
+
 /// One dense layer for each row of an assignment, apart from the layer that it was merged from: what happens
 /// to that later does not show.
 ///
@@ -52,32 +60,33 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// As merge does.
   template <int NumExperts, class Kind>
-  MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment) {
-    merge(layer, assignment);
-  }
-  template <int NumExperts, class Kind>
   MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment,
-               Index row) {
+               std::optional<Index> row = std::nullopt) {
     merge(layer, assignment, row);
   }
 
-  /// Merges the layer's experts for all rows of the assignment, and keeps a copy of token attention where the
-  /// layer has some. Which rows there are, and what they decide for, is up to the caller: sequences, segments
-  /// or tasks. Throws std::invalid_argument for an assignment without rows or of another number of experts,
-  /// and then changes nothing. Allocates only where there were never as many rows and pairs of such a layer.
-  template <int NumExperts, class Kind>
-  void merge(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment) {
-    merge_rows(layer, assignment, 0, assignment.rows);
-  }
-
-  /// The same for one row of the assignment, which becomes row 0. Throws std::invalid_argument also for a row
-  /// that does not exist.
+  /// Merges the layer's experts for each row of the assignment, or for one of them, which becomes row 0, and
+  /// keeps a copy of token attention where the layer has some. What rows decide for is up to the caller:
+  /// sequences, segments or tasks. Throws std::invalid_argument for an assignment without rows or of another
+  /// number of experts or a row that does not exist, and then changes nothing. Allocates only where there
+  /// were never as many rows and pairs of such a layer.
   template <int NumExperts, class Kind>
   void merge(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment,
-             Index row) {
-    detail::require(row >= 0 && row < assignment.rows, "row: expected 0 to ", assignment.rows - 1, ", got ",
-                    row);
-    merge_rows(layer, assignment, row, 1);
+             std::optional<Index> row = std::nullopt) {
+    detail::require_not_moved_from(layer.empty(), "layer");
+    check(assignment, layer.num_experts(), row);
+    if (Kind::has_token_attention && layer.options().routing.level == Level::token)
+      token_attention_ = layer.token_attention();
+    else token_attention_.reset();
+    keep_pairs(assignment, row.value_or(0), row ? 1 : assignment.rows);
+    merge_experts(layer.experts());
+  }
+
+  /// Throws unless merge takes such an assignment.
+  static void check(const Assignment<Scalar>& assignment, Index num_experts, std::optional<Index> row) {
+    assignment.check(assignment.rows, num_experts);
+    detail::require(assignment.rows >= 1, "routing: expected at least 1 row, got ", assignment.rows);
+    if (row) detail::require_row(*row, assignment.rows);
   }
 
   /// Whether it was moved from.
@@ -96,7 +105,7 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// std::invalid_argument for a row that does not exist.
   const Linear<Scalar>& linear(Index row = 0) const {
     require_not_empty();
-    detail::require(row >= 0 && row < rows(), "row: expected 0 to ", rows() - 1, ", got ", row);
+    detail::require_row(row, rows());
     return experts_[static_cast<std::size_t>(row)];
   }
 
@@ -121,19 +130,6 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
  private:
   void require_not_empty() const { detail::require_not_moved_from(empty(), "merged expert"); }
-
-  template <int NumExperts, class Kind>
-  void merge_rows(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment,
-                  Index first, Index count) {
-    detail::require_not_moved_from(layer.empty(), "layer");
-    detail::require(count >= 1, "routing: expected at least 1 row, got ", count);
-    assignment.check(assignment.rows, layer.num_experts());
-    if (Kind::has_token_attention && layer.options().routing.level == Level::token)
-      token_attention_ = layer.token_attention();
-    else token_attention_.reset();
-    keep_pairs(assignment, first, count);
-    merge_experts(layer.experts());
-  }
 
   /// Of the rows first … first + count − 1 of an assignment, which may be the one that is kept.
   void keep_pairs(const Assignment<Scalar>& assignment, Index first, Index count);
