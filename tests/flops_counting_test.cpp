@@ -402,6 +402,68 @@ TEST_CASE("A block of MoE layers with one gate combines the outputs of `down` al
   }
 }
 
+TEST_CASE("Counted operations of experts that are kept are those of flops.hpp", "[flops]") {
+  const meo::Sequences batch = meo::Sequences::from_lengths(ragged_lengths);
+  const meo::Assignment<Counting> ragged = ragged_assignment();
+  // Rows 2 and 10 have one expert of weight 1 beside none and one of weight 0.
+  constexpr Index merged = 3 + 1 + 3 + 3 + 1 + 6 + 2 + 1;
+  CHECK(meo::merged_experts(ragged) == merged);
+  constexpr Index tokens_without_experts = 4;
+  for (const Level level : {Level::token, Level::sequence}) {
+    for (meo::LayerOptions options : sizes()) {
+      options.routing.level = level;
+      CAPTURE(to_string(level), options.in_features, options.bias);
+      const auto layer = random_layer<meo::MeoLayer<Counting>>(options);
+      meo::LayerShape shape = meo::layer_shape<Counting>(options, batch);
+      const meo::LayerFlops merging = meo::merging_flops(shape, merged);
+      meo::MergedExpert<Counting> kept(layer, ragged, 1);
+      CHECK(meo::merged_experts(kept.assignment()) == 0);
+      CHECK(count_flops([&] { kept.merge(layer, ragged); }) == merging.total());
+      CHECK(merging.merge == merging.total());
+      CHECK(meo::merged_experts(kept.assignment()) == merged);
+      CHECK(2 * meo::merging_flops(shape, merged, meo::Convention::paper).merge == merging.merge);
+
+      const meo::LayerFlops step = meo::step_flops(Method::meo, shape);
+      CHECK(step.total() == step.product + step.token_attention);
+      CHECK((step.token_attention > 0) == (level == Level::token));
+      const meo::Matrix<Counting> x = random_matrix(batch.tokens(), options.in_features);
+      meo::Matrix<Counting> y(batch.tokens(), options.out_features);
+      meo::Workspace<Counting> workspace;
+      CHECK(count_flops([&] { kept.forward(x, {.sequences = &batch}, y, workspace); }) ==
+            step.total() - tokens_without_experts * step.product / batch.tokens());
+      // A step is a dense layer's but for token attention.
+      CHECK(step.product == meo::flops(Method::dense, shape).total());
+      shape.tokens = 1;
+      kept.merge(layer, ragged, 7);
+      CHECK(count_flops([&] { kept.forward(x.topRows(1), {}, y.topRows(1), workspace); }) ==
+            meo::step_flops(Method::meo, shape).total());
+    }
+  }
+}
+
+TEST_CASE("Counted operations of a block that is kept are those of its projections", "[flops]") {
+  const meo::Assignment<Counting> ragged = ragged_assignment();
+  for (const bool gated : {false, true}) {
+    const meo::FeedForward<meo::MeoLayer<Counting>, meo::Relu> block({.features = 2 * columns,
+                                                                      .hidden_features = 3 * columns,
+                                                                      .num_experts = ragged_experts,
+                                                                      .gated = gated,
+                                                                      .shared_gate = true,
+                                                                      .has_router = false});
+    meo::MergedFeedForward kept(block, ragged, 1);
+    const meo::LayerShape up{.in_features = 2 * columns, .out_features = 3 * columns, .tokens = 5};
+    const meo::LayerShape down{.in_features = 3 * columns, .out_features = 2 * columns, .tokens = 5};
+    const auto of_block = [&](const auto& cost) { return (gated ? 2 : 1) * cost(up) + cost(down); };
+    CHECK(count_flops([&] { kept.merge(block, ragged, 7); }) ==
+          of_block([](const meo::LayerShape& shape) { return meo::merging_flops(shape, 6).total(); }));
+    const meo::Matrix<Counting> x = random_matrix(5, 2 * columns);
+    meo::Matrix<Counting> y(5, 2 * columns);
+    meo::FeedForwardWorkspace<Counting> workspace;
+    CHECK(count_flops([&] { kept.forward(x, {}, y, workspace); }) ==
+          of_block([](const meo::LayerShape& shape) { return meo::step_flops(Method::meo, shape).total(); }));
+  }
+}
+
 TEST_CASE("An assignment that does not fit has no shape", "[flops]") {
   using meo::test::error_lacks;
   using Invalid = std::invalid_argument;

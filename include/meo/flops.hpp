@@ -142,6 +142,23 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape,
   return flops(method, shape, detail::uniform_assignment(method, shape, convention), convention);
 }
 
+/// FLOPs of merging experts that are kept (layers/merged_expert.hpp): `merge` alone. merged_experts: of all
+/// rows together; layers/layer_shape.hpp counts them.
+constexpr LayerFlops merging_flops(const LayerShape& shape, std::int64_t merged_experts,
+                                   Convention convention = Convention::exact) {
+  return {.merge = flops(Method::dense, shape, {.merged_experts = merged_experts}, convention).merge};
+}
+
+/// FLOPs of a step with them, `product` and `token_attention`, which is a dense layer's whatever K was: of
+/// shape.tokens tokens, all of rows with experts. method: of the layer that they are from.
+///
+///     constexpr auto cost = meo::step_flops(meo::Method::meo, {.in_features = 768, .out_features = 3072});
+///     static_assert(cost.total() == 2 * 768 * 3072);
+constexpr LayerFlops step_flops(Method method, LayerShape shape) {
+  shape.has_router = false;
+  return flops(method, shape, AssignmentShape{.products = shape.tokens});
+}
+
 /// A BERT-like encoder with a language-model head; every feed-forward projection is a dense, MoE or MEO
 /// layer.
 struct ModelShape {

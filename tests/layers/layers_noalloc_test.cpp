@@ -18,6 +18,8 @@
 
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
+#include <meo/layers/merged_expert.hpp>
+#include <meo/layers/merged_feed_forward.hpp>
 #include <meo/layers/moe_layer.hpp>
 
 #include "support/catch.hpp"
@@ -215,6 +217,54 @@ TEMPLATE_TEST_CASE("a block allocates nothing once its workspace or context has 
                                                                      Layer::Kind::routes_tokens, features);
       }
     }
+  }
+}
+
+TEST_CASE("kept experts allocate nothing for a step, nor where they are merged again", "[noalloc]") {
+  for (const Level level : {Level::token, Level::sequence}) {
+    INFO(to_string(level) << " level");
+    const auto layer = random_library<MeoLayer<float>>(test::small_layer(level, features, out_features));
+    const Assignment<float> all{.rows = 3,
+                                .num_experts = num_experts,
+                                .begins = {0, 4, 5, 5},
+                                .experts = {3, 0, 2, 1, 1},
+                                .weights = {0.1f, 0.2f, 0.3f, 0.4f, 1.0f}};
+    const Assignment<float> fewer{.rows = 2,
+                                  .num_experts = num_experts,
+                                  .begins = {0, 0, 2},
+                                  .experts = {2, 1},
+                                  .weights = {0.5f, 0.0f}};
+    const Sequences batch = Sequences::from_lengths({4, 1, 3}), fewer_batch = Sequences::from_lengths({1, 5});
+    const Matrix<float> x = Matrix<float>::Random(8, features);
+    Matrix<float> y(8, out_features);
+    MergedExpert<float> kept(layer, all);
+    Workspace<float> workspace;
+    kept.forward(x, {.sequences = &batch}, y, workspace);
+    CHECK(allocations_of([&] { kept.forward(x, {.sequences = &batch}, y, workspace); }) == 0);
+    CHECK(allocations_of([&] { kept.merge(layer, fewer); }) == 0);
+    CHECK(allocations_of([&] {
+            kept.forward(x.topRows(6), {.sequences = &fewer_batch}, y.topRows(6), workspace);
+          }) == 0);
+    CHECK(allocations_of([&] { kept.merge(layer, all, 0); }) == 0);
+    CHECK(allocations_of([&] { kept.forward(x.topRows(1), {}, y.topRows(1), workspace); }) == 0);
+    CHECK(allocations_of([&] { kept.merge(layer, all); }) == 0);
+    CHECK(allocations_of([&] { kept.forward(x, {.sequences = &batch}, y, workspace); }) == 0);
+  }
+}
+
+TEST_CASE("nor does a kept block", "[noalloc]") {
+  for (const bool shared_gate : {false, true}) {
+    INFO("shared gate " << shared_gate);
+    const auto block = random_library<FeedForward<MeoLayer<float>>>(
+        test::small_block(Level::token, features, out_features, true, shared_gate));
+    const Matrix<float> x = Matrix<float>::Random(8, features);
+    Matrix<float> y(8, features);
+    FeedForwardWorkspace<float> decided, workspace;
+    block.forward(x, {}, y, decided);
+    MergedFeedForward kept(block, decided);
+    kept.forward(x, {}, y, workspace);
+    CHECK(allocations_of([&] { kept.merge(block, decided); }) == 0);
+    CHECK(allocations_of([&] { kept.forward(x.topRows(3), {}, y.topRows(3), workspace); }) == 0);
   }
 }
 

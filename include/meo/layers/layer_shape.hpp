@@ -1,9 +1,11 @@
 #pragma once
 
-/// What `flops` needs to count the forward of a layer over a batch.
+/// What `flops` needs to count the forward of a layer over a batch, and the merging of experts that are kept.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include <meo/compiled.hpp>
@@ -117,6 +119,24 @@ AssignmentShape assignment_shape(Method method, const LayerOptions& options, con
     if (!terms.are_one_expert()) shape.merged_experts += terms.count;
   }
   return shape;
+}
+
+/// What merging_flops counts where the rows of an assignment are merged to be kept, see MergedExpert: their
+/// pairs but for those of weight 0, and for single ones of weight 1, which are copied.
+///
+///     meo::merging_flops(shape, meo::merged_experts(kept.assignment()))
+template <class Scalar>
+std::int64_t merged_experts(const Assignment<Scalar>& assignment) {
+  std::int64_t merged = 0;
+  for (Index row = 0; row < assignment.rows; ++row) {
+    const std::span<const Scalar> weights = assignment.row_weights(row);
+    const auto zeros = std::count(weights.begin(), weights.end(), Scalar(0));
+    const auto experts = static_cast<std::int64_t>(weights.size()) - zeros;
+    const bool is_copied =
+        experts == 1 && std::find(weights.begin(), weights.end(), Scalar(1)) != weights.end();
+    if (!is_copied) merged += experts;
+  }
+  return merged;
 }
 
 #define MEO_INSTANCES(instance, Scalar)                                                    \
