@@ -2,6 +2,7 @@
 
 /// What the layers are compared with: dense products, experts merged in memory, and reading them.
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <span>
@@ -247,6 +248,16 @@ Scalar read(std::span<const Scalar> values) {
   MEO_UNROLL_ALL
   for (int s = 0; s < streams; ++s) total += meo::detail::sum<Scalar>(sums[s]);
   return total;
+}
+
+/// Writes one value to all elements.
+template <class Scalar>
+void write(Scalar value, std::span<Scalar> values) {
+  const meo::detail::Packet<Scalar> packet = meo::detail::broadcast(value);
+  constexpr Index size = meo::detail::PacketOf<Scalar>::size;
+  const Index length = static_cast<Index>(values.size()) / size * size;
+  for (Index i = 0; i < length; i += size) meo::detail::store<Scalar>(values.data() + i, packet);
+  std::fill(values.begin() + length, values.end(), value);
 }
 
 // ---------------------------------------------------------------------------------------------------------------

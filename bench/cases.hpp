@@ -34,6 +34,7 @@ struct Case {
   bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
   bool orders = false;    ///< MEO alone, in the order that it chooses and in either that can be chosen
   bool fixed = false;  ///< layers and gates alone, with the number of experts in the options and in the type
+  bool kept = false;   ///< experts that are merged once and kept: merging them, and a step with them
 
   Index all_tokens() const { return sequences * tokens; }
 };
@@ -98,6 +99,15 @@ inline const std::vector<Case>& all_cases() {
         {.name = "block_b8_t128", .block = true},
         {.name = "double_b8_t128", .in_double = true},
         {.name = "backward_b8_t128", .top_k = {1, 4, 8}, .backward = true},
+        {.name = "kept", .sequences = 1, .tokens = 1, .top_k = {1, 2, 4, 8}, .kept = true},
+        {.name = "kept_3072_768",
+         .sequences = 1,
+         .tokens = 1,
+         .in_features = 3072,
+         .out_features = 768,
+         .top_k = {1, 2, 4, 8},
+         .kept = true},
+        {.name = "kept_t16", .sequences = 1, .tokens = 16, .kept = true},
     };
     for (Case& c : order_cases()) all.push_back(std::move(c));
     for (Case& c : fixed_cases()) all.push_back(std::move(c));
@@ -109,8 +119,9 @@ inline const std::vector<Case>& all_cases() {
 /// dense: one expert's product, by one of the libraries in baselines.hpp. naive: the experts merged in memory
 /// and then multiplied with, both by Eigen. meo_gate, moe_gate: what a layer does before its experts, the
 /// gate and token attention. read: the experts' bytes, and nothing else. peak: multiply-adds of registers,
-/// and nothing else.
-enum class Kind { dense, meo, moe, meo_gate, moe_gate, naive, read, peak };
+/// and nothing else. linear, step: a product with a dense layer and with a merged expert that is kept; merge:
+/// K experts into one that is kept; read_write: the bytes of K are read, and those of one written.
+enum class Kind { dense, meo, moe, meo_gate, moe_gate, naive, read, peak, linear, step, merge, read_write };
 
 /// A way to compute a case; `name` follows the case's in the name of the benchmark.
 struct Method {

@@ -54,6 +54,10 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
   orders_            few tokens: MEO as it chooses itself (meo), with experts
                      merged first (merge_first) or their outputs combined
                      (combine_outputs)
+  kept               one token and an expert that was merged once: a step, beside
+                     one of a dense layer (linear), and merging it, beside reading
+                     the bytes of K experts and writing those of one (read_write);
+                     kept_t16: a step of 16 tokens
   fixed_             small layers and their gates by token; *_fixed: the number
                      of experts is in the type, else in the options
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else

@@ -51,12 +51,19 @@ std::vector<Method> methods(const Case& c) {
     }
     return all;
   }
-  const auto products = dense_products<Scalar>();
-  for (std::size_t i = 0; i < products.size(); ++i)
-    all.push_back({.name = "dense/" + products[i].name, .kind = Kind::dense, .product = i});
   const auto add = [&](const char* name, Kind kind, Index top_k) {
     all.push_back({.name = name + ("/k" + std::to_string(top_k)), .kind = kind, .top_k = top_k});
   };
+  if (c.kept) {
+    add("linear", Kind::linear, 1);
+    add("step", Kind::step, c.top_k.back());
+    for (const Index k : c.top_k) add("merge", Kind::merge, k);
+    for (const Index k : c.top_k) add("read_write", Kind::read_write, k);
+    return all;
+  }
+  const auto products = dense_products<Scalar>();
+  for (std::size_t i = 0; i < products.size(); ++i)
+    all.push_back({.name = "dense/" + products[i].name, .kind = Kind::dense, .product = i});
   for (const Index k : c.top_k) add("meo", Kind::meo, k);
   for (const Index k : c.top_k) add("moe", Kind::moe, k);
   if (c.backward) return all;
@@ -136,6 +143,13 @@ class Problem {
         if (multiply_adds<Scalar>() != multiply_adds_sum<Scalar>())
           throw std::runtime_error(name + " is wrong");
         return {.run = [this] { sum_ = multiply_adds<Scalar>(); }, .flops = multiply_adds_flops<Scalar>()};
+      case Kind::linear:
+        return prepare_linear(name);
+      case Kind::step:
+      case Kind::merge:
+        return prepare_kept(name, method);
+      case Kind::read_write:
+        return prepare_read_write(name, method.top_k);
     }
     return {};
   }
@@ -332,6 +346,72 @@ class Problem {
     if (read<Scalar>(ones) != static_cast<Scalar>(ones.size())) throw std::runtime_error(name + " is wrong");
     return {.run = [this, layer] { sum_ = read<Scalar>(std::as_const(*layer).experts().values()); },
             .expert_bytes = static_cast<double>(layer->experts().values().size()) * sizeof(Scalar)};
+  }
+
+  Prepared prepare_read_write(const std::string& name, Index top_k) const {
+    const auto expert = static_cast<std::size_t>(projections_[0].in_features * projections_[0].out_features);
+    struct State {
+      meo::AlignedVector<Scalar> experts, written;
+    };
+    const auto state = std::make_shared<State>(
+        State{meo::AlignedVector<Scalar>(static_cast<std::size_t>(top_k) * expert, Scalar(1)),
+              meo::AlignedVector<Scalar>(expert)});
+    write<Scalar>(Scalar(1), state->written);
+    if (read<Scalar>(state->written) != static_cast<Scalar>(expert))
+      throw std::runtime_error(name + " is wrong");
+    return {.run =
+                [this, state] {
+                  sum_ = read<Scalar>(state->experts);
+                  write<Scalar>(sum_, state->written);
+                },
+            .expert_bytes = static_cast<double>(top_k) * expert_bytes(projections_[0])};
+  }
+
+  Prepared prepare_linear(const std::string& name) {
+    const Projection& projection = projections_[0];
+    const auto linear =
+        std::make_shared<meo::Linear<Scalar>>(projection.in_features, projection.out_features, false);
+    linear->set_weight(projection.experts[0]);
+    const auto run = [this, linear] { linear->apply(x_, y_.data(), y_.cols()); };
+    run();
+    Matrix<Scalar> first_expert = Matrix<Scalar>::Zero(case_.all_tokens(), case_.num_experts);
+    first_expert.col(0).setOnes();
+    return verified(name, meo::Method::dense, 1, run, x_, hidden_, {first_expert});
+  }
+
+  /// A step, or merging, which is verified by a step.
+  Prepared prepare_kept(const std::string& name, const Method& method) {
+    struct State {
+      meo::MeoLayer<Scalar> layer;
+      meo::Assignment<Scalar> assignment;
+      meo::MergedExpert<Scalar> kept;
+      meo::Workspace<Scalar> workspace;
+    };
+    const Projection& projection = projections_[0];
+    meo::Assignment<Scalar> assignment{
+        .rows = 1, .num_experts = case_.num_experts, .top_k = method.top_k, .experts = {}, .weights = {}};
+    for (Index e = 0; e < method.top_k; ++e) {
+      assignment.experts.push_back(e);
+      assignment.weights.push_back(static_cast<Scalar>(1) / static_cast<Scalar>(e + 2));
+    }
+    const auto layer = make_layer<meo::MeoLayer<Scalar>>(projection, method.top_k);
+    const auto state =
+        std::make_shared<State>(State{layer, assignment, meo::MergedExpert<Scalar>(layer, assignment), {}});
+    const auto step = [this, state] { state->kept.forward(x_, inputs(), y_, state->workspace); };
+    const auto merge = [state] { state->kept.merge(state->layer, state->assignment); };
+    merge();
+    step();
+    const Matrix<Scalar> gates = assignment.dense().replicate(case_.all_tokens(), 1);
+    const meo::LayerShape shape = meo::layer_shape<Scalar>(state->layer.options(), sequences_);
+    Prepared prepared = verified(name, meo::Method::meo, method.top_k, step, x_, hidden_, {gates});
+    if (method.kind == Kind::step) {
+      prepared.flops = static_cast<double>(meo::step_flops(meo::Method::meo, shape).total());
+      prepared.expert_bytes = expert_bytes(projection);
+    } else {
+      prepared.run = merge;
+      prepared.flops = static_cast<double>(meo::merging_flops(shape, method.top_k).total());
+    }
+    return prepared;
   }
 
   Prepared prepare_dense_backward(const std::string& name, const DenseProduct<Scalar>& product) {

@@ -12,9 +12,11 @@ one expert on the same tokens, K times that for MoE, or, for one token, reading 
 ratio for experts merged in memory and then multiplied with, both by Eigen; "gate" is the share of the layer's time that
 passes before its experts, in the gate and in token attention.
 
-A second table has the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
-one that it chooses itself; a third, from how many tokens on merging first was the faster, beside what the cost model in
-mixing/merge_order.hpp says. A second file of more threads adds a table of how much faster they were, by the clock.
+The kept cases have a table of their own: a step with an expert that was merged once over one of a dense layer, and
+merging it over reading the bytes of K experts and writing those of one. So have the orders_ cases: MEO in either order,
+experts merged first or their outputs combined, and in the one that it chooses itself; and one of from how many tokens on
+merging first was the faster, beside what the cost model in mixing/merge_order.hpp says. A second file of more threads
+adds a table of how much faster they were, by the clock.
 Needs Python 3.
 """
 
@@ -49,6 +51,8 @@ TARGETS = {
     ("backward_b8_t128", "meo", 4): (1.20, None),
     ("backward_b8_t128", "meo", 8): (1.35, None),
 }
+
+KEPT_TARGETS = {"step": 1.03, "merge": 1.10}
 
 
 def clock_of(context):
@@ -92,6 +96,17 @@ def rows_of(case, times):
                *("" if ratio is None else f"{ratio:.2f}" if i in (1, 2) else f"{ratio:.3f}"
                  for i, ratio in enumerate(ratios)),
                f"{gate / seconds * 100:.1f} %" if gate else ""]
+
+
+def kept_rows_of(case, times):
+    """A row of cells for a step with an expert that is kept, and for merging each."""
+    over = {"step": ("linear", 1), "merge": ("read_write", None)}
+    for (method, top_k), seconds in times.items():
+        if method in over:
+            name, k = over[method]
+            baseline, target = times[name, k or top_k], KEPT_TARGETS[method]
+            yield [case, method, str(top_k), f"{seconds * 1e3:.3f}", name, f"{baseline * 1e3:.3f}",
+                   f"{seconds / baseline:.3f}", f"{target:.2f}"]
 
 
 def order_rows_of(case, times):
@@ -151,6 +166,11 @@ def main():
     print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive", "gate"],
                 ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:"],
                 [row for case, times in cases for row in rows_of(case, times)])
+    kept = [row for case, times in cases for row in kept_rows_of(case, times)]
+    if kept:
+        print()
+        print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target"],
+                    ["---", "---", "--:", "--:", "---", "--:", "--:", "--:"], kept)
     orders = [row for case, times in cases for row in order_rows_of(case, times)]
     if orders:
         print()
