@@ -110,6 +110,23 @@ TEST_CASE("A layer runs under a router of the user's, as the README has it", "[r
   CHECK(gradients.bias(3).isZero(0));
 }
 
+TEST_CASE("Experts are kept for token by token, as the README has it", "[readme]") {
+  std::mt19937_64 rng(42);
+  meo::MeoLayer<float, 8> layer({.in_features = 768, .out_features = 3072, .top_k = 2});
+  layer.initialize(rng);
+  const meo::Matrix<float> prompt = meo::Matrix<float>::Random(64, 768);
+  const meo::Matrix<float> x = prompt.bottomRows(1);
+  meo::Matrix<float> y(1, 3072);
+  constexpr int tokens = 2;
+  meo::Workspace<float> workspace;
+  meo::MergedExpert kept(layer, layer.route(prompt, {}, workspace));  // prompt: 64 x 768
+  for (int token = 0; token < tokens; ++token) {
+    kept.forward(x, {}, y, workspace);  // x: 1 x 768
+    // ... from y to the next x
+  }
+  CHECK(y == layer.forward(prompt).y.bottomRows(1));  // which is merged as well
+}
+
 TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[readme]") {
   meo::MeoLayer<float> saved({.in_features = 768, .out_features = 3072, .num_experts = 8, .top_k = 2});
   saved.set_weight(7, meo::Matrix<float>::Random(3072, 768));

@@ -1,0 +1,103 @@
+/// Generates token by token from the decision of a prompt's gate, and what a token takes: with experts merged
+/// once and kept, merged anew for every token, not merged at all, and with a dense block.
+///
+/// A feed-forward block of GPT-2's size is fed its own outputs, normalised, instead of a model around it.
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <functional>
+#include <iomanip>
+#include <iostream>
+#include <random>
+#include <vector>
+
+#include <meo/meo.hpp>
+
+namespace {
+
+using Meo = meo::FeedForward<meo::MeoLayer<float>>;
+using Moe = meo::FeedForward<meo::MoeLayer<float>>;
+using Clock = std::chrono::steady_clock;
+
+constexpr meo::Index features = 768, hidden = 3072, experts = 8, prompt_tokens = 64, tokens = 25;
+
+/// One gate for a block.
+meo::FeedForwardOptions options(meo::Index top_k) {
+  return {.features = features,
+          .hidden_features = hidden,
+          .num_experts = experts,
+          .top_k = top_k,
+          .shared_gate = true,
+          .merge_order = meo::MergeOrder::merge_first};
+}
+
+/// A block of the same parameters whose gate selects another number of experts.
+template <class Block>
+Block with_top_k(const Meo& from, meo::Index top_k) {
+  Block block(options(top_k));
+  block.up().experts() = from.up().experts();
+  block.down().experts() = from.down().experts();
+  block.up().gate().set_weight(from.up().gate().weight());
+  return block;
+}
+
+/// A way to generate: from a token's x, 1 × features, to its y, which makes the next one's x.
+struct Way {
+  std::function<void(const meo::Matrix<float>& x, meo::Matrix<float>& y)> step;
+  meo::Matrix<float> x, y = x;
+  std::vector<double> milliseconds = {};
+
+  void generate() {
+    const auto start = Clock::now();
+    step(x, y);
+    milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    x = y * (std::sqrt(static_cast<float>(features)) / y.norm());
+  }
+
+  double median() {
+    std::sort(milliseconds.begin(), milliseconds.end());
+    return milliseconds[milliseconds.size() / 2];
+  }
+};
+
+}  // namespace
+
+int main() {
+  std::mt19937_64 rng(42);
+  Meo parameters(options(1));
+  parameters.initialize(rng);
+  meo::Linear<float> up(features, hidden), down(hidden, features);
+  up.initialize(rng);
+  down.initialize(rng);
+  const meo::Matrix<float> prompt = meo::Matrix<float>::Random(prompt_tokens, features);
+
+  std::cout << "768 -> 3072 -> 768 features, 8 experts, a prompt of " << prompt_tokens
+            << " tokens; medians of " << tokens << " generated tokens\n\n"
+            << "  K  milliseconds a token: kept  merged anew  not merged   dense    once: merging\n";
+  for (const meo::Index top_k : {1, 2, 4, 8}) {
+    const Meo merged = with_top_k<Meo>(parameters, top_k);
+    const Moe vanilla = with_top_k<Moe>(parameters, top_k);
+    meo::Matrix<float> y(prompt_tokens, features), hidden_row(1, hidden);
+    meo::FeedForwardWorkspace<float> decided, workspace;
+    merged.forward(prompt, {}, y, decided);
+    meo::MergedFeedForward kept(merged, decided);
+
+    const meo::Matrix<float> x = y.bottomRows(1);
+    Way ways[] = {{[&](auto& in, auto& out) { kept.forward(in, {}, out, workspace); }, x},
+                  {[&](auto& in, auto& out) { merged.forward(in, {}, out, workspace); }, x},
+                  {[&](auto& in, auto& out) { vanilla.forward(in, {}, out, workspace); }, x},
+                  {[&](auto& in, auto& out) {
+                     up.apply(in, hidden_row.data(), hidden);
+                     meo::activate<float>(meo::Gelu(), hidden_row, hidden_row);
+                     down.apply(hidden_row, out.data(), features);
+                   },
+                   x},
+                  {[&](auto&, auto&) { kept.merge(merged, decided); }, x}};
+    for (meo::Index token = 0; token < tokens; ++token)
+      for (Way& way : ways) way.generate();
+    std::cout << std::fixed << std::setprecision(2) << std::setw(3) << top_k << std::setw(28)
+              << ways[0].median() << std::setw(13) << ways[1].median() << std::setw(12) << ways[2].median()
+              << std::setw(8) << ways[3].median() << std::setw(17) << ways[4].median() << '\n';
+  }
+}
