@@ -38,6 +38,12 @@ void train_all(const meo::io::SafetensorsReader& file) {
   meo::Assignment<Scalar> assignment;
   assignment.check(0, 2);
   assignment.dense();
+  const Layer layer({.in_features = 8, .out_features = 8, .num_experts = 2});
+  const meo::Matrix<Scalar> x = meo::Matrix<Scalar>::Random(4, 8);
+  meo::MergedExpert(layer, layer.forward(x).routing).forward(x);
+  const meo::FeedForward<Layer, meo::Gelu> block(options);
+  meo::FeedForwardWorkspace<Scalar> workspace;
+  meo::MergedFeedForward(block, workspace).forward(x);
 }
 
 }  // namespace

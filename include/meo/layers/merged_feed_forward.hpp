@@ -163,7 +163,6 @@ void MergedFeedForward<ScalarType, ActivationType>::forward(const ConstMatrixRef
                                                             const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                                                             FeedForwardWorkspace<Scalar>& workspace) const {
   detail::BlockMemory<Scalar>& memory = memory_of(workspace);
-  memory.last_forward.clear();
   detail::require_shape(y, x.rows(), features(), "y (rows of x by features)");
   detail::require_apart<Scalar>(y, "y", x, "x");
   const Index size = x.rows() * hidden_features();
