@@ -14,9 +14,9 @@ passes before its experts, in the gate and in token attention.
 
 The kept cases have a table of their own: a step with an expert that was merged once over one of a dense layer, and
 merging it over reading the bytes of K experts and writing those of one. So have the orders_ cases: MEO in either order,
-experts merged first or their outputs combined, and in the one that it chooses itself; and one of from how many tokens on
-merging first was the faster, beside what the cost model in mixing/merge_order.hpp says. A second file of more threads
-adds a table of how much faster they were, by the clock.
+experts merged first or their outputs combined, and in the one that it chooses itself; and one of from how many tokens
+on merging first was the faster, beside what the cost model in mixing/merge_order.hpp says. A second file of more
+threads adds a table of how much faster they were, by the clock.
 Needs Python 3.
 """
 
