@@ -14,7 +14,7 @@ endif()
 string(REGEX REPLACE "[][;]" "_" symbols "${symbols}")  # which would make other lists of it
 foreach(function IN ITEMS "::forward\\(" "::backward\\(" "::route\\(" "::step\\(" "::check\\(" "::dense\\("
                           "::set_options\\(" "Context\\(" "Layer\\(" "FeedForward\\(meo" "AdamW\\(" "Sgd\\("
-                          "_product<" "_gradient<" "plan_merges" "merge_experts" "clip_gradient_norm"
+                          "_product<" "_gradient<" "plan_merges" "detail::merge_experts<" "clip_gradient_norm"
                           "load_parts" "save_parts")
   string(REGEX MATCHALL "[^\n]*${function}[^\n]*" found "${symbols}")
   list(FILTER found EXCLUDE REGEX "SizeOnly|~")

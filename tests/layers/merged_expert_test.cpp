@@ -1,6 +1,7 @@
 // Experts that are merged once and kept, beside the forward of the layer or block that they are of.
 
 #include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <stdexcept>
@@ -192,6 +193,24 @@ TEST_CASE("kept experts of 16 bits have the bits of a layer that merges first", 
       .weights = {Eigen::half(0.5f), Eigen::half(0.3f), Eigen::half(0.2f)}};
   const Matrix<Eigen::half> y = forward_routed(layer, x, Sequences::uniform(1, 6), assignment);
   CHECK(MergedExpert(layer, assignment).forward(x) == y);
+}
+
+TEMPLATE_TEST_CASE("kept experts of a layer that stores less have the bits of its forward", "[kept]",
+                   Eigen::bfloat16, Eigen::half, std::int8_t) {
+  using Layer = MeoLayer<float, Eigen::Dynamic, TestType>;
+  Generator rng(96);
+  const Sequences batch = Sequences::from_lengths(ragged_lengths);
+  const Assignment<float> assignment = ragged_assignment<float>();
+  for (const bool bias : {false, true}) {
+    for (const auto& [in, out] : {std::pair<Index, Index>{1, 1}, {33, 50}, {70, 97}}) {
+      INFO("D " << in << ", F " << out << ", bias " << bias);
+      const auto layer = random_layer<Layer>(routed_layer(in, out, bias), rng);
+      const Matrix<float> x = random_normal<float>(rng, batch.tokens(), in);
+      const Matrix<float> y = MergedExpert(layer, assignment).forward(x, batch);
+      CHECK(bit_difference(y, forward_routed(layer, x, batch, assignment)) == "");
+      CHECK(disagreement(y, mixture(layer, x, batch, assignment)) == "");
+    }
+  }
 }
 
 TEST_CASE("an expert that no weight chose does not matter, however it is", "[kept]") {

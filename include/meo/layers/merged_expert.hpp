@@ -52,6 +52,8 @@ inline void require_row(Index row, Index rows) {
 /// what any other MoeLayer or MeoLayer does, as one that combines the outputs of few tokens. Pairs of weight
 /// 0 are left out, though, so that an expert that is not finite matters to those alone that chose it.
 ///
+/// Whatever the layer stores its experts as, merged ones are stored as Scalar.
+///
 /// One that was moved from is empty: all but merging into it throws std::logic_error until it is assigned to.
 template <class ScalarType>
 class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarType>> {
@@ -59,9 +61,9 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   using Scalar = ScalarType;
 
   /// As merge does.
-  template <int NumExperts, class Kind>
-  MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment,
-               std::optional<Index> row = std::nullopt) {
+  template <int NumExperts, class Kind, class Storage>
+  MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind, Storage>& layer,
+               const Assignment<Scalar>& assignment, std::optional<Index> row = std::nullopt) {
     merge(layer, assignment, row);
   }
 
@@ -70,9 +72,9 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// sequences, segments or tasks. Throws std::invalid_argument for an assignment without rows or of another
   /// number of experts or a row that does not exist, and then changes nothing. Allocates only where there
   /// were never as many rows and pairs of such a layer.
-  template <int NumExperts, class Kind>
-  void merge(const MixtureLayer<Scalar, NumExperts, Kind>& layer, const Assignment<Scalar>& assignment,
-             std::optional<Index> row = std::nullopt) {
+  template <int NumExperts, class Kind, class Storage>
+  void merge(const MixtureLayer<Scalar, NumExperts, Kind, Storage>& layer,
+             const Assignment<Scalar>& assignment, std::optional<Index> row = std::nullopt) {
     detail::require_not_moved_from(layer.empty(), "layer");
     check(assignment, layer.num_experts(), row);
     if (Kind::has_token_attention && layer.options().routing.level == Level::token)
@@ -135,7 +137,8 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   void keep_pairs(const Assignment<Scalar>& assignment, Index first, Index count);
 
   /// For what keep_pairs has kept.
-  void merge_experts(const ExpertBank<Scalar>& experts);
+  template <class Storage>
+  void merge_experts(const ExpertBank<Scalar, Storage>& experts);
 
   detail::MergeTerms<Scalar> terms(Index row) const { return detail::pairs_of(assignment_).row(row); }
 
@@ -223,7 +226,8 @@ void MergedExpert<ScalarType>::keep_pairs(const Assignment<Scalar>& assignment, 
 }
 
 template <class ScalarType>
-void MergedExpert<ScalarType>::merge_experts(const ExpertBank<Scalar>& experts) {
+template <class Storage>
+void MergedExpert<ScalarType>::merge_experts(const ExpertBank<Scalar, Storage>& experts) {
   experts_.reserve(static_cast<std::size_t>(assignment_.rows));
   for (Index row = 0; row < assignment_.rows; ++row) {
     const auto r = static_cast<std::size_t>(row);
@@ -237,7 +241,7 @@ void MergedExpert<ScalarType>::merge_experts(const ExpertBank<Scalar>& experts) 
                                                         had.has_bias() != experts.has_bias()) {
       experts_[r] = make();
     }
-    detail::merge_experts<Scalar>(experts.panels(), terms(row), experts_[r].bank().mutable_panels());
+    detail::merge_experts<Scalar, Storage>(experts.panels(), terms(row), experts_[r].bank().mutable_panels());
   }
 }
 
