@@ -122,8 +122,8 @@ AssignmentShape assignment_shape(Method method, const LayerOptions& options, con
 }
 
 /// What merging_flops counts where the rows of an assignment are merged to be kept, see MergedExpert: their
-/// pairs but for those of weight 0, and for single ones of weight 1, which are copied: experts that are stored
-/// as what is computed with.
+/// pairs but for those of weight 0, and for single ones of weight 1, which are copied: experts that are
+/// stored as what is computed with.
 ///
 ///     meo::merging_flops(shape, meo::merged_experts(kept.assignment()))
 template <class Scalar>
