@@ -1,11 +1,13 @@
 /// Generates token by token from the decision of a prompt's gate, and what a token takes: with experts merged
-/// once and kept, merged anew for every token, not merged at all, and with a dense block.
+/// once and kept, merged anew for every token, not merged at all, and with a dense block; each with weights
+/// stored in 32, 16 and 8 bits.
 ///
 /// A feed-forward block of GPT-2's size is fed its own outputs, normalised, instead of a model around it.
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <iomanip>
 #include <iostream>
@@ -16,8 +18,10 @@
 
 namespace {
 
-using Meo = meo::FeedForward<meo::MeoLayer<float>>;
-using Moe = meo::FeedForward<meo::MoeLayer<float>>;
+template <class Storage = float>
+using Meo = meo::FeedForward<meo::MeoLayer<float, Eigen::Dynamic, Storage>>;
+template <class Storage = float>
+using Moe = meo::FeedForward<meo::MoeLayer<float, Eigen::Dynamic, Storage>>;
 using Clock = std::chrono::steady_clock;
 
 constexpr meo::Index features = 768, hidden = 3072, experts = 8, prompt_tokens = 64, tokens = 25;
@@ -34,7 +38,7 @@ meo::FeedForwardOptions options(meo::Index top_k) {
 
 /// A block of the same parameters whose gate selects another number of experts.
 template <class Block>
-Block with_top_k(const Meo& from, meo::Index top_k) {
+Block with_top_k(const Meo<>& from, meo::Index top_k) {
   Block block(options(top_k));
   block.up().experts() = from.up().experts();
   block.down().experts() = from.down().experts();
@@ -61,43 +65,56 @@ struct Way {
   }
 };
 
+/// Prints a line for blocks of these parameters.
+template <class Storage>
+void generate(const Meo<>& merged_floats, const Moe<>& vanilla_floats, const meo::Matrix<float>& prompt,
+              const char* name) {
+  const Meo<Storage> merged(merged_floats);
+  const Moe<Storage> vanilla(vanilla_floats);
+  meo::Matrix<float> y(prompt_tokens, features), hidden_row(1, hidden);
+  meo::FeedForwardWorkspace<float> decided, workspace;
+  merged.forward(prompt, {}, y, decided);
+  meo::MergedFeedForward<float, meo::Gelu, Storage> kept(merged, decided);
+  meo::Linear<float, Storage> up(features, hidden), down(hidden, features);
+  up.set_weight(merged.up().weight(0));
+  down.set_weight(merged.down().weight(0));
+
+  const meo::Matrix<float> x = y.bottomRows(1);
+  Way ways[] = {{[&](auto& in, auto& out) { kept.forward(in, {}, out, workspace); }, x},
+                {[&](auto& in, auto& out) { merged.forward(in, {}, out, workspace); }, x},
+                {[&](auto& in, auto& out) { vanilla.forward(in, {}, out, workspace); }, x},
+                {[&](auto& in, auto& out) {
+                   up.apply(in, hidden_row.data(), hidden);
+                   meo::activate<float>(meo::Gelu(), hidden_row, hidden_row);
+                   down.apply(hidden_row, out.data(), features);
+                 },
+                 x},
+                {[&](auto&, auto&) { kept.merge(merged, decided); }, x}};
+  for (meo::Index token = 0; token < tokens; ++token)
+    for (Way& way : ways) way.generate();
+  std::cout << std::setw(3) << merged.options().top_k << std::setw(10) << name << std::fixed
+            << std::setprecision(3) << std::setw(26) << ways[0].median() << std::setw(13) << ways[1].median()
+            << std::setw(12) << ways[2].median() << std::setw(8) << ways[3].median() << std::setw(17)
+            << ways[4].median() << '\n';
+}
+
 }  // namespace
 
 int main() {
   std::mt19937_64 rng(42);
-  Meo parameters(options(1));
+  Meo<> parameters(options(1));
   parameters.initialize(rng);
-  meo::Linear<float> up(features, hidden), down(hidden, features);
-  up.initialize(rng);
-  down.initialize(rng);
   const meo::Matrix<float> prompt = meo::Matrix<float>::Random(prompt_tokens, features);
 
-  std::cout << "768 -> 3072 -> 768 features, 8 experts, a prompt of " << prompt_tokens
-            << " tokens; medians of " << tokens << " generated tokens\n\n"
-            << "  K  milliseconds a token: kept  merged anew  not merged   dense    once: merging\n";
+  std::cout
+      << "768 -> 3072 -> 768 features, 8 experts, a prompt of " << prompt_tokens << " tokens; medians of "
+      << tokens << " generated tokens\n\n"
+      << "  K  weights   milliseconds a token: kept  merged anew  not merged   dense    once: merging\n";
   for (const meo::Index top_k : {1, 2, 4, 8}) {
-    const Meo merged = with_top_k<Meo>(parameters, top_k);
-    const Moe vanilla = with_top_k<Moe>(parameters, top_k);
-    meo::Matrix<float> y(prompt_tokens, features), hidden_row(1, hidden);
-    meo::FeedForwardWorkspace<float> decided, workspace;
-    merged.forward(prompt, {}, y, decided);
-    meo::MergedFeedForward kept(merged, decided);
-
-    const meo::Matrix<float> x = y.bottomRows(1);
-    Way ways[] = {{[&](auto& in, auto& out) { kept.forward(in, {}, out, workspace); }, x},
-                  {[&](auto& in, auto& out) { merged.forward(in, {}, out, workspace); }, x},
-                  {[&](auto& in, auto& out) { vanilla.forward(in, {}, out, workspace); }, x},
-                  {[&](auto& in, auto& out) {
-                     up.apply(in, hidden_row.data(), hidden);
-                     meo::activate<float>(meo::Gelu(), hidden_row, hidden_row);
-                     down.apply(hidden_row, out.data(), features);
-                   },
-                   x},
-                  {[&](auto&, auto&) { kept.merge(merged, decided); }, x}};
-    for (meo::Index token = 0; token < tokens; ++token)
-      for (Way& way : ways) way.generate();
-    std::cout << std::fixed << std::setprecision(2) << std::setw(3) << top_k << std::setw(28)
-              << ways[0].median() << std::setw(13) << ways[1].median() << std::setw(12) << ways[2].median()
-              << std::setw(8) << ways[3].median() << std::setw(17) << ways[4].median() << '\n';
+    const auto merged = with_top_k<Meo<>>(parameters, top_k);
+    const auto vanilla = with_top_k<Moe<>>(parameters, top_k);
+    generate<float>(merged, vanilla, prompt, "float");
+    generate<Eigen::bfloat16>(merged, vanilla, prompt, "bfloat16");
+    generate<std::int8_t>(merged, vanilla, prompt, "int8");
   }
 }

@@ -8,6 +8,7 @@
 #include <meo/kernels/blocks.hpp>
 #include <meo/kernels/merge_experts.hpp>
 #include <meo/kernels/panel.hpp>
+#include <meo/parallel.hpp>
 #include <meo/types.hpp>
 
 #include "kernels/chain.hpp"
@@ -46,7 +47,8 @@ void check_merge(const RandomExperts<S>& experts, Index top_k, Generator& rng,
   }
   ExpertBank<S> merged(1, bank.in_features, bank.out_features, bank.has_bias);
   merged.set_weight(0, Matrix<S>::Constant(bank.out_features, bank.in_features, S(7)));
-  merge_experts<S>(bank, {selected.data(), gates.data(), top_k}, merged.mutable_panels(), limits);
+  merge_experts<S>(bank, {selected.data(), gates.data(), top_k}, merged.mutable_panels(),
+                   {nullptr, max_threads()}, limits);
   const Matrix<S> none = Matrix<S>::Zero(bank.out_features, bank.in_features);
   CHECK(bit_difference(merged.weight(0), top_k == 0 ? none : chain_merge(weights, gates)) == "");
   if (bank.has_bias) {
@@ -92,7 +94,8 @@ TEST_CASE("a single expert of weight 1 is copied, with the signs of its zeros", 
   experts.set_bias(1, Vector<float>::Constant(2, -0.0f));
   const Index expert = 1;
   const float one = 1;
-  merge_experts<float>(experts.panels(), {&expert, &one, 1}, merged.mutable_panels());
+  merge_experts<float>(experts.panels(), {&expert, &one, 1}, merged.mutable_panels(),
+                       {nullptr, max_threads()});
   CHECK(bit_difference(merged.weight(0), experts.weight(1)) == "");
   CHECK(bit_difference(merged.bias(0), experts.bias(1)) == "");
 }

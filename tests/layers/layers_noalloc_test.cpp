@@ -249,6 +249,11 @@ TEST_CASE("kept experts allocate nothing for a step, nor where they are merged a
     CHECK(allocations_of([&] { kept.forward(x.topRows(1), {}, y.topRows(1), workspace); }) == 0);
     CHECK(allocations_of([&] { kept.merge(layer, all); }) == 0);
     CHECK(allocations_of([&] { kept.forward(x, {.sequences = &batch}, y, workspace); }) == 0);
+
+    MergedExpert<float, std::int8_t> small(layer, all);
+    CHECK(allocations_of([&] { small.merge(layer, fewer); }) == 0);
+    CHECK(allocations_of([&] { small.merge(layer, all); }) == 0);
+    CHECK(allocations_of([&] { small.forward(x, {.sequences = &batch}, y, workspace); }) == 0);
   }
 }
 

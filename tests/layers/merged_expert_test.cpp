@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <meo/experts/activate.hpp>
+#include <meo/experts/linear.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/merged_expert.hpp>
@@ -532,6 +534,78 @@ TEST_CASE("what a kept block cannot be made of or given is refused", "[kept]") {
   const Block taken = std::move(shared);
   CHECK(error_lacks<std::logic_error>([&] { kept.merge(shared, routing); },
                                       {"block: expected one to use, got one that was moved from"}) == "");
+}
+
+TEMPLATE_TEST_CASE("kept experts of small storage are the merged ones, stored", "[kept]", Eigen::bfloat16,
+                   Eigen::half, std::int8_t) {
+  Generator rng(91);
+  const Sequences batch = Sequences::from_lengths(ragged_lengths);
+  const Assignment<float> assignment = ragged_assignment<float>();
+  for (const bool bias : {false, true}) {
+    for (const auto& [in, out] : {std::pair<Index, Index>{1, 1}, {33, 70}, {70, 2}}) {
+      INFO(in << " to " << out << " features, bias " << bias);
+      const auto layer = random_layer<MeoLayer<float>>(routed_layer(in, out, bias), rng);
+      const MeoLayer<float, Eigen::Dynamic, TestType> small(layer);
+      const Matrix<float> x = random_normal<float>(rng, batch.tokens(), in);
+      const auto check = [&](const auto& of) {
+        const MergedExpert<float> scalars(of, assignment);
+        MergedExpert<float, TestType> kept(of, assignment, 1);
+        kept.merge(of, assignment);
+        Matrix<float> expected = Matrix<float>::Zero(x.rows(), out);
+        for (Index row = 0; row < kept.rows(); ++row) {
+          Linear<float, TestType> stored(in, out, bias);
+          stored.set_weight(scalars.linear(row).weight());
+          if (bias) stored.set_bias(scalars.linear(row).bias());
+          CHECK(bit_difference(kept.linear(row).weight(), stored.weight()) == "");
+          if (bias) CHECK(bit_difference(kept.linear(row).bias(), stored.bias()) == "");
+          if (assignment.row_experts(row).empty()) continue;
+          expected.middleRows(batch.begin(row), batch.length(row)) =
+              stored.forward(x.middleRows(batch.begin(row), batch.length(row)));
+        }
+        CHECK(bit_difference(kept.forward(x, batch), expected) == "");
+      };
+      check(layer);
+      check(small);
+    }
+  }
+}
+
+TEST_CASE("of experts kept in 8 bits an output with a weight that is not finite is NaN, and no other",
+          "[kept]") {
+  Generator rng(92);
+  auto layer = random_layer<MeoLayer<float>>(routed_layer(9, 30, false), rng);
+  for (const float value :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    Matrix<float> weight = layer.weight(3);
+    weight(17, 4) = value;
+    layer.set_weight(3, weight);
+    const MergedExpert<float, std::int8_t> kept(layer, ragged_assignment<float>(), 1);
+    const Matrix<float> y = kept.forward(random_normal<float>(rng, 2, 9));
+    for (Index out = 0; out < 30; ++out) CHECK(std::isnan(y(1, out)) == (out == 17));
+  }
+}
+
+TEST_CASE("a kept block of small storage is its projections of small storage", "[kept]") {
+  Generator rng(93);
+  FeedForward<MeoLayer<float>> block(small_block(Level::sequence, 9, 20, true, true));
+  block.initialize(rng);
+  const Matrix<float> x = random_normal<float>(rng, 5, 9);
+  Matrix<float> y(5, 9);
+  FeedForwardWorkspace<float> workspace;
+  block.forward(x, {}, y, workspace);
+  const MergedFeedForward<float, Gelu, Eigen::bfloat16> kept(block, workspace);
+  const MergedFeedForward scalars(block, workspace);
+  const auto stored = [](const Linear<float>& from) {
+    Linear<float, Eigen::bfloat16> to(from.in_features(), from.out_features());
+    to.set_weight(from.weight());
+    to.set_bias(from.bias());
+    return to;
+  };
+  Matrix<float> hidden = stored(scalars.up().linear()).forward(x);
+  const Matrix<float> gate_hidden = stored(scalars.gate_up().linear()).forward(x);
+  activate<float>(Gelu(), hidden, hidden);
+  hidden.array() *= gate_hidden.array();
+  CHECK(bit_difference(kept.forward(x), stored(scalars.down().linear()).forward(hidden)) == "");
 }
 
 }  // namespace

@@ -16,17 +16,20 @@
 
 #include <meo/compiled.hpp>
 #include <meo/errors.hpp>
+#include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/expert_bank.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/kernels/dense_product.hpp>
 #include <meo/kernels/merge_experts.hpp>
 #include <meo/kernels/pairs.hpp>
 #include <meo/kernels/rows.hpp>
+#include <meo/kernels/scratch.hpp>
 #include <meo/layers/mixture_layer.hpp>
 #include <meo/layers/reject_forward.hpp>
 #include <meo/layers/token_attention.hpp>
 #include <meo/layers/workspace.hpp>
 #include <meo/overlap.hpp>
+#include <meo/parallel.hpp>
 #include <meo/routing/assignment.hpp>
 #include <meo/routing/inputs.hpp>
 #include <meo/routing/offsets.hpp>
@@ -54,15 +57,19 @@ inline void require_row(Index row, Index rows) {
 ///
 /// Whatever the layer stores its experts as, merged ones are stored as Scalar.
 ///
+/// Storage: what merged weights are stored as, see ExpertBank, whatever the layer's are: rounded once more,
+/// and read in half or a quarter of the time. In 8 bits an output of which a weight is not finite is NaN.
+///
 /// One that was moved from is empty: all but merging into it throws std::logic_error until it is assigned to.
-template <class ScalarType>
+template <class ScalarType, class StorageType = ScalarType>
 class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarType>> {
  public:
   using Scalar = ScalarType;
+  using Storage = StorageType;
 
   /// As merge does.
-  template <int NumExperts, class Kind, class Storage>
-  MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind, Storage>& layer,
+  template <int NumExperts, class Kind, class LayerStorage>
+  MergedExpert(const MixtureLayer<Scalar, NumExperts, Kind, LayerStorage>& layer,
                const Assignment<Scalar>& assignment, std::optional<Index> row = std::nullopt) {
     merge(layer, assignment, row);
   }
@@ -72,8 +79,8 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// sequences, segments or tasks. Throws std::invalid_argument for an assignment without rows or of another
   /// number of experts or a row that does not exist, and then changes nothing. Allocates only where there
   /// were never as many rows and pairs of such a layer.
-  template <int NumExperts, class Kind, class Storage>
-  void merge(const MixtureLayer<Scalar, NumExperts, Kind, Storage>& layer,
+  template <int NumExperts, class Kind, class LayerStorage>
+  void merge(const MixtureLayer<Scalar, NumExperts, Kind, LayerStorage>& layer,
              const Assignment<Scalar>& assignment, std::optional<Index> row = std::nullopt) {
     detail::require_not_moved_from(layer.empty(), "layer");
     check(assignment, layer.num_experts(), row);
@@ -105,7 +112,7 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// The merged expert of a row, without token attention; zeros for a row without pairs. Throws
   /// std::invalid_argument for a row that does not exist.
-  const Linear<Scalar>& linear(Index row = 0) const {
+  const Linear<Scalar, Storage>& linear(Index row = 0) const {
     require_not_empty();
     detail::require_row(row, rows());
     return experts_[static_cast<std::size_t>(row)];
@@ -137,8 +144,8 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   void keep_pairs(const Assignment<Scalar>& assignment, Index first, Index count);
 
   /// For what keep_pairs has kept.
-  template <class Storage>
-  void merge_experts(const ExpertBank<Scalar, Storage>& experts);
+  template <class LayerStorage>
+  void merge_experts(const ExpertBank<Scalar, LayerStorage>& experts);
 
   detail::MergeTerms<Scalar> terms(Index row) const { return detail::pairs_of(assignment_).row(row); }
 
@@ -146,22 +153,24 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   MatrixView<Scalar> attend(const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const;
 
   Assignment<Scalar> assignment_;
-  std::vector<Linear<Scalar>> experts_;  ///< of each row, and of as many as there were before
+  std::vector<Linear<Scalar, Storage>> experts_;  ///< of each row, and of as many as there were before
   std::optional<TokenAttention<Scalar>> token_attention_;
+  AlignedVector<Scalar> scratch_;  ///< where weights are merged that are not stored as scalars
 };
 
-template <class ScalarType>
-auto MergedExpert<ScalarType>::forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const
-    -> Matrix<Scalar> {
+template <class ScalarType, class StorageType>
+auto MergedExpert<ScalarType, StorageType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                    const Inputs<Scalar>& inputs) const -> Matrix<Scalar> {
   Workspace<Scalar> workspace;
   Matrix<Scalar> y(x.rows(), out_features());
   forward(x, inputs, y, workspace);
   return y;
 }
 
-template <class ScalarType>
-void MergedExpert<ScalarType>::forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                                       MatrixRef<Scalar> y, Workspace<Scalar>& workspace) const {
+template <class ScalarType, class StorageType>
+void MergedExpert<ScalarType, StorageType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                    const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+                                                    Workspace<Scalar>& workspace) const {
   auto& memory = memory_of(workspace);
   memory.last_forward.clear();
   require_not_empty();
@@ -189,8 +198,9 @@ void MergedExpert<ScalarType>::forward(const ConstMatrixRef<Scalar>& x, const In
   }
 }
 
-template <class ScalarType>
-void MergedExpert<ScalarType>::keep_pairs(const Assignment<Scalar>& assignment, Index first, Index count) {
+template <class ScalarType, class StorageType>
+void MergedExpert<ScalarType, StorageType>::keep_pairs(const Assignment<Scalar>& assignment, Index first,
+                                                       Index count) {
   // Nothing is written before it has been read, also where that is what is written to.
   const auto most = static_cast<std::size_t>(assignment.begin(first + count) - assignment.begin(first));
   std::vector<Index>&begins = assignment_.begins, &experts = assignment_.experts;
@@ -225,28 +235,34 @@ void MergedExpert<ScalarType>::keep_pairs(const Assignment<Scalar>& assignment, 
   weights.resize(pairs);
 }
 
-template <class ScalarType>
-template <class Storage>
-void MergedExpert<ScalarType>::merge_experts(const ExpertBank<Scalar, Storage>& experts) {
+template <class ScalarType, class StorageType>
+template <class LayerStorage>
+void MergedExpert<ScalarType, StorageType>::merge_experts(const ExpertBank<Scalar, LayerStorage>& experts) {
+  using Dense = Linear<Scalar, Storage>;
   experts_.reserve(static_cast<std::size_t>(assignment_.rows));
   for (Index row = 0; row < assignment_.rows; ++row) {
     const auto r = static_cast<std::size_t>(row);
     const auto make = [&] {
-      return Linear<Scalar>(experts.in_features(), experts.out_features(), experts.has_bias());
+      return Dense(experts.in_features(), experts.out_features(), experts.has_bias());
     };
     if (r == experts_.size()) {
       experts_.push_back(make());
-    } else if (const Linear<Scalar>& had = experts_[r]; had.in_features() != experts.in_features() ||
-                                                        had.out_features() != experts.out_features() ||
-                                                        had.has_bias() != experts.has_bias()) {
+    } else if (const Dense& had = experts_[r]; had.in_features() != experts.in_features() ||
+                                               had.out_features() != experts.out_features() ||
+                                               had.has_bias() != experts.has_bias()) {
       experts_[r] = make();
     }
-    detail::merge_experts<Scalar, Storage>(experts.panels(), terms(row), experts_[r].bank().mutable_panels());
+    const auto merged = experts_[r].bank().mutable_panels();
+    const Index threads = detail::max_threads();
+    const detail::Scratch<Scalar> scratch{
+        detail::reserve(scratch_, threads * detail::merge_experts_scratch_size(merged)), threads};
+    detail::merge_experts<Scalar>(experts.panels(), terms(row), merged, scratch);
   }
 }
 
-template <class ScalarType>
-auto MergedExpert<ScalarType>::attend(const MatrixView<Scalar>& x, detail::LayerMemory<Scalar>& memory) const
+template <class ScalarType, class StorageType>
+auto MergedExpert<ScalarType, StorageType>::attend(const MatrixView<Scalar>& x,
+                                                   detail::LayerMemory<Scalar>& memory) const
     -> MatrixView<Scalar> {
   if (!token_attention_) return x;
   Scalar* const rows =

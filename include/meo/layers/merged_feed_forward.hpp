@@ -30,11 +30,14 @@ namespace meo::inline MEO_ABI {
 ///
 /// Refused is a block of MoeLayers with one gate: its experts are whole blocks, of which merged parameters
 /// would make another function. One that was moved from is empty; see MergedExpert.
-template <class ScalarType, class ActivationType = Gelu>
+///
+/// Storage: what merged weights are stored as, see MergedExpert.
+template <class ScalarType, class ActivationType = Gelu, class StorageType = ScalarType>
 class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardWorkspace<ScalarType>> {
  public:
   using Scalar = ScalarType;
   using Activation = ActivationType;
+  using Storage = StorageType;
 
   /// As merge does.
   template <class Layer>
@@ -79,10 +82,10 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
   bool gated() const { return gate_up_.has_value(); }
   const Activation& activation() const { return activation_; }
 
-  const MergedExpert<Scalar>& up() const { return *up_; }
-  const MergedExpert<Scalar>& down() const { return *down_; }
+  const MergedExpert<Scalar, Storage>& up() const { return *up_; }
+  const MergedExpert<Scalar, Storage>& down() const { return *down_; }
   /// Throws std::invalid_argument for a block that is not gated.
-  const MergedExpert<Scalar>& gate_up() const {
+  const MergedExpert<Scalar, Storage>& gate_up() const {
     detail::require(gated(), "gate_up: expected a gated block, got gated = false");
     return *gate_up_;
   }
@@ -101,7 +104,7 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
                FeedForwardWorkspace<Scalar>& workspace) const;
 
  private:
-  using Kept = std::optional<MergedExpert<Scalar>>;
+  using Kept = std::optional<MergedExpert<Scalar, Storage>>;
 
   template <class Block>
   void merge_projections(const Block& block, const Assignment<Scalar>& assignment, std::optional<Index> row) {
@@ -125,7 +128,7 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
     detail::require(!(block.options().shared_gate && Block::Kind::mixes_blocks),
                     "block: expected experts that are merged projection by projection, got a MoE block with "
                     "shared_gate = true, whose experts are whole blocks");
-    MergedExpert<Scalar>::check(up, block.up().num_experts(), row);
+    MergedExpert<Scalar, Storage>::check(up, block.up().num_experts(), row);
     for (const Assignment<Scalar>* const other : {gated ? &gate_up : &up, &down}) {
       other->check(up.rows, block.up().num_experts());
     }
@@ -148,9 +151,9 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
   Kept gate_up_;
 };
 
-template <class ScalarType, class ActivationType>
-auto MergedFeedForward<ScalarType, ActivationType>::forward(const ConstMatrixRef<Scalar>& x,
-                                                            const Inputs<Scalar>& inputs) const
+template <class ScalarType, class ActivationType, class StorageType>
+auto MergedFeedForward<ScalarType, ActivationType, StorageType>::forward(const ConstMatrixRef<Scalar>& x,
+                                                                         const Inputs<Scalar>& inputs) const
     -> Matrix<Scalar> {
   FeedForwardWorkspace<Scalar> workspace;
   Matrix<Scalar> y(x.rows(), features());
@@ -158,10 +161,10 @@ auto MergedFeedForward<ScalarType, ActivationType>::forward(const ConstMatrixRef
   return y;
 }
 
-template <class ScalarType, class ActivationType>
-void MergedFeedForward<ScalarType, ActivationType>::forward(const ConstMatrixRef<Scalar>& x,
-                                                            const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
-                                                            FeedForwardWorkspace<Scalar>& workspace) const {
+template <class ScalarType, class ActivationType, class StorageType>
+void MergedFeedForward<ScalarType, ActivationType, StorageType>::forward(
+    const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
+    FeedForwardWorkspace<Scalar>& workspace) const {
   detail::BlockMemory<Scalar>& memory = memory_of(workspace);
   detail::require_shape(y, x.rows(), features(), "y (rows of x by features)");
   detail::require_apart<Scalar>(y, "y", x, "x");
