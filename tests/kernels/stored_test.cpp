@@ -64,6 +64,38 @@ TEST_CASE("what is stored in a wider type is rounded once", "[stored]") {
   for (const float lane : lanes_of<float>(load_stored<float>(stored.data()))) CHECK(lane == 0.1f);
 }
 
+TEMPLATE_TEST_CASE("floats are stored in 16 bits as a cast rounds them", "[stored]", Eigen::bfloat16,
+                   Eigen::half) {
+  constexpr std::size_t size = PacketOf<float>::size;
+  std::array<float, size> values;
+  std::array<TestType, size + 1> stored;
+  // Every exponent and sign with fractions around ties, and what is not finite.
+  for (std::uint64_t bits = 0; bits < std::uint64_t{1} << 32; bits += std::uint64_t{size} * 2039) {
+    for (std::size_t i = 0; i < size; ++i)
+      values[i] = std::bit_cast<float>(static_cast<std::uint32_t>(bits + (i % 2 == 0 ? i : i << 11)));
+    store_as<float>(stored.data() + 1, load<float>(values.data()));
+    for (std::size_t i = 0; i < size; ++i) {
+      const auto expected = static_cast<TestType>(values[i]);
+      const bool same = std::isnan(values[i]) ? std::isnan(static_cast<float>(stored[i + 1]))
+                                              : Eigen::numext::bit_cast<std::uint16_t>(stored[i + 1]) ==
+                                                    Eigen::numext::bit_cast<std::uint16_t>(expected);
+      if (!same) FAIL("expected " << expected << " of " << values[i] << ", got " << stored[i + 1]);
+    }
+  }
+  SUCCEED();
+}
+
+TEST_CASE("floats are stored in 8 bits as the nearest integers, ties to even", "[stored]") {
+  constexpr std::size_t size = PacketOf<float>::size;
+  std::array<float, size> values;
+  std::array<std::int8_t, size> stored;
+  for (int quarters = -4 * 127; quarters <= 4 * 127 - int(size); ++quarters) {
+    for (std::size_t i = 0; i < size; ++i) values[i] = float(quarters + int(i)) / 4;
+    store_as<float>(stored.data(), load<float>(values.data()));
+    for (std::size_t i = 0; i < size; ++i) REQUIRE(stored[i] == int(std::nearbyint(values[i])));
+  }
+}
+
 TEST_CASE("quantized weights are loaded with the scales of their columns", "[stored]") {
   constexpr std::size_t size = PacketOf<float>::size;
   std::array<std::int8_t, size> stored;

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <meo/compiled.hpp>
 #include <meo/finite.hpp>
@@ -15,6 +18,9 @@
 #include <meo/kernels/panel.hpp>
 #include <meo/kernels/parts/blocking.hpp>
 #include <meo/kernels/parts/merge.hpp>
+#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/parts/stored.hpp>
+#include <meo/kernels/parts/unroll.hpp>
 #include <meo/kernels/scratch.hpp>
 #include <meo/kernels/storage.hpp>
 #include <meo/parallel.hpp>
@@ -22,32 +28,63 @@
 
 namespace meo::inline MEO_ABI::detail {
 
-/// Stores a panel's weights, in_features × NR. What is quantized has a scale for each column; one with a
-/// weight that is not finite gets the scale NaN, so that this output is NaN and no other.
-template <class Scalar, class Storage>
-void store_weights(const Scalar* weights, const PanelBank<Scalar, Storage>& bank, Index p) {
-  constexpr Index columns = Tile<Scalar>::columns;
-  Storage* to = bank.weights(p, 0);
-  const Scalar* const end = weights + bank.in_features * columns;
-  if constexpr (is_quantized<Storage>) {
+/// The scale of each of NR columns of a panel's weights, in_features × NR; NaN for one with a weight that is
+/// not finite.
+template <class Scalar>
+std::array<Scalar, Tile<Scalar>::columns> scales_of(const Scalar* weights, Index in_features) {
+  constexpr std::size_t columns = Tile<Scalar>::columns;
+  std::array<Scalar, columns> scales;
+  const auto set = [&](std::size_t column, bool is_storable, const Scalar& largest) {
+    scales[column] = is_storable ? quantum_scale(largest) : std::numeric_limits<Scalar>::quiet_NaN();
+  };
+  const Scalar* const end = weights + in_features * static_cast<Index>(columns);
+  if constexpr (std::is_same_v<Scalar, float>) {
+    // Sizes are in the order of their bits, and what is not finite is the largest.
+    std::array<std::uint32_t, columns> largest{};
+    for (const Scalar* row = weights; row < end; row += columns) {
+      for (std::size_t c = 0; c < columns; ++c)
+        largest[c] = (std::max)(largest[c], std::bit_cast<std::uint32_t>(row[c]) & 0x7fffffff);
+    }
+    for (std::size_t c = 0; c < columns; ++c)
+      set(c, largest[c] < exponent_bits<float>, std::bit_cast<float>(largest[c]));
+  } else {
     using std::abs;
-    std::array<Scalar, columns> largest{}, scales;
+    std::array<Scalar, columns> largest{};
     std::array<bool, columns> is_storable;
     is_storable.fill(true);
     for (const Scalar* row = weights; row < end; row += columns) {
       for (std::size_t c = 0; c < columns; ++c) {
         largest[c] = (std::max)(largest[c], Scalar(abs(row[c])));
-        is_storable[c] = is_storable[c] & is_finite(row[c]);
+        is_storable[c] = is_storable[c] && is_finite(row[c]);
       }
     }
-    for (std::size_t c = 0; c < columns; ++c)
-      scales[c] = is_storable[c] ? quantum_scale(largest[c]) : std::numeric_limits<Scalar>::quiet_NaN();
-    for (const Scalar* row = weights; row < end; row += columns, to += columns) {
-      for (std::size_t c = 0; c < columns; ++c) to[c] = quantized(row[c], scales[c]);
-    }
+    for (std::size_t c = 0; c < columns; ++c) set(c, is_storable[c], largest[c]);
+  }
+  return scales;
+}
+
+/// Stores a panel's weights, in_features × NR. In 8 bits an output of which one is not finite is NaN.
+template <class Scalar, class Storage>
+void store_weights(const Scalar* weights, const PanelBank<Scalar, Storage>& bank, Index p) {
+  constexpr Index columns = Tile<Scalar>::columns, size = PacketOf<Scalar>::size;
+  constexpr int packets = Tile<Scalar>::packets;
+  Storage* to = bank.weights(p, 0);
+  Packet<Scalar> divisors[packets];
+  if constexpr (is_quantized<Storage>) {
+    auto scales = scales_of(weights, bank.in_features);
     std::copy(scales.begin(), scales.end(), bank.scales(p, 0));
-  } else {
-    std::transform(weights, end, to, [](const Scalar& weight) { return static_cast<Storage>(weight); });
+    for (Scalar& scale : scales)
+      scale = scale > Scalar(0) ? scale : Scalar(1);  // of zeros, or of what is NaN anyway
+    for (int i = 0; i < packets; ++i) divisors[i] = load<Scalar>(scales.data() + i * size);
+  }
+  const Scalar* const end = weights + bank.in_features * columns;
+  for (; weights < end; weights += columns, to += columns) {
+    MEO_UNROLL_ALL
+    for (int i = 0; i < packets; ++i) {
+      Packet<Scalar> packet = load<Scalar>(weights + i * size);
+      if constexpr (is_quantized<Storage>) packet = divide(packet, divisors[i]);
+      store_as<Scalar>(to + i * size, packet);
+    }
   }
 }
 

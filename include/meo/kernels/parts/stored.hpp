@@ -1,8 +1,9 @@
 #pragma once
 
-/// Packets of weights that are stored as something else than what is computed with. Every conversion is
-/// exact, but for those from wider types.
+/// Packets of weights that are stored as something else than what is computed with. Every conversion of what
+/// is loaded is exact, but for those from wider types.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -110,6 +111,55 @@ MEO_INLINE Packet<float> load_floats(const Eigen::half* from) {
 }
 #endif
 
+// The other way, to the nearest that there is, ties to even; integers are in range.
+
+#if defined(EIGEN_VECTORIZE_AVX512)
+MEO_INLINE void store_floats(std::int8_t* to, const Packet<float>& packet) {
+  const __m512i wide = _mm512_maskz_cvtps_epi32(0xFFFF, packet);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xFFFF, wide));
+}
+#elif defined(EIGEN_VECTORIZE_AVX2)
+MEO_INLINE void store_floats(std::int8_t* to, const Packet<float>& packet) {
+  const __m256i wide = _mm256_cvtps_epi32(packet);
+  const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si64(to, _mm_packs_epi16(pairs, pairs));
+}
+#else
+MEO_INLINE void store_floats(std::int8_t* to, const Packet<float>& packet) {
+  float values[PacketOf<float>::size];
+  store<float>(values, packet);
+  for (const float value : values) *to++ = static_cast<std::int8_t>(std::nearbyint(value));
+}
+#endif
+
+#if defined(EIGEN_VECTORIZE_AVX512)
+MEO_INLINE void store_floats(Eigen::half* to, const Packet<float>& packet) {
+  const __m256i halves = _mm512_maskz_cvtps_ph(0xFFFF, packet, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(static_cast<void*>(to), &halves, sizeof(halves));
+}
+#elif defined(__F16C__) && defined(EIGEN_VECTORIZE_AVX)
+MEO_INLINE void store_floats(Eigen::half* to, const Packet<float>& packet) {
+  const __m128i halves = _mm256_cvtps_ph(packet, _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(static_cast<void*>(to), &halves, sizeof(halves));
+}
+#else
+MEO_INLINE void store_floats(Eigen::half* to, const Packet<float>& packet) {
+  float values[PacketOf<float>::size];
+  store<float>(values, packet);
+  for (const float value : values) *to++ = static_cast<Eigen::half>(value);
+}
+#endif
+
+MEO_INLINE void store_floats(Eigen::bfloat16* to, const Packet<float>& packet) {
+  using Bits = Lanes<std::uint32_t>;
+  const auto bits = load_bits<Bits>(&packet);
+  const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Bits not_a_number = (bits >> 16 & 0x8000) | 0x7fc0;
+  const auto is_nan = (bits & 0x7fffffff) > 0x7f800000;
+  const auto halves = __builtin_convertvector(is_nan ? not_a_number : rounded, Lanes<std::uint16_t>);
+  std::memcpy(static_cast<void*>(to), &halves, sizeof(halves));
+}
+
 #endif
 
 /// Stored weights as what is computed with; integers without their scales.
@@ -125,6 +175,22 @@ MEO_INLINE Packet<Scalar> load_stored(const Storage* from) {
     Scalar values[PacketOf<Scalar>::size];
     for (int i = 0; i < PacketOf<Scalar>::size; ++i) values[i] = static_cast<Scalar>(from[i]);
     return load<Scalar>(values);
+  }
+}
+
+/// The other way, to the nearest that there is; integers are in range.
+template <class Scalar, class Storage>
+MEO_INLINE void store_as(Storage* to, const Packet<Scalar>& packet) {
+#if defined(MEO_HAS_LOAD_FLOATS)
+  if constexpr (std::is_same_v<Scalar, float> && (is_quantized<Storage> || is_16_bit<Storage>))
+    return store_floats(to, packet);
+#endif
+  Scalar values[PacketOf<Scalar>::size];
+  store<Scalar>(values, packet);
+  for (const Scalar& value : values) {
+    using std::nearbyint;
+    if constexpr (is_quantized<Storage>) *to++ = static_cast<Storage>(nearbyint(value));
+    else *to++ = static_cast<Storage>(value);
   }
 }
 
