@@ -3,5 +3,13 @@
 /// The library's version; CMakeLists.txt reads it from here.
 
 #define MEO_VERSION_MAJOR 0
-#define MEO_VERSION_MINOR 1
+#define MEO_VERSION_MINOR 2
 #define MEO_VERSION_PATCH 0
+
+/// One number, to compare versions by: 200 for 0.2.0, 10203 for 1.2.3.
+#define MEO_VERSION (MEO_VERSION_MAJOR * 10000 + MEO_VERSION_MINOR * 100 + MEO_VERSION_PATCH)
+
+#define MEO_VERSION_JOIN_EXPANDED(major, minor, patch) #major "." #minor "." #patch
+#define MEO_VERSION_JOIN(major, minor, patch) MEO_VERSION_JOIN_EXPANDED(major, minor, patch)
+/// As "0.2.0".
+#define MEO_VERSION_STRING MEO_VERSION_JOIN(MEO_VERSION_MAJOR, MEO_VERSION_MINOR, MEO_VERSION_PATCH)
