@@ -1,14 +1,14 @@
-"""The MEO authors' PyTorch layers, computed by meo: their constructors, forwards and state_dict names, so that a model of
-theirs runs on this library with
+"""The MEO authors' PyTorch layers, computed by meo: their constructors, forwards and state_dict names, so that a model
+of theirs runs on this library with
 
     from meo_torch import MEO, MoE, Conv1D_MEO, Conv1D_MoE
 
 Tensors are on the CPU, float32 or float64, and share their memory with NumPy's arrays; any PyTorch that has
 autograd.Function will do. Outputs have the dtype of x, where the authors' MoE gives float32 whatever x is.
 
-The library packs weights. A module packs its parameters for every forward in training, because optimisers may change them
-through `.data`, which PyTorch does not count; in eval() only after changes that it counts, and after eval() itself:
-whoever writes to `.data` between two forwards in eval() calls eval() again.
+The library packs weights. A module packs its parameters for every forward in training, because optimisers may change
+them through `.data`, which PyTorch does not count; in eval() only after changes that it counts, and after eval()
+itself: whoever writes to `.data` between two forwards in eval() calls eval() again.
 """
 
 import threading
@@ -43,7 +43,8 @@ class _Engine:
         if dtype not in _LAYERS_OF:
             raise TypeError(f"expected parameters of float32 or float64, got {dtype}")
         self.layer = getattr(_LAYERS_OF[dtype], self.kind)(**self.options)
-        self.context_type = getattr(_LAYERS_OF[dtype], "FeedForwardContext" if "FeedForward" in self.kind else "Context")
+        context = "FeedForwardContext" if "FeedForward" in self.kind else "Context"
+        self.context_type = getattr(_LAYERS_OF[dtype], context)
         self.dtype, self.gradients, self.packed = dtype, None, None
 
     def pack(self, parameters, always):
@@ -63,7 +64,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, engine, training, noise, x, task_embeddings, *parameters):
         if x.device.type != "cpu" or any(parameter.dtype != x.dtype for parameter in parameters):
-            raise TypeError(f"x: expected a CPU tensor of the parameters' {parameters[0].dtype}, got {x.dtype} on {x.device}")
+            raise TypeError(f"x: expected a CPU tensor of the parameters' {parameters[0].dtype}, got {x.dtype} on "
+                            f"{x.device}")
         engine.pack(parameters, training)
         ctx.engine, ctx.context = engine, engine.context_type()
         ctx.save_for_backward(x, task_embeddings, *parameters)
@@ -104,8 +106,8 @@ class _Mixture(nn.Module):
         if self.moe_level == "task":
             options["task_features"] = config.description_size
         # The coefficient of the loss is an argument of forward.
-        self._engine = _Engine(kind, dict(options, num_experts=config.n_experts, top_k=config.k, level=config.moe_level,
-                                          loss_coefficient=1.0))
+        self._engine = _Engine(kind, dict(options, num_experts=config.n_experts, top_k=config.k,
+                                          level=config.moe_level, loss_coefficient=1.0))
         self._register(self._engine.layer.shapes())
 
     def _register(self, shapes):
@@ -147,21 +149,25 @@ class _Mixture(nn.Module):
 
     def _noise(self, x, rows):
         """What the gate adds to its logits, drawn as the authors draw it."""
-        return torch.randn(rows, self.n_experts, dtype=x.dtype).numpy() if self.training and self.noisy_gating else None
+        if not self.training or not self.noisy_gating:
+            return None
+        return torch.randn(rows, self.n_experts, dtype=x.dtype).numpy()
 
     def _rows(self, x):
         """The gate's rows: sequences, in a MoE at token level tokens."""
         return x.shape[0]
 
     def forward(self, x, task_embeddings=None, loss_coef=1e-2):
-        """x: (…, tokens, features); task_embeddings: (sequences or 1, tokens, description_size). Returns y and the loss."""
-        if x.dim() < 2 or (task_embeddings is not None and task_embeddings.dim() != 3):
-            raise ValueError("expected x of (…, tokens, features) and task_embeddings of three dimensions, got "
-                             f"{tuple(x.shape)} and {task_embeddings if task_embeddings is None else tuple(task_embeddings.shape)}")
+        """x: (…, tokens, features); task_embeddings: (sequences or 1, tokens, description_size). Returns y and loss."""
+        if x.dim() < 2:
+            raise ValueError(f"x: expected (…, tokens, features), got {tuple(x.shape)}")
+        if task_embeddings is not None and task_embeddings.dim() != 3:
+            raise ValueError("task_embeddings: expected (sequences or 1, tokens, description_size), got "
+                             f"{tuple(task_embeddings.shape)}")
         batch = x.reshape(-1, *x.shape[-2:])
         parameters = dict(self.named_parameters())
-        y, loss = _Forward.apply(self._engine, self.training, self._noise(batch, self._rows(batch)), batch, task_embeddings,
-                                 *[parameters[name] for name in self._engine.layer.shapes()])
+        y, loss = _Forward.apply(self._engine, self.training, self._noise(batch, self._rows(batch)), batch,
+                                 task_embeddings, *[parameters[name] for name in self._engine.layer.shapes()])
         return y.reshape(*x.shape[:-1], y.shape[-1]), loss * loss_coef
 
 
@@ -206,8 +212,8 @@ class Conv1D_MEO(_Mixture):
 
 
 class FeedForward(_Mixture):
-    """A block down(activation(up(x))), or with gated down(activation(up(x)) · gate_up(x)), whose projections are mixtures of
-    the kind "MoE" or "MEO", under the names up., gate_up. and down. With shared_gate one gate decides for all of them."""
+    """A block down(activation(up(x))), or with gated down(activation(up(x)) · gate_up(x)), whose projections are mixtures
+    of the kind "MoE" or "MEO", under the names up., gate_up. and down. With shared_gate one gate decides for all."""
 
     def __init__(self, features, hidden_features, config, kind="MEO", activation="gelu", gated=False, shared_gate=False,
                  noisy_gating=True, reduce_factor=64, bias=False):

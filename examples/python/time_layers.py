@@ -1,6 +1,6 @@
-"""Times the modules of meo_torch against a dense torch.nn.Linear of one expert, in turn, on one thread: 8 sequences of 128
-tokens, 8 experts of 768 -> 3072 features. `--authors FILE` times the MEO authors' own classes beside them, FILE being the
-layers.py of their repository (github.com/Shwai-He/MEO, transformers/models/layers.py).
+"""Times the modules of meo_torch against a dense torch.nn.Linear of one expert, in turn, on one thread: 8 sequences of
+128 tokens, 8 experts of 768 -> 3072 features. `--authors FILE` times the MEO authors' own classes too, FILE being
+the layers.py of their repository (github.com/Shwai-He/MEO, transformers/models/layers.py).
 
     PYTHONPATH=<build folder> python3 time_layers.py [--authors FILE] [--rounds 10]
 """

@@ -20,7 +20,8 @@ class Golden:
         for name, info in header.items():
             begin, end = info["data_offsets"]
             dtype = {"F32": numpy.float32, "F64": numpy.float64}[info["dtype"]]
-            self.tensors[name] = numpy.frombuffer(data[8 + length + begin:8 + length + end], dtype).reshape(info["shape"])
+            values = numpy.frombuffer(data[8 + length + begin:8 + length + end], dtype)
+            self.tensors[name] = values.reshape(info["shape"])
         self.dtype = self.tensors["x"].dtype
         self.is_block = self.metadata.get("block") == "ffn"
 

@@ -176,7 +176,7 @@ class ModuleTest(unittest.TestCase):
         self.assertTrue(torch.equal(both[1].grad, alone.grad))
 
     def test_what_does_not_fit_is_refused(self):
-        with self.assertRaisesRegex(TypeError, "expected a CPU tensor of the parameters' torch.float32, got torch.float64"):
+        with self.assertRaisesRegex(TypeError, "a CPU tensor of the parameters' torch.float32, got torch.float64"):
             self.module(self.x.double())
         with self.assertRaisesRegex(TypeError, "expected parameters of float32 or float64, got torch.float16"):
             self.module.half()(self.x.half())
