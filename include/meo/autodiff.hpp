@@ -22,6 +22,7 @@ auto erf(const AutoDiffScalar<Derivatives>& x) {
   return MakeAutoDiffScalar(Value(erf(x.value())), x.derivatives() * slope);
 }
 
+/// erfc(x) and its derivative.
 template <class Derivatives>
 auto erfc(const AutoDiffScalar<Derivatives>& x) {
   using std::erfc;

@@ -32,20 +32,20 @@ enum class Convention { exact, paper };
 /// One layer and the batch it sees; layers/layer_shape.hpp makes one from a layer's options and a batch.
 /// Fields that LayerOptions has too mean the same here; none is checked.
 struct LayerShape {
-  Index in_features = 0;
-  Index out_features = 0;
-  Index num_experts = 1;
-  Index top_k = 1;
-  Level level = Level::sequence;
-  Index tokens = 1;           ///< of all sequences together
-  Index sequences = 1;        ///< at segment level the segments of all sequences together
-  Index merges = -1;          ///< MEO: merged experts that are formed; -1: see flops
-  Index combined_tokens = 0;  ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
-  bool bias = true;
-  bool noise = false;        ///< training: the gate has a second product, for the noise's scale
-  Index reduce_factor = 64;  ///< at least 1
-  Index task_features = 0;   ///< task level only
-  bool has_router = true;    ///< else somebody else decides: neither gate nor task projection
+  Index in_features = 0;          ///< D
+  Index out_features = 0;         ///< F
+  Index num_experts = 1;          ///< N
+  Index top_k = 1;                ///< K
+  Level level = Level::sequence;  ///< what a decision covers
+  Index tokens = 1;               ///< of all sequences together
+  Index sequences = 1;            ///< at segment level the segments of all sequences together
+  Index merges = -1;              ///< MEO: merged experts that are formed; -1: see flops
+  Index combined_tokens = 0;      ///< MEO: those of sequences whose outputs are combined; see merge_order.hpp
+  bool bias = true;               ///< whether experts have biases
+  bool noise = false;             ///< training: the gate has a second product, for the noise's scale
+  Index reduce_factor = 64;       ///< at least 1
+  Index task_features = 0;        ///< task level only
+  bool has_router = true;         ///< else somebody else decides: neither gate nor task projection
 };
 
 /// What the experts of a layer have to do for an assignment, of whatever numbers of experts and tokens a row;
@@ -70,6 +70,7 @@ struct LayerFlops {
   std::int64_t product = 0;
   std::int64_t combine = 0;  ///< MoE and MEO's combined tokens: 2·K·F a token
 
+  /// Of all items.
   constexpr std::int64_t total() const {
     return gate + token_attention + task_projection + merge + product + combine;
   }
@@ -162,11 +163,11 @@ constexpr LayerFlops step_flops(Method method, LayerShape shape) {
 /// A BERT-like encoder with a language-model head; every feed-forward projection is a dense, MoE or MEO
 /// layer.
 struct ModelShape {
-  Index layers = 0;
-  Index features = 0;
-  Index hidden_features = 0;
-  Index vocabulary = 30522;
-  Index tokens = 128;  ///< of the one sequence
+  Index layers = 0;           ///< l
+  Index features = 0;         ///< d
+  Index hidden_features = 0;  ///< h
+  Index vocabulary = 30522;   ///< V
+  Index tokens = 128;         ///< of the one sequence
 };
 
 /// The three models of the paper's figure.
@@ -186,6 +187,7 @@ struct ModelFlops {
   std::int64_t feed_forward = 0;           ///< 4·l·d·h·s, MoE K times that
   std::int64_t merge = 0;  ///< MEO: K·l·2·d·h in Convention::paper, twice that in Convention::exact
 
+  /// Of all items.
   constexpr std::int64_t total() const {
     return attention_projections + attention_scores + language_model_head + feed_forward + merge;
   }

@@ -15,11 +15,13 @@
 
 namespace meo::inline MEO_ABI {
 
+/// Of sizes and places; signed.
 using Index = Eigen::Index;
 
 /// Activations, tokens × features: row-major, so that a PyTorch buffer can be mapped.
 template <class Scalar>
 using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+/// A column of values.
 template <class Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
@@ -50,7 +52,9 @@ class MatrixView {
         "meo: only a row-major matrix with contiguous rows can be viewed; copy it to a meo::Matrix");
   }
 
+  /// Whether there is a matrix.
   explicit operator bool() const { return present_; }
+  /// Where it lies, and how: row_stride is from a row to the next, in scalars.
   const Scalar* data() const { return data_; }
   Index rows() const { return rows_; }
   Index cols() const { return cols_; }
@@ -70,6 +74,7 @@ class MatrixView {
 /// section 2).
 enum class Level { token, sequence, task, segment };
 
+/// The level's name, as "token"; "unknown" for no level.
 constexpr std::string_view to_string(Level level) {
   switch (level) {
     case Level::token:

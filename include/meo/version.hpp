@@ -2,8 +2,11 @@
 
 /// The library's version; CMakeLists.txt reads it from here.
 
+/// The first of its three numbers.
 #define MEO_VERSION_MAJOR 0
+/// The second.
 #define MEO_VERSION_MINOR 2
+/// The third.
 #define MEO_VERSION_PATCH 0
 
 /// One number, to compare versions by: 200 for 0.2.0, 10203 for 1.2.3.

@@ -155,6 +155,7 @@ struct TanhTail {
 
 /// max(x, 0); NaN stays NaN.
 struct Relu {
+  /// The function, its derivative, and both on packets.
   template <class Scalar>
   Scalar operator()(const Scalar& x) const {
     return x < Scalar(0) ? Scalar(0) : x;
@@ -182,6 +183,7 @@ struct Silu : detail::SmoothActivation<detail::LogisticTail> {};
 
 /// x
 struct Identity {
+  /// The function and its derivative.
   template <class Scalar>
   Scalar operator()(const Scalar& x) const {
     return x;

@@ -54,6 +54,7 @@ struct CacheLineAllocator {
 
 }  // namespace detail
 
+/// A vector whose values begin on a cache line, and where they are many on a huge page.
 template <class T>
 using AlignedVector = std::vector<T, detail::CacheLineAllocator<T>>;
 

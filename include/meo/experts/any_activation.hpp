@@ -14,8 +14,10 @@ namespace meo::inline MEO_ABI {
 /// As an Activation of FeedForward, equal to the one it stands for to the bit.
 class AnyActivation {
  public:
+  /// Which activation it is; each is the struct of its name.
   enum class Kind { relu, gelu, gelu_tanh, silu, identity };
 
+  /// One of that kind.
   AnyActivation(Kind kind) : kind_(kind) {}  // NOLINT: meant to convert
 
   /// By the name of its kind, as "gelu_tanh"; none for other names.
@@ -28,8 +30,10 @@ class AnyActivation {
     return std::nullopt;
   }
 
+  /// Which one it is.
   Kind kind() const { return kind_; }
 
+  /// The function that it stands for, and its derivative.
   template <class Scalar>
   Scalar operator()(const Scalar& x) const {
     return visit([&](const auto& f) { return f(x); });

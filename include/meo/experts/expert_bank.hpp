@@ -44,6 +44,7 @@ class ExpertBank {
   /// Throws std::invalid_argument unless all sizes are positive and their product fits an Index.
   ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias);
 
+  /// What it was made with.
   Index num_experts() const { return shape_.num_experts; }
   Index in_features() const { return shape_.in_features; }
   Index out_features() const { return shape_.out_features; }
@@ -77,7 +78,7 @@ class ExpertBank {
     require_not_empty();
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias(), heads_.data()};
   }
-
+  /// The same to write to.
   detail::PanelBank<Scalar, Storage> mutable_panels() {
     require_not_empty();
     return {data_.data(), num_experts(), in_features(), out_features(), has_bias(), heads_.data()};

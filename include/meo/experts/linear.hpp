@@ -22,10 +22,12 @@
 
 namespace meo::inline MEO_ABI {
 
-/// Storage: what the weight is stored as, see ExpertBank.
+/// y = x Wᵀ + b; W is packed, and set and read in PyTorch's form. Storage: what the weight is stored as, see
+/// ExpertBank.
 template <class ScalarType, class StorageType = ScalarType>
 class Linear {
  public:
+  /// What weights and inputs are of.
   using Scalar = ScalarType;
   using Storage = StorageType;
 
@@ -33,6 +35,7 @@ class Linear {
   Linear(Index in_features, Index out_features, bool bias = true)
       : bank_(1, in_features, out_features, bias) {}
 
+  /// What it was made with.
   Index in_features() const { return bank_.in_features(); }
   Index out_features() const { return bank_.out_features(); }
   bool has_bias() const { return bank_.has_bias(); }
@@ -129,12 +132,16 @@ void Linear<ScalarType, StorageType>::backward(const MatrixView<Scalar>& x, cons
 template <class LinearType>
 class TurnedWeight {
  public:
+  /// What the projection is of.
   using Scalar = typename std::remove_const_t<LinearType>::Scalar;
 
+  /// Of a projection that outlives it.
   explicit TurnedWeight(LinearType& linear) : linear_(linear) {}
 
+  /// Of the projection.
   Index in_features() const { return linear_.in_features(); }
   Index out_features() const { return linear_.out_features(); }
+  /// in_features × out_features.
   Matrix<Scalar> weight() const { return linear_.weight().transpose(); }
   /// weight: in_features × out_features.
   void set_weight(const ConstMatrixRef<Scalar>& weight) const { linear_.set_weight(weight.transpose()); }

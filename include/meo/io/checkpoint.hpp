@@ -33,6 +33,7 @@
 
 namespace meo::inline MEO_ABI::io {
 
+/// What load takes and what it refuses.
 struct LoadOptions {
   /// Whether a parameter that is NaN, infinite or too large for the layer's scalar, or for what its experts
   /// are stored as, is an error; it names the first, in row-major order. For experts of 8 bits it always is.

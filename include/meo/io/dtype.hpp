@@ -69,6 +69,7 @@ inline constexpr std::array<DTypeFacts, 13> dtype_facts{{
 
 }  // namespace detail
 
+/// The name that files have for it, as "F32".
 constexpr std::string_view to_string(DType dtype) {
   return dtype == DType::unknown ? "unknown" : detail::dtype_facts[static_cast<std::size_t>(dtype)].name;
 }

@@ -36,6 +36,7 @@ MEO_IO_INLINE std::string in_utf8(const std::filesystem::path& path);
 /// is one, and the reason: what was expected and what came.
 class Error : public std::runtime_error {
  public:
+  /// Of a file, or of a tensor in it.
   Error(std::string_view file, std::string_view reason);
   Error(std::string_view file, std::string_view tensor, std::string_view reason);
 };

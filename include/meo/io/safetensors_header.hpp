@@ -38,12 +38,12 @@ namespace meo::inline MEO_ABI::io {
 
 /// What the header says of a tensor.
 struct TensorInfo {
-  DType dtype = DType::unknown;
-  std::string dtype_name;    ///< as in the file; tells unknown types apart
-  std::vector<Index> shape;  ///< row-major; without any dimension the tensor has one element
-  Index size = 1;            ///< number of elements, the product of the dimensions
-  std::uint64_t begin = 0;   ///< its bytes in the data
-  std::uint64_t end = 0;
+  DType dtype = DType::unknown;  ///< unknown: of a type that cannot be read
+  std::string dtype_name;        ///< as in the file; tells unknown types apart
+  std::vector<Index> shape;      ///< row-major; without any dimension the tensor has one element
+  Index size = 1;                ///< number of elements, the product of the dimensions
+  std::uint64_t begin = 0;       ///< its first byte in the data
+  std::uint64_t end = 0;         ///< the one after its last
 };
 
 namespace detail {

@@ -97,6 +97,7 @@ MEO_IO_INLINE bool ByteSource::read(std::uint64_t offset, std::span<std::byte> o
 /// threads.
 class SafetensorsReader {
  public:
+  /// Reads the header of a file, and keeps the file open.
   explicit SafetensorsReader(const std::filesystem::path& path);
 
   /// Reads from memory that outlives the reader and its copies; name stands for the file in messages.
@@ -104,6 +105,7 @@ class SafetensorsReader {
       : SafetensorsReader(detail::ByteSource(bytes), std::move(name)) {}
   SafetensorsReader(std::vector<std::byte>&& bytes, std::string name) = delete;
 
+  /// The file's name as messages have it, and all metadata.
   const std::string& file() const { return file_; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
 
@@ -113,8 +115,10 @@ class SafetensorsReader {
   /// Names of all tensors in alphabetical order.
   std::vector<std::string> names() const;
 
+  /// Whether there is such a tensor.
   bool contains(std::string_view name) const { return header_.tensors.contains(name); }
 
+  /// Type and shape of a tensor that has to be there.
   const TensorInfo& info(std::string_view name) const;
 
   /// Throws unless the tensor is there, is of a type that can be read, and has this shape; then the file has
@@ -157,9 +161,9 @@ class SafetensorsReader {
   template <Element S>
   void read(std::string_view name, std::span<S> out) const;
 
+  /// A tensor of that shape, or of that size in one dimension.
   template <Element S>
   Matrix<S> read_matrix(std::string_view name, Index rows, Index cols) const;
-
   template <Element S>
   Vector<S> read_vector(std::string_view name, Index size) const;
 

@@ -91,6 +91,7 @@ class SafetensorsWriter {
     add_values(name, shape, std::span(std::ranges::data(values), std::ranges::size(values)), dtype);
   }
 
+  /// A matrix's values in row-major order, in that shape.
   template <class Derived>
   void add(const std::string& name, const std::vector<Index>& shape, const Eigen::MatrixBase<Derived>& matrix,
            DType dtype = dtype_of<typename Derived::Scalar>) {

@@ -25,6 +25,7 @@ namespace meo::inline MEO_ABI::io {
 template <class Scalar>
 class TensorPart {
  public:
+  /// See the constructor.
   using Read = std::function<void(Index row, Index col, std::span<Scalar> values)>;
   using Write = std::function<void(Index row, Index col, std::span<const Scalar> values)>;
 
@@ -32,6 +33,7 @@ class TensorPart {
   /// `values`. write: none for a layer that is const; load gives it whole rows.
   TensorPart(std::string name, std::vector<Index> shape, Index cols, Read read, Write write);
 
+  /// As a file has it; the product of the shape is the size.
   const std::string& name() const { return name_; }
   const std::vector<Index>& shape() const { return shape_; }
   Index cols() const { return cols_; }

@@ -41,6 +41,7 @@
 
 namespace meo::inline MEO_ABI {
 
+/// What the user chooses about a block; the same for MoE and MEO.
 struct FeedForwardOptions {
   Index features = 0;         ///< D
   Index hidden_features = 0;  ///< H
@@ -51,8 +52,8 @@ struct FeedForwardOptions {
   /// One router, that of `up`, for the whole block, of which the other projections have none; else each
   /// projection has its own.
   bool shared_gate = false;
-  RoutingOptions routing = {};  ///< of every router
-  MergeOrder merge_order = MergeOrder::automatic;
+  RoutingOptions routing = {};                     ///< of every router
+  MergeOrder merge_order = MergeOrder::automatic;  ///< of every projection, see LayerOptions
   /// With a shared gate: whether there is that one router. Without it the block runs by forward_routed alone.
   bool has_router = true;
 
@@ -92,6 +93,7 @@ struct BlockGradientMemory {
 template <class Scalar, class LayerWorkspace = Workspace<Scalar>>
 class FeedForwardWorkspace {
  public:
+  /// Of the projections.
   LayerWorkspace up;
   LayerWorkspace gate_up;
   LayerWorkspace down;
@@ -129,13 +131,14 @@ class FeedForwardContext : public FeedForwardWorkspace<Scalar, Context<Scalar>> 
   detail::BlockGradientMemory<Scalar> gradient_memory_;
 };
 
+/// What forward gives back.
 template <class Scalar>
 struct FeedForwardOutput {
   Matrix<Scalar> y;         ///< T × D
   Scalar loss;              ///< sum of the balance losses of the block's gates
   Routing<Scalar> up;       ///< with a shared gate the only one; the others are then empty
   Routing<Scalar> gate_up;  ///< empty unless gated
-  Routing<Scalar> down;
+  Routing<Scalar> down;     ///< empty with a shared gate
 };
 
 /// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start
@@ -145,6 +148,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                                                   FeedForwardWorkspace<typename LayerType::Scalar>,
                                                   FeedForwardContext<typename LayerType::Scalar>> {
  public:
+  /// What it is made of.
   using Layer = LayerType;
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
@@ -155,6 +159,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   /// All parameters zero. Throws std::invalid_argument for options that make no block.
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {});
 
+  /// What it was made with, the number of experts filled in.
   const FeedForwardOptions& options() const { return options_; }
   const Activation& activation() const { return activation_; }
 

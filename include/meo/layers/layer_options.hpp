@@ -9,6 +9,7 @@
 
 namespace meo::inline MEO_ABI {
 
+/// What the user chooses about a layer.
 struct LayerOptions {
   Index in_features = 0;   ///< D
   Index out_features = 0;  ///< F

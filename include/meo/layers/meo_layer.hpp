@@ -15,6 +15,7 @@ namespace meo::inline MEO_ABI {
 
 /// What makes a MixtureLayer a merged one.
 struct Meo {
+  /// As messages have it.
   static constexpr std::string_view name = "MEO";
   /// The router decides on sequences at every level.
   static constexpr bool routes_tokens = false;
@@ -24,6 +25,7 @@ struct Meo {
   /// In a block with one router every projection merges its own experts.
   static constexpr bool mixes_blocks = false;
 
+  /// From assignments to outputs.
   template <class Scalar, class Storage>
   static detail::MergeMixer<Scalar, Storage> mixer(const LayerOptions& options) {
     return {options.merge_order, options.routing.level};

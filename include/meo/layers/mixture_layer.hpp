@@ -52,6 +52,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
                 "meo: NumExperts must be at least 1, or Eigen::Dynamic");
 
  public:
+  /// What it is made of.
   using Scalar = ScalarType;
   using Kind = KindType;
   using Storage = StorageType;
@@ -70,12 +71,14 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   requires(!std::is_same_v<OtherStorage, StorageType>) explicit MixtureLayer(
       const MixtureLayer<ScalarType, NumExperts, KindType, OtherStorage>& other);
 
+  /// A copy has parameters of its own; see empty for what a move leaves.
   MixtureLayer(const MixtureLayer&);
   MixtureLayer(MixtureLayer&&) noexcept(std::is_nothrow_move_constructible_v<ScalarType>);
   MixtureLayer& operator=(const MixtureLayer&);
   MixtureLayer& operator=(MixtureLayer&&) noexcept(std::is_nothrow_move_constructible_v<ScalarType>);
   ~MixtureLayer();
 
+  /// What it was made with, the number of experts filled in.
   const LayerOptions& options() const { return options_; }
   Index in_features() const { return options_.in_features; }
   Index out_features() const { return options_.out_features; }
@@ -98,6 +101,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   Vector<Scalar> bias(Index expert) const { return experts_.bias(expert); }
   void set_bias(Index expert, const ConstVectorRef<Scalar>& bias) { experts_.set_bias(expert, bias); }
 
+  /// All experts as they are packed.
   Experts& experts() { return experts_; }
   const Experts& experts() const { return experts_; }
 
@@ -213,6 +217,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     return forward(x, Inputs<Scalar>{.sequences = &sequences});
   }
 
+  /// x: T × D, with all that a forward may read beside it.
   Output<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const;
 
   /// x: T × D; y: T × F; what it holds is overwritten. Returns workspace.routing. Throws

@@ -15,6 +15,7 @@ namespace meo::inline MEO_ABI {
 
 /// What makes a MixtureLayer a vanilla one.
 struct Moe {
+  /// As messages have it.
   static constexpr std::string_view name = "MoE";
   /// At token level every token is a row of the router, and S(t) the selection of its own.
   static constexpr bool routes_tokens = true;
@@ -25,6 +26,7 @@ struct Moe {
   /// activations.
   static constexpr bool mixes_blocks = true;
 
+  /// From assignments to outputs.
   template <class Scalar, class Storage>
   static detail::DispatchMixer<Scalar, Storage> mixer(const LayerOptions&) {
     return {};

@@ -7,10 +7,11 @@
 
 namespace meo::inline MEO_ABI {
 
+/// What forward gives back.
 template <class Scalar>
 struct Output {
-  Matrix<Scalar> y;  ///< tokens × out_features
-  Routing<Scalar> routing;
+  Matrix<Scalar> y;         ///< tokens × out_features
+  Routing<Scalar> routing;  ///< what the gate decided
 };
 
 }  // namespace meo

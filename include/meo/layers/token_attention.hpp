@@ -16,6 +16,7 @@
 
 namespace meo::inline MEO_ABI {
 
+/// V (⌊D/r⌋ × D) and U, each with a bias.
 template <class Scalar>
 class TokenAttention {
  public:
@@ -23,6 +24,7 @@ class TokenAttention {
   TokenAttention(Index features, Index reduced_features)
       : down_(features, reduced_features), up_(reduced_features, features) {}
 
+  /// What it was made with.
   Index features() const { return down_.in_features(); }
   Index reduced_features() const { return down_.out_features(); }
   /// Whether it was moved from; see Linear::empty.

@@ -92,11 +92,13 @@ struct GateDecision {
   std::span<const unsigned char> constant_rows =
       {};  ///< R: not 0 for those that no gradient goes through; or none
 
+  /// Whether no gradient goes through the row.
   bool is_constant(Index row) const {
     return !constant_rows.empty() && constant_rows[static_cast<std::size_t>(row)] != 0;
   }
 };
 
+/// W_g and W_n, and the decisions that they make of what rows see.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 class Gate {
   using Sum = detail::Sum<Scalar>;
@@ -106,6 +108,7 @@ class Gate {
   /// sizes that are not positive or a top_k above num_experts.
   Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient, Scalar noise_epsilon);
 
+  /// What it was made with.
   Index gate_features() const { return logits_.in_features(); }
   Index top_k() const { return top_k_; }
   Index num_experts() const {

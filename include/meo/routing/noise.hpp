@@ -34,6 +34,7 @@ class Noise {
   /// Takes the noise as it is given, R × N.
   explicit Noise(MatrixView<Scalar> noise) : given_(noise) {}
 
+  /// Whether there is noise.
   explicit operator bool() const { return draw_ != nullptr || static_cast<bool>(given_); }
 
   /// Writes rows × num_experts values to `out`, row-major. Throws std::invalid_argument if the given matrix

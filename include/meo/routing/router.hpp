@@ -27,7 +27,7 @@ namespace meo::inline MEO_ABI {
 /// Buffers of Router::route; they grow where they must and are kept.
 template <class Scalar>
 struct RouterWorkspace {
-  GateWorkspace<Scalar> gate;
+  GateWorkspace<Scalar> gate;               ///< of the gate itself
   AlignedVector<Scalar> gate_input;         ///< R × D_g, where it is not the tokens themselves
   AlignedVector<Scalar> task_means;         ///< descriptions × S
   AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
@@ -36,7 +36,7 @@ struct RouterWorkspace {
 /// Buffers of Router::backward: gradients of what they are named after.
 template <class Scalar>
 struct RouterGradientWorkspace {
-  GateGradientWorkspace<Scalar> gate;
+  GateGradientWorkspace<Scalar> gate;             ///< of the gate itself
   AlignedVector<Scalar> gate_input;               ///< R × D_g
   AlignedVector<Scalar> task_inputs;              ///< descriptions × D_g
   AlignedVector<Scalar> task_means;               ///< descriptions × S
@@ -57,18 +57,21 @@ struct RouterDecision {
   const RouterWorkspace<Scalar>& workspace;
 };
 
+/// A gate, and at task level the projection of what it sees.
 template <class Scalar, int NumExperts = Eigen::Dynamic>
 class Router {
  public:
   /// All parameters zero. features: D. Throws std::invalid_argument for sizes or options that make no router.
   Router(const RoutingOptions& options, Index features, Index num_experts, Index top_k);
 
+  /// What it was made with.
   const RoutingOptions& options() const { return options_; }
   Index num_experts() const { return gate_.num_experts(); }
   Index top_k() const { return gate_.top_k(); }
   /// Whether it was moved from; see Linear::empty.
   bool empty() const { return gate_.empty() || (task_projection_ && task_projection_->empty()); }
 
+  /// What decides.
   Gate<Scalar, NumExperts>& gate() { return gate_; }
   const Gate<Scalar, NumExperts>& gate() const { return gate_; }
 

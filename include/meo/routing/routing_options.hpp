@@ -8,6 +8,7 @@
 
 namespace meo::inline MEO_ABI {
 
+/// What the user chooses about routing.
 struct RoutingOptions {
   Level level = Level::sequence;  ///< what one gate decision covers
   Index task_features = 0;        ///< S, width of a task's embedded description; task level only

@@ -16,6 +16,7 @@ namespace meo::inline MEO_ABI {
 /// Sums over every routing that was added since the construction or the last reset.
 class RoutingStatistics {
  public:
+  /// Of a gate over so many experts; throws std::invalid_argument for fewer than one.
   explicit RoutingStatistics(Index num_experts) : experts_(static_cast<std::size_t>(num_experts)) {
     detail::require(num_experts >= 1, "num_experts: expected at least 1, got ", num_experts);
   }
@@ -41,6 +42,7 @@ class RoutingStatistics {
   /// Begins a new window.
   void reset() { *this = RoutingStatistics(num_experts()); }
 
+  /// Experts that it was made for.
   Index num_experts() const { return static_cast<Index>(experts_.size()); }
   /// Gated rows of the window.
   Index rows() const { return rows_; }

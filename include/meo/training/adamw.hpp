@@ -22,12 +22,13 @@
 
 namespace meo::inline MEO_ABI {
 
+/// PyTorch's, with its default values.
 struct AdamWOptions {
   double learning_rate = 1e-3;  ///< η
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double epsilon = 1e-8;
-  double weight_decay = 1e-2;  ///< λ, of all parameters; see parameters.hpp for how to leave some out
+  double beta1 = 0.9;           ///< β₁, of m
+  double beta2 = 0.999;         ///< β₂, of v
+  double epsilon = 1e-8;        ///< ε, added to √v
+  double weight_decay = 1e-2;   ///< λ, of all parameters; see parameters.hpp for how to leave some out
 };
 
 /// Moments are kept in the parameters' scalar, as PyTorch keeps them. A v of 16 bits does not change where
@@ -39,6 +40,7 @@ class AdamW {
   /// options out of range, in Scalar as well: there a beta may round to 1, and an epsilon to 0.
   AdamW(const Parameters<Scalar>& parameters, const AdamWOptions& options);
 
+  /// Of the next step.
   const AdamWOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps. Throws as the constructor does, and then changes
   /// nothing.

@@ -30,9 +30,10 @@
 
 namespace meo::inline MEO_ABI {
 
+/// Parameters that lie side by side.
 template <class Scalar>
 struct ParameterRange {
-  std::string name;
+  std::string name;          ///< see above
   std::span<Scalar> values;  ///< of the layer's own memory
 };
 

@@ -19,13 +19,15 @@
 
 namespace meo::inline MEO_ABI {
 
+/// PyTorch's, without dampening.
 struct SgdOptions {
   double learning_rate = 1e-3;  ///< η
   double momentum = 0;          ///< μ
   double weight_decay = 0;      ///< λ, of all parameters; see parameters.hpp for how to leave some out
-  bool nesterov = false;
+  bool nesterov = false;        ///< whether the step looks ahead by the momentum
 };
 
+/// Gradient descent with momentum; velocities are kept in the parameters' scalar.
 template <class Scalar>
 class Sgd {
  public:
@@ -33,6 +35,7 @@ class Sgd {
   /// options that are negative or not finite, in Scalar as well.
   Sgd(const Parameters<Scalar>& parameters, const SgdOptions& options);
 
+  /// Of the next step.
   const SgdOptions& options() const { return options_; }
   /// As a schedule of learning rates does between steps. Throws as the constructor does, and then changes
   /// nothing.
