@@ -38,10 +38,10 @@ class ExpertBank {
                 "cut weights off");
 
  public:
+  /// What it is made of.
   using Scalar = ScalarType;
   using Storage = StorageType;
 
-  /// What it is made of.
   /// Throws std::invalid_argument unless all sizes are positive and their product fits an Index.
   ExpertBank(Index num_experts, Index in_features, Index out_features, bool has_bias);
 

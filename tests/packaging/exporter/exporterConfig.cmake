@@ -1,3 +1,3 @@
 include(CMakeFindDependencyMacro)
-find_dependency(meo)
+find_dependency(meo COMPONENTS safetensors)
 include("${CMAKE_CURRENT_LIST_DIR}/exporterTargets.cmake")
