@@ -1,3 +1,5 @@
+/// The smallest program: one learns how a layer is made and started, and what a forward gives back.
+
 #include <iostream>
 #include <random>
 
