@@ -334,7 +334,9 @@ TEST_CASE("a file on disk is what bytes() says, and replaces the old one", "[io]
   writer.add("t", {2}, std::array{1, 2});
   writer.write(path);
   CHECK(load_bytes(path) == writer.bytes());
+#if defined(__unix__)  // elsewhere a file that is open cannot be replaced
   const SafetensorsReader old(path);
+#endif
 
   SafetensorsWriter second;
   second.set_metadata("k", "v");

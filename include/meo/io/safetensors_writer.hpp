@@ -124,7 +124,8 @@ class SafetensorsWriter {
   /// Writes a file beside it, path.partial-N (which stays if the program is killed), to the disk and then
   /// gives it the path's name: a failure leaves what was there, or says that it has been replaced. A symbolic
   /// link is followed, and the file that it leads to replaced, or created. The new file gets the permissions
-  /// of the old one, be that read-only; owner and further hard links it does not get.
+  /// of the old one, be that read-only; owner and further hard links it does not get. Windows replaces no
+  /// file that somebody has open, be it a SafetensorsReader.
   void write(const std::filesystem::path& path) const;
 
  private:
