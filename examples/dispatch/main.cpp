@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <dlfcn.h>
+#include <filesystem>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -28,8 +29,8 @@ std::vector<Variant> variants() {
 
 /// From the program's own folder.
 RunLayer* load(const std::string& name) {
-  const std::string path = std::string(DISPATCH_FOLDER) + "/libdispatch_" + name + ".so";
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  const auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  void* const library = dlopen((folder / ("libdispatch_" + name + ".so")).c_str(), RTLD_NOW | RTLD_LOCAL);
   return library == nullptr ? nullptr : reinterpret_cast<RunLayer*>(dlsym(library, "run_layer"));
 }
 
