@@ -64,6 +64,7 @@ inline void require_row(Index row, Index rows) {
 template <class ScalarType, class StorageType = ScalarType>
 class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarType>> {
  public:
+  /// What it is made of.
   using Scalar = ScalarType;
   using Storage = StorageType;
 
@@ -128,6 +129,7 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
     return forward(x, Inputs<Scalar>{.sequences = &sequences});
   }
 
+  /// x: T × D, with the sequences of the inputs. Returns y, T × F.
   Matrix<Scalar> forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs) const;
 
   /// x: T × D; y: T × F, overwritten, with zeros for tokens of a row without pairs. Of `inputs` only the

@@ -35,6 +35,7 @@ namespace meo::inline MEO_ABI {
 template <class ScalarType, class ActivationType = Gelu, class StorageType = ScalarType>
 class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardWorkspace<ScalarType>> {
  public:
+  /// What it is made of.
   using Scalar = ScalarType;
   using Activation = ActivationType;
   using Storage = StorageType;
@@ -82,6 +83,7 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
   bool gated() const { return gate_up_.has_value(); }
   const Activation& activation() const { return activation_; }
 
+  /// The projections as they are kept.
   const MergedExpert<Scalar, Storage>& up() const { return *up_; }
   const MergedExpert<Scalar, Storage>& down() const { return *down_; }
   /// Throws std::invalid_argument for a block that is not gated.
@@ -181,6 +183,7 @@ void MergedFeedForward<ScalarType, ActivationType, StorageType>::forward(
   down_->forward(matrix(hidden), inputs, y, workspace.down);
 }
 
+/// In the scalar of the block.
 template <class Layer, class Activation, class Decided>
 MergedFeedForward(const FeedForward<Layer, Activation>&, const Decided&, std::optional<Index> = std::nullopt)
     -> MergedFeedForward<typename Layer::Scalar, Activation>;
