@@ -73,7 +73,7 @@ def draw(cases):
     right.set_ylabel("selected experts")
     for axes in (left, right):
         axes.set_xlabel("sequences × tokens")
-    bar = figure.colorbar(drawn, ax=(left, right), label="time over that of the fastest dense product", extend="both")
+    bar = figure.colorbar(drawn, ax=[left, right], label="time over that of the fastest dense product", extend="both")
     bar.set_ticks([1, 1.2, 1.5, 2, 3, 4], labels=["1", "1.2", "1.5", "2", "3", "4"])
     bar.minorticks_off()
     return figure
