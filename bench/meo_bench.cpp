@@ -294,6 +294,7 @@ int run_grid(const Arguments& arguments) {
   check(file, arguments.csv);
   const bench::GridResult result = bench::measure_grid(arguments.grid_options);
   bench::print_grid(std::cout, arguments.grid_options, result);
+  std::cout << std::flush;
   if (arguments.csv) bench::write_grid_csv(file, result);
   file.flush();
   check(file, arguments.csv);
