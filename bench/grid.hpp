@@ -119,7 +119,8 @@ inline std::vector<GridCase> grid_cases(std::uint64_t seed) {
             if (sequences == 1) continue;
             // From half of the tokens to one and a half.
             for (Index b = 0; b < sequences; ++b)
-              sizes.lengths.push_back(tokens / 2 + static_cast<Index>(rng() % (tokens + 1)));
+              sizes.lengths.push_back(tokens / 2 +
+                                      static_cast<Index>(rng() % static_cast<std::uint64_t>(tokens + 1)));
             add_selections(sizes, true);
           }
         }
