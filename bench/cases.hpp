@@ -2,6 +2,7 @@
 
 /// What meo_bench measures: the sizes, and the ways to compute each.
 
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,8 +36,12 @@ struct Case {
   bool orders = false;    ///< MEO alone, in the order that it chooses and in either that can be chosen
   bool fixed = false;  ///< layers and gates alone, with the number of experts in the options and in the type
   bool kept = false;   ///< experts that are merged once and kept: merging them, and a step with them
+  std::vector<Index> lengths = {};  ///< of the sequences, where they are not all `tokens`
+  bool sampled = false;  ///< too large for every value to be drawn by itself, and every element verified
 
-  Index all_tokens() const { return sequences * tokens; }
+  Index all_tokens() const {
+    return lengths.empty() ? sequences * tokens : std::accumulate(lengths.begin(), lengths.end(), Index{0});
+  }
 };
 
 /// Cases around the number of tokens from which on merging pays.
@@ -78,6 +83,14 @@ inline const std::vector<Case>& all_cases() {
          .in_features = 1,
          .out_features = 1,
          .num_experts = 1,
+         .peak = true},
+        {.name = "peak",
+         .sequences = 1,
+         .tokens = 1,
+         .in_features = 1,
+         .out_features = 1,
+         .num_experts = 1,
+         .in_double = true,
          .peak = true},
         {.name = "b8_t128", .top_k = {1, 2, 4, 8}},
         {.name = "b8_t128_3072_768", .in_features = 3072, .out_features = 768},

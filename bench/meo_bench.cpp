@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -20,7 +21,9 @@
 
 #include "baselines.hpp"
 #include "cases.hpp"
+#include "grid.hpp"
 #include "instruction_sets.hpp"
+#include "machine.hpp"
 #include "problem.hpp"
 #include "program.hpp"
 
@@ -28,15 +31,8 @@ namespace {
 
 using bench::UsageError;
 
-#if defined(__clang__)
-constexpr const char* compiler = "Clang " __clang_version__;
-#elif defined(__GNUC__)
-constexpr const char* compiler = "GCC " __VERSION__;
-#else
-constexpr const char* compiler = "unknown";
-#endif
-
 constexpr const char* help_text = R"(usage: meo_bench [options]
+       meo_bench --grid [--seconds=N] [--seed=N] [--csv=FILE] [--threads=N]
 
 Times mixtures of experts in this library (meo, moe) beside dense products of one
 expert on the same tokens (dense/eigen, dense/openblas, dense/onednn, as far as
@@ -70,6 +66,16 @@ bytes of the experts that are needed; the display shows medians, the file that
 --benchmark_out names has every repetition. ratios.py makes a table of it.
 
   --threads=N              of this library and all products       (default 1)
+  --grid                   a sample of D -> 4 D and back for D from 256 to 2048,
+                           1 to 64 sequences of 16 to 512 tokens, ragged as well,
+                           8 to 64 experts, K = 1 to N, float and double: MEO by
+                           sequence, its backward (K = 4) and MoE by token (from
+                           64 tokens an expert on), each in turn with the dense
+                           products, as a table, the largest ratio first, with
+                           what bounds each; only with these:
+    --seconds=N            for all of it; what fits is measured (default 600)
+    --seed=N               of the order in which cases are tried  (default 1)
+    --csv=FILE             the table; plot_grid.py draws it
   --benchmark_filter=...   a regular expression, for example ^b8_t128/
 
 Of Google Benchmark's own options these have other defaults:
@@ -92,15 +98,26 @@ void print_help() {
 
 struct Arguments {
   int threads = 1;
+  bool grid = false;
+  bench::GridOptions grid_options;
+  std::optional<std::string> csv;  ///< of the grid
   std::optional<std::string> out;
   std::vector<std::string> others;  ///< the program's name, our defaults and what is Google Benchmark's
 };
 
+/// A whole number of at least `least`.
+template <class Number>
+Number parse_number(const std::string& option, std::string_view text, Number least) {
+  Number number{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size() || number < least)
+    throw UsageError(option + " needs a whole number of at least " + std::to_string(least) + ", not '" +
+                     std::string(text) + "'");
+  return number;
+}
+
 int parse_threads(std::string_view text) {
-  int threads = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads);
-  if (error != std::errc{} || end != text.data() + text.size() || threads < 1)
-    throw UsageError("--threads needs a whole number of at least 1, not '" + std::string(text) + "'");
+  const int threads = parse_number("--threads", text, 1);
 #if !defined(_OPENMP)
   if (threads > 1) throw UsageError("--threads: this build has no OpenMP, so only one thread");
 #endif
@@ -112,15 +129,27 @@ Arguments parse(const std::vector<std::string>& words) {
   Arguments arguments;
   arguments.others = {words.front(), "--benchmark_enable_random_interleaving=true",
                       "--benchmark_repetitions=9", "--benchmark_min_time=0.05"};
+  const std::size_t num_defaults = arguments.others.size();
   for (auto word = std::next(words.begin()); word != words.end(); ++word) {
     const std::string option = word->substr(0, word->find('='));
     std::string value = option == *word ? "" : word->substr(option.size() + 1);
-    if (*word == "--threads" && std::next(word) != words.end()) value = *++word;
+    const bool is_of_grid = option == "--seconds" || option == "--seed" || option == "--csv";
+    if ((is_of_grid || option == "--threads") && option == *word && std::next(word) != words.end())
+      value = *++word;
+    if (is_of_grid && std::find(words.begin(), words.end(), "--grid") == words.end())
+      throw UsageError(option + " is for --grid");
     if (option == "--threads") arguments.threads = parse_threads(value);
+    else if (option == "--grid" && option == *word) arguments.grid = true;
+    else if (option == "--seconds") arguments.grid_options.seconds = parse_number(option, value, 1);
+    else if (option == "--seed") arguments.grid_options.seed = parse_number(option, value, std::uint64_t{0});
+    else if (option == "--csv") arguments.csv = value;
     else if (option == "--benchmark_out") arguments.out = value;
     else if (option != "--benchmark_out_format") arguments.others.push_back(*word);
     else if (value != "json") throw UsageError("--benchmark_out_format can only be json");
   }
+  if (arguments.grid && (arguments.out || arguments.others.size() > num_defaults))
+    throw UsageError("--grid takes --seconds, --seed, --csv and --threads only");
+  arguments.grid_options.threads = arguments.threads;
   return arguments;
 }
 
@@ -248,26 +277,48 @@ std::size_t run_cases(Report& report) {
   return count;
 }
 
+/// Opens a file that is to be written, if one is asked for.
+std::ofstream open(const std::optional<std::string>& path) {
+  std::ofstream file;
+  if (path) file.open(*path);
+  return file;
+}
+
+/// Throws std::runtime_error if the file could not be written.
+void check(const std::ofstream& file, const std::optional<std::string>& path) {
+  if (!file) throw std::runtime_error("cannot write '" + *path + "'");
+}
+
+int run_grid(const Arguments& arguments) {
+  std::ofstream file = open(arguments.csv);
+  check(file, arguments.csv);
+  const bench::GridResult result = bench::measure_grid(arguments.grid_options);
+  bench::print_grid(std::cout, arguments.grid_options, result);
+  std::cout << std::flush;
+  if (arguments.csv) bench::write_grid_csv(file, result);
+  file.flush();
+  check(file, arguments.csv);
+  return 0;
+}
+
 int run(const std::vector<std::string>& words) {
   Arguments arguments = parse(words);
-  initialize_benchmark(arguments.others);
   bench::set_threads(arguments.threads);
+  if (arguments.grid) return run_grid(arguments);
+  initialize_benchmark(arguments.others);
   benchmark::AddCustomContext("threads", std::to_string(arguments.threads));
+  benchmark::AddCustomContext("machine", bench::describe_machine());
   benchmark::AddCustomContext("instructions", bench::instruction_sets());
-  benchmark::AddCustomContext("compiler", compiler);
+  benchmark::AddCustomContext("compiler", bench::compiler);
   benchmark::AddCustomContext("dense_products", bench::describe_dense_products());
 
-  std::ofstream file;
-  if (arguments.out) file.open(*arguments.out);
-  const auto check_file = [&] {
-    if (!file) throw std::runtime_error("cannot write '" + *arguments.out + "'");
-  };
-  check_file();
+  std::ofstream file = open(arguments.out);
+  check(file, arguments.out);
   Report report(arguments.out ? &file : nullptr);
   if (run_cases(report) == 0) throw UsageError(report.error());
   report.finish();
   file.flush();
-  check_file();
+  check(file, arguments.out);
   return 0;
 }
 

@@ -2,7 +2,9 @@
 
 /// A case's random data, and each of its methods made ready to run: built, run once and verified.
 
+#include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -26,7 +28,10 @@ using Activation = meo::Gelu;
 /// The methods of a case, in the order in which they are reported.
 template <class Scalar>
 std::vector<Method> methods(const Case& c) {
-  if (c.peak) return {{.name = "multiply_add/float", .kind = Kind::peak}};
+  if (c.peak) {
+    const bool is_float = std::same_as<Scalar, float>;
+    return {{.name = is_float ? "multiply_add/float" : "multiply_add/double", .kind = Kind::peak}};
+  }
   std::vector<Method> all;
   if (c.orders) {
     using enum meo::MergeOrder;
@@ -76,8 +81,8 @@ std::vector<Method> methods(const Case& c) {
   return all;
 }
 
-/// What one call of `run` costs: floating-point operations as flops.hpp counts them, and the bytes of the
-/// experts that it needs.
+/// What one call of `run` costs: floating-point operations as flops.hpp counts them, backward those of a
+/// dense layer's two products, and the bytes of the experts that it needs.
 struct Prepared {
   std::function<void()> run;
   double flops = 0;
@@ -90,8 +95,9 @@ class Problem {
   /// Draws everything from one seed.
   explicit Problem(const Case& c)
       : case_(c),
-        sequences_(meo::Sequences::uniform(c.sequences, c.tokens)),
-        x_(random(c.all_tokens(), c.in_features, 1, rng_)),
+        sequences_(c.lengths.empty() ? meo::Sequences::uniform(c.sequences, c.tokens)
+                                     : meo::Sequences::from_lengths(c.lengths)),
+        x_(draw(c.all_tokens(), c.in_features, 1)),
         y_(c.all_tokens(), c.block ? c.in_features : c.out_features) {
     projections_.push_back({c.in_features, c.out_features, {}});
     if (c.block) {
@@ -101,10 +107,10 @@ class Problem {
     for (Projection& projection : projections_) {
       const double limit = 1 / std::sqrt(static_cast<double>(projection.in_features));
       for (Index e = 0; e < c.num_experts; ++e)
-        projection.experts.push_back(random(projection.out_features, projection.in_features, limit, rng_));
+        projection.experts.push_back(draw(projection.out_features, projection.in_features, limit));
     }
     if (c.backward) {
-      dy_ = random(c.all_tokens(), c.out_features, 1, rng_);
+      dy_ = draw(c.all_tokens(), c.out_features, 1);
       dx_.resize(c.all_tokens(), c.in_features);
     }
     if (c.level == Level::task) task_embeddings_ = random(description_tokens, task_features, 1, rng_);
@@ -176,6 +182,32 @@ class Problem {
     return matrix;
   }
 
+  /// Of sampled cases many values are the same: they stand in a pool, from another place on for each matrix.
+  Matrix<Scalar> draw(Index rows, Index cols, double limit) {
+    if (!case_.sampled) return random(rows, cols, limit, rng_);
+    constexpr Index pool_size = 1'000'003;  // a prime, so that rows do not repeat
+    if (pool_.size() == 0) pool_ = random(1, pool_size, 1, rng_);
+    Matrix<Scalar> matrix(rows, cols);
+    Index from = static_cast<Index>(rng_() % pool_size);
+    for (Index at = 0; at < matrix.size(); from = 0) {
+      const Index count = (std::min)(matrix.size() - at, pool_size - from);
+      Eigen::Map<meo::Vector<Scalar>>(matrix.data() + at, count) =
+          static_cast<Scalar>(limit) * Eigen::Map<const meo::Vector<Scalar>>(pool_.data() + from, count);
+      at += count;
+    }
+    return matrix;
+  }
+
+  /// `most` of `count` rows or columns, evenly spread from the first to the last; all but of sampled cases.
+  std::vector<Index> verified_of(Index count, Index most) const {
+    const Index some = case_.sampled ? (std::min)(count, most) : count;
+    std::vector<Index> indices(static_cast<std::size_t>(some));
+    for (Index i = 0; i < some; ++i)
+      indices[static_cast<std::size_t>(i)] = some == 1 ? 0 : i * (count - 1) / (some - 1);
+    return indices;
+  }
+  std::vector<Index> verified_tokens() const { return verified_of(case_.all_tokens(), 64); }
+
   /// Without biases, as the products that they are compared with.
   meo::LayerOptions options(const Projection& projection, Index top_k,
                             meo::MergeOrder merge_order = meo::MergeOrder::automatic) const {
@@ -228,10 +260,16 @@ class Problem {
   /// tokens × N. The rows of a routing are tokens or sequences.
   Matrix<Scalar> gates_of_tokens(const meo::Routing<Scalar>& routing) const {
     const Matrix<Scalar> gates = routing.dense();
-    const Index tokens_a_row = case_.all_tokens() / routing.rows;
     Matrix<Scalar> of_tokens(case_.all_tokens(), gates.cols());
-    for (Index t = 0; t < of_tokens.rows(); ++t) of_tokens.row(t) = gates.row(t / tokens_a_row);
+    for (Index t = 0; t < of_tokens.rows(); ++t) of_tokens.row(t) = gates.row(row_of(t, routing.rows));
     return of_tokens;
+  }
+
+  /// Which of `rows` rows of a routing decides about a token.
+  Index row_of(Index t, Index rows) const {
+    if (rows != sequences_.size()) return t / (case_.all_tokens() / rows);
+    const auto offsets = sequences_.offsets();
+    return std::upper_bound(offsets.begin(), offsets.end(), t) - offsets.begin() - 1;
   }
 
   // -------------------------------------------------------------------------------------------------------------
@@ -421,9 +459,9 @@ class Problem {
       product.gradients(x_, projections_[0].experts[0], dy_, dx_, *d_weight);
     };
     run();
-    verify_gradients<Scalar>(name, x_, dy_, {projections_[0].experts[0]},
-                             Matrix<Scalar>::Ones(case_.all_tokens(), 1), dx_, {*d_weight});
-    return {.run = run, .expert_bytes = 2 * expert_bytes(projections_[0])};
+    verify_backward(name, {projections_[0].experts[0]}, Matrix<Scalar>::Ones(case_.all_tokens(), 1), dx_,
+                    [&](Index) { return *d_weight; });
+    return {.run = run, .flops = gradient_flops(), .expert_bytes = 2 * expert_bytes(projections_[0])};
   }
 
   /// A run adds to the gradients, which are verified after the first.
@@ -442,18 +480,37 @@ class Problem {
     run();
     // What reaches x through the gate is taken away as the library computed it.
     Matrix<Scalar> through_experts = dx_;
-    const Index rows = state->context.routing.rows, tokens = case_.all_tokens() / rows;
+    const Index rows = state->context.routing.rows;
+    const bool by_sequence = rows == sequences_.size();
     for (Index t = 0; t < case_.all_tokens(); ++t) {
+      const Index row = row_of(t, rows);
+      const Index tokens = by_sequence ? sequences_.length(row) : case_.all_tokens() / rows;
       const Eigen::Map<const Matrix<Scalar>> of_gate(
-          gradient_memory_of(state->context).router.gate_input.data() + t / tokens * x_.cols(), 1, x_.cols());
+          gradient_memory_of(state->context).router.gate_input.data() + row * x_.cols(), 1, x_.cols());
       through_experts.row(t) -= of_gate / static_cast<Scalar>(tokens);
     }
-    std::vector<Matrix<Scalar>> d_weights;
-    for (Index e = 0; e < case_.num_experts; ++e) d_weights.push_back(state->gradients.weight(e));
     const Matrix<Scalar> gates = gates_of_tokens(state->context.routing);
-    verify_gradients<Scalar>(name, x_, dy_, projections_[0].experts, gates, through_experts, d_weights);
+    verify_backward(name, projections_[0].experts, gates, through_experts,
+                    [&](Index e) { return state->gradients.weight(e); });
     const auto selected = static_cast<double>((gates.array() != 0).colwise().any().count());
-    return {.run = run, .expert_bytes = 3 * selected * expert_bytes(projections_[0])};
+    return {
+        .run = run, .flops = gradient_flops(), .expert_bytes = 3 * selected * expert_bytes(projections_[0])};
+  }
+
+  /// d_weight(e): the gradient of expert e.
+  template <class Gradient>
+  void verify_backward(const std::string& name, const std::vector<Matrix<Scalar>>& experts,
+                       const Matrix<Scalar>& gates, const Matrix<Scalar>& dx,
+                       const Gradient& d_weight) const {
+    const std::vector<Index> tokens = verified_tokens(), outputs = verified_of(dy_.cols(), 16);
+    const Matrix<Scalar> dy = dy_(Eigen::all, outputs);
+    verify_input_gradient<Scalar>(name, dy_(tokens, Eigen::all), experts, gates(tokens, Eigen::all),
+                                  dx(tokens, Eigen::all));
+    for (Index e = 0; e < gates.cols(); ++e) {
+      const Matrix<Scalar> of_expert = d_weight(e);
+      verify_weight_gradient<Scalar>(name, x_, gates.col(e).asDiagonal() * dy, gates.cols(),
+                                     of_expert(outputs, Eigen::all));
+    }
   }
 
   template <class Layer>
@@ -487,11 +544,17 @@ class Problem {
                     meo::MergeOrder merge_order = meo::MergeOrder::automatic) const {
     const auto identity = [](Scalar value) { return value; };
     const auto activation = [](Scalar value) { return Activation{}(value); };
+    const std::vector<Index> tokens = verified_tokens();
+    const auto some = [&](const ConstMatrixRef<Scalar>& rows) -> Matrix<Scalar> {
+      return rows(tokens, Eigen::all);
+    };
     if (case_.block) {
-      verify_mixture<Scalar>(name + "'s up", seen, projections_[0].experts, gates[0], activation, hidden);
-      verify_mixture<Scalar>(name + "'s down", hidden, projections_[1].experts, gates[1], identity, y_);
+      verify_mixture<Scalar>(name + "'s up", some(seen), projections_[0].experts, some(gates[0]), activation,
+                             some(hidden));
+      verify_mixture<Scalar>(name + "'s down", some(hidden), projections_[1].experts, some(gates[1]),
+                             identity, some(y_));
     } else {
-      verify_mixture<Scalar>(name, seen, projections_[0].experts, gates[0], identity, y_);
+      verify_mixture<Scalar>(name, some(seen), projections_[0].experts, some(gates[0]), identity, some(y_));
     }
     Prepared prepared{.run = std::move(run)};
     for (std::size_t p = 0; p < projections_.size(); ++p) {
@@ -509,6 +572,11 @@ class Problem {
     return static_cast<double>(meo::flops(method, shape).total());
   }
 
+  /// Of the two products of a dense layer's backward.
+  double gradient_flops() const {
+    return 2 * flops(meo::Method::dense, projections_[0], 1, meo::MergeOrder::automatic);
+  }
+
   static double expert_bytes(const Projection& projection) {
     return static_cast<double>(projection.in_features * projection.out_features) * sizeof(Scalar);
   }
@@ -523,6 +591,7 @@ class Problem {
 
   Case case_;
   std::mt19937_64 rng_{42};
+  Matrix<Scalar> pool_;
   meo::Sequences sequences_;
   Matrix<Scalar> x_;
   Matrix<Scalar> y_;

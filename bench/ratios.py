@@ -10,7 +10,8 @@
 Times are medians over the repetitions of one run. "over" names what a time is divided by: the fastest dense product of
 one expert on the same tokens, K times that for MoE, or, for one token, reading the experts' bytes. "naive" is the same
 ratio for experts merged in memory and then multiplied with, both by Eigen; "gate" is the share of the layer's time that
-passes before its experts, in the gate and in token attention.
+passes before its experts, in the gate and in token attention; "of peak" the layer's operations a second, which
+flops.hpp counts, over those of registers alone that the same run measured, if it did.
 
 The kept cases have a table of their own: a step with an expert that was merged once over one of a dense layer, and
 merging it over reading the bytes of K experts and writing those of one. So have the orders_ cases: MEO in either order,
@@ -74,7 +75,27 @@ def read_times(runs, clock):
     return times
 
 
-def rows_of(case, times):
+def read_rates(runs):
+    """Maps case to {(method, variant): operations a second}; the median over repetitions."""
+    repetitions = defaultdict(list)
+    for run in runs:
+        if run["run_type"] == "iteration" and "GFLOP/s" in run:
+            repetitions[run["run_name"]].append(run["GFLOP/s"] * 1e9)
+    rates = defaultdict(dict)
+    for name, values in repetitions.items():
+        case, method, variant = name.split("/")
+        rates[case][method, variant] = median(values)
+    return rates
+
+
+def share_of_peak(rates, case, method, top_k, threads):
+    """"" if the run did not measure both. A double case says so in its name."""
+    rate = rates[case].get((method, f"k{top_k}"))
+    peak = rates["peak"].get(("multiply_add", "double" if case.startswith("double_") else "float"))
+    return f"{rate / (peak * threads) * 100:.0f} %" if rate and peak else ""
+
+
+def rows_of(case, times, rates, threads):
     """A row of cells for each layer of a case that has something to be compared with."""
     dense = [(seconds, library) for (method, library), seconds in times.items() if method == "dense"]
     for (method, top_k), seconds in times.items():
@@ -95,7 +116,8 @@ def rows_of(case, times):
         yield [case, method, str(top_k), f"{seconds * 1e3:.3f}", over, f"{baseline * 1e3:.3f}",
                *("" if ratio is None else f"{ratio:.2f}" if i in (1, 2) else f"{ratio:.3f}"
                  for i, ratio in enumerate(ratios)),
-               f"{gate / seconds * 100:.1f} %" if gate else ""]
+               f"{gate / seconds * 100:.1f} %" if gate else "",
+               share_of_peak(rates, case, method, top_k, threads)]
 
 
 def kept_rows_of(case, times):
@@ -160,12 +182,14 @@ def main():
     report = json.loads(arguments.times.read_text(encoding="utf-8"))
     context = report["context"]
     clock = clock_of(context)
-    print(f"{context['threads']} thread(s), {clock.replace('_', ' ')}, {context['compiler']}, {context['instructions']}; "
-          f"dense products: {context['dense_products']}; {context['date']}\n")
+    print(f"{context.get('machine', 'unknown machine')}; {context['threads']} thread(s), {clock.replace('_', ' ')}, "
+          f"{context['compiler']}, {context['instructions']}; dense products: {context['dense_products']}; "
+          f"{context['date']}\n")
     cases = read_times(report["benchmarks"], clock).items()
-    print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive", "gate"],
-                ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:"],
-                [row for case, times in cases for row in rows_of(case, times)])
+    rates, threads = read_rates(report["benchmarks"]), int(context["threads"])
+    print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive", "gate", "of peak"],
+                ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:", "--:"],
+                [row for case, times in cases for row in rows_of(case, times, rates, threads)])
     kept = [row for case, times in cases for row in kept_rows_of(case, times)]
     if kept:
         print()

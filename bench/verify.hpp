@@ -79,28 +79,36 @@ void verify_mixture(std::string_view what, const ConstMatrixRef<Scalar>& x,
   require_within<Scalar>(what, y, expected, bound);
 }
 
-/// Requires dx_t = Σ_e g_te dy_t W_e and dW_e = Σ_t g_te dy_tᵀ x_t. x, dx: T × D; dy: T × F; experts,
-/// d_weights: N times F × D; gates: T × N.
+/// Requires dx_t = Σ_e g_te dy_t W_e. dy: T × F; experts: N times F × D; gates: T × N; dx: T × D.
 ///
-/// A term passes at most F or T roundings in a product and K + 4 in the weighting, the sum over experts and
-/// in what was taken away from dx.
+/// A term passes at most F roundings in the product and N + 4 in the weighting, the sum over experts and in
+/// what was taken away from dx.
 template <class Scalar>
-void verify_gradients(std::string_view what, const Matrix<Scalar>& x, const Matrix<Scalar>& dy,
-                      const std::vector<Matrix<Scalar>>& experts, const Matrix<Scalar>& gates,
-                      const Matrix<Scalar>& dx, const std::vector<Matrix<Scalar>>& d_weights) {
+void verify_input_gradient(std::string_view what, const Matrix<Scalar>& dy,
+                           const std::vector<Matrix<Scalar>>& experts, const Matrix<Scalar>& gates,
+                           const Matrix<Scalar>& dx) {
   Matrix<Scalar> expected = Matrix<Scalar>::Zero(dx.rows(), dx.cols()), bound = expected;
   for (Index e = 0; e < gates.cols(); ++e) {
     const Matrix<Scalar>& weight = experts[static_cast<std::size_t>(e)];
     const Matrix<Scalar> weighted = gates.col(e).asDiagonal() * dy;
     expected.noalias() += weighted * weight;
     bound.noalias() += weighted.rowwise().norm() * weight.colwise().norm();
-    const Matrix<Scalar> d_weight = weighted.transpose() * x;
-    const Matrix<Scalar> d_bound = twice_gamma<Scalar>(x.rows() + gates.cols() + 4) *
-                                   (weighted.colwise().norm().transpose() * x.colwise().norm());
-    require_within<Scalar>(what, d_weights[static_cast<std::size_t>(e)], d_weight, d_bound);
   }
   bound *= twice_gamma<Scalar>(dy.cols() + gates.cols() + 4);
   require_within<Scalar>(what, dx, expected, bound);
+}
+
+/// Requires dW = Σ_t dy_tᵀ x_t, with dy weighted by the gates of one of N experts. x: T × D; dy: T × F; dW:
+/// F × D.
+///
+/// A term passes at most T roundings in the product and N + 4 in the weighting and the rest.
+template <class Scalar>
+void verify_weight_gradient(std::string_view what, const Matrix<Scalar>& x, const Matrix<Scalar>& dy,
+                            Index num_experts, const Matrix<Scalar>& d_weight) {
+  const Matrix<Scalar> expected = dy.transpose() * x;
+  const Matrix<Scalar> bound = twice_gamma<Scalar>(x.rows() + num_experts + 4) *
+                               (dy.colwise().norm().transpose() * x.colwise().norm());
+  require_within<Scalar>(what, d_weight, expected, bound);
 }
 
 /// Requires attended = x + TokenAttention(x).
