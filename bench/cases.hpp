@@ -35,7 +35,8 @@ struct Case {
   bool reads = false;     ///< with so few tokens that reading the experts is the least it can take
   bool orders = false;    ///< MEO alone, in the order that it chooses and in either that can be chosen
   bool fixed = false;  ///< layers and gates alone, with the number of experts in the options and in the type
-  bool kept = false;   ///< experts that are merged once and kept: merging them, and a step with them
+  bool storage = false;  ///< one layer alone, whose experts are stored as its scalar and in fewer bits
+  bool kept = false;     ///< experts that are merged once and kept: merging them, and a step with them
   std::vector<Index> lengths = {};  ///< of the sequences, where they are not all `tokens`
   bool sampled = false;  ///< too large for every value to be drawn by itself, and every element verified
 
@@ -55,6 +56,27 @@ inline std::vector<Case> order_cases() {
                        .top_k = {2, 4, 8},
                        .orders = true});
   }
+  return cases;
+}
+
+/// Few tokens, which are bound by the experts' bytes, to many, which are not; of MEO, and of MoE with many
+/// experts.
+inline std::vector<Case> storage_cases() {
+  std::vector<Case> cases;
+  for (const auto& [sequences, tokens] : {std::pair<Index, Index>{8, 128}, {1, 128}, {1, 1}})
+    cases.push_back({.name = "storage_b" + std::to_string(sequences) + "_t" + std::to_string(tokens),
+                     .sequences = sequences,
+                     .tokens = tokens,
+                     .storage = true});
+  for (const Index tokens : {1, 16, 128, 1024})
+    cases.push_back({.name = "storage_moe_t" + std::to_string(tokens),
+                     .sequences = 1,
+                     .tokens = tokens,
+                     .in_features = 2048,
+                     .out_features = 1024,
+                     .num_experts = 64,
+                     .level = Level::token,
+                     .storage = true});
   return cases;
 }
 
@@ -124,6 +146,7 @@ inline const std::vector<Case>& all_cases() {
     };
     for (Case& c : order_cases()) all.push_back(std::move(c));
     for (Case& c : fixed_cases()) all.push_back(std::move(c));
+    for (Case& c : storage_cases()) all.push_back(std::move(c));
     return all;
   }();
   return cases;
@@ -136,6 +159,9 @@ inline const std::vector<Case>& all_cases() {
 /// K experts into one that is kept; read_write: the bytes of K are read, and those of one written.
 enum class Kind { dense, meo, moe, meo_gate, moe_gate, naive, read, peak, linear, step, merge, read_write };
 
+/// What experts are stored as.
+enum class Storage { scalars, bfloat16, half, int8 };
+
 /// A way to compute a case; `name` follows the case's in the name of the benchmark.
 struct Method {
   std::string name;
@@ -144,6 +170,7 @@ struct Method {
   Index top_k = 1;          ///< the others
   meo::MergeOrder merge_order = meo::MergeOrder::automatic;
   bool fixed = false;  ///< the number of experts is in the type
+  Storage storage = Storage::scalars;
 };
 
 }  // namespace bench

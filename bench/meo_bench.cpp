@@ -54,6 +54,9 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
                      one of a dense layer (linear), and merging it, beside reading
                      the bytes of K experts and writing those of one (read_write);
                      kept_t16: a step of 16 tokens
+  storage_           experts stored in fewer bits (meo_bfloat16, meo_half,
+                     meo_int8) beside those of floats; storage_moe_: by token,
+                     2048 -> 1024 features, 64 experts
   fixed_             small layers and their gates by token; *_fixed: the number
                      of experts is in the type, else in the options
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else

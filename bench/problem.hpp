@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -54,6 +55,18 @@ std::vector<Method> methods(const Case& c) {
                        .top_k = c.top_k[0],
                        .fixed = fixed});
     }
+    return all;
+  }
+  if (c.storage) {
+    const bool is_moe = c.level == Level::token;
+    for (const auto& [name, storage] : {std::pair{"", Storage::scalars},
+                                        {"_bfloat16", Storage::bfloat16},
+                                        {"_half", Storage::half},
+                                        {"_int8", Storage::int8}})
+      all.push_back({.name = (is_moe ? "moe" : "meo") + std::string(name) + "/k" + std::to_string(c.top_k[0]),
+                     .kind = is_moe ? Kind::moe : Kind::meo,
+                     .top_k = c.top_k[0],
+                     .storage = storage});
     return all;
   }
   const auto add = [&](const char* name, Kind kind, Index top_k) {
@@ -125,6 +138,7 @@ class Problem {
     hidden_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     dx_.setConstant(std::numeric_limits<Scalar>::quiet_NaN());
     if (method.fixed) return prepare_fixed(name, method);
+    if (method.storage != Storage::scalars) return prepare_small(name, method);
     switch (method.kind) {
       case Kind::dense:
         return case_.backward ? prepare_dense_backward(name, dense_products<Scalar>()[method.product])
@@ -354,6 +368,44 @@ class Problem {
     }
     return verified(name, method_of<Layer>, top_k, run, map(seen, x_.cols()), hidden_,
                     {gates_of_tokens(state->workspace.routing)}, merge_order);
+  }
+
+  Prepared prepare_small(const std::string& name, const Method& method) {
+    if constexpr (std::same_as<Scalar, float>) {
+      const auto prepare = [&](auto storage) {
+        using Stored = decltype(storage);
+        return method.kind == Kind::meo ? prepare_stored<meo::MeoLayer<Scalar>, Stored>(name, method.top_k)
+                                        : prepare_stored<meo::MoeLayer<Scalar>, Stored>(name, method.top_k);
+      };
+      if (method.storage == Storage::bfloat16) return prepare(Eigen::bfloat16());
+      if (method.storage == Storage::half) return prepare(Eigen::half());
+      return prepare(std::int8_t());
+    } else {
+      throw std::logic_error(name + ": no layer");
+    }
+  }
+
+  /// Verified by the weights that are read of the small layer.
+  template <class Layer, class Stored>
+  Prepared prepare_stored(const std::string& name, Index top_k) {
+    struct State {
+      meo::MixtureLayer<Scalar, Eigen::Dynamic, typename Layer::Kind, Stored> layer;
+      meo::Workspace<Scalar> workspace;
+    };
+    const Projection& projection = projections_[0];
+    const auto state =
+        std::make_shared<State>(State{decltype(State::layer)(make_layer<Layer>(projection, top_k)), {}});
+    const auto run = [this, state] { state->layer.forward(x_, inputs(), y_, state->workspace); };
+    run();
+    std::vector<Matrix<Scalar>> experts;
+    for (Index e = 0; e < case_.num_experts; ++e) experts.push_back(state->layer.weight(e));
+    const Matrix<Scalar> gates = gates_of_tokens(state->workspace.routing);
+    const auto identity = [](Scalar value) { return value; };
+    verify_mixture<Scalar>(name, x_, experts, gates, identity, y_);
+    const auto selected = static_cast<double>((gates.array() != 0).colwise().any().count());
+    return {.run = run,
+            .flops = flops(method_of<Layer>, projection, top_k, meo::MergeOrder::automatic),
+            .expert_bytes = selected * expert_bytes(projection) / sizeof(Scalar) * sizeof(Stored)};
   }
 
   /// Verified by what forward decides, whose results other methods verify.

@@ -13,11 +13,11 @@ ratio for experts merged in memory and then multiplied with, both by Eigen; "gat
 passes before its experts, in the gate and in token attention; "of peak" the layer's operations a second, which
 flops.hpp counts, over those of registers alone that the same run measured, if it did.
 
-The kept cases have a table of their own: a step with an expert that was merged once over one of a dense layer, and
-merging it over reading the bytes of K experts and writing those of one. So have the orders_ cases: MEO in either order,
-experts merged first or their outputs combined, and in the one that it chooses itself; and one of from how many tokens
-on merging first was the faster, beside what the cost model in mixing/merge_order.hpp says. A second file of more
-threads adds a table of how much faster they were, by the clock.
+The storage_ cases have a table of their own: experts in fewer bits over floats. So have the kept cases: a step with an
+expert that was merged once over one of a dense layer, and merging it over reading the bytes of K experts and writing
+those of one. So have the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
+one that it chooses itself; and one of from how many tokens on merging first was the faster, beside what the cost model
+in mixing/merge_order.hpp says. A second file of more threads adds a table of how much faster they were, by the clock.
 Needs Python 3.
 """
 
@@ -51,6 +51,16 @@ TARGETS = {
     ("double_b8_t128", "meo", 8): (1.12, 1.05),
     ("backward_b8_t128", "meo", 4): (1.20, None),
     ("backward_b8_t128", "meo", 8): (1.35, None),
+}
+
+# case: targets of bfloat16 and int8
+STORAGE_TARGETS = {
+    "storage_b8_t128": (1.00, 1.03),
+    "storage_b1_t128": (0.97, None),
+    "storage_b1_t1": (0.55, 0.32),
+    "storage_moe_t1": (0.55, 0.32),
+    "storage_moe_t16": (0.60, 0.40),
+    "storage_moe_t1024": (1.03, 1.03),
 }
 
 KEPT_TARGETS = {"step": 1.03, "merge": 1.10}
@@ -131,6 +141,17 @@ def kept_rows_of(case, times):
                    f"{seconds / baseline:.3f}", f"{target:.2f}"]
 
 
+def storage_rows_of(case, times):
+    """A row of cells for each K of a storage_ case: a layer's time with experts in fewer bits over that with floats."""
+    targets = STORAGE_TARGETS.get(case, (None, None))
+    for (method, top_k), seconds in times.items():
+        small = [times.get((f"{method}_{storage}", top_k)) for storage in ("bfloat16", "half", "int8")]
+        if None not in small:
+            yield [case, method, str(top_k), f"{seconds * 1e3:.3f}",
+                   *(f"{of_small / seconds:.3f}" for of_small in small),
+                   *("" if target is None else f"{target:.2f}" for target in targets)]
+
+
 def order_rows_of(case, times):
     """A row of cells for each K of a case that has MEO in both orders."""
     for (method, top_k), automatic in times.items():
@@ -195,6 +216,11 @@ def main():
         print()
         print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target"],
                     ["---", "---", "--:", "--:", "---", "--:", "--:", "--:"], kept)
+    storage = [row for case, times in cases for row in storage_rows_of(case, times)]
+    if storage:
+        print()
+        print_table(["case", "method", "K", "float, ms", "bfloat16", "half", "int8", "target bfloat16", "int8"],
+                    ["---", "---", "--:", "--:", "--:", "--:", "--:", "--:", "--:"], storage)
     orders = [row for case, times in cases for row in order_rows_of(case, times)]
     if orders:
         print()
