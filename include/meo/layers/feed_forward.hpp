@@ -696,7 +696,7 @@ void FeedForward<LayerType, Activation>::check_context(const detail::Offsets& of
     const detail::Offsets descriptions = detail::description_offsets(inputs);
     memory_of(context).last_forward.check(identity(), routing == nullptr, offsets,
                                           descriptions_seen(routing, descriptions), detail::task_of(inputs));
-    if (routing == nullptr) up_.check_decision(offsets, context.up.routing);
+    if (routing == nullptr) up_.check_decision(offsets, context.up);
     return;
   }
   const auto check_layer = [&](const Layer& layer, bool has_gate, const Context<Scalar>& left) {

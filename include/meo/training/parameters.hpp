@@ -21,6 +21,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <meo/compiled.hpp>
@@ -46,7 +47,8 @@ template <class Layer>
 Parameters<typename Layer::Scalar> parameters(Layer& layer, const std::string& prefix = "") {
   Parameters<typename Layer::Scalar> all;
   layer.visit([&](std::string_view name, auto&& part) {
-    all.push_back({prefix + std::string(name), part.values()});
+    if constexpr (!is_buffer<std::remove_cvref_t<decltype(part)>>)
+      all.push_back({prefix + std::string(name), part.values()});
   });
   return all;
 }
