@@ -158,8 +158,9 @@ Real cv(const std::vector<Real>& values) {
   return squares / (n - 1) / (mean * mean + 1e-10L);
 }
 
-/// The selected given: what depends on logits beside is smooth.
-Decision decide(const Problem& problem, const Reals& logits, const Selected& selected) {
+/// The selected given: what depends on logits beside is smooth. load: null where it is a count.
+Decision decide(const Problem& problem, const Reals& logits, const Selected& selected,
+                const std::vector<Real>* load = nullptr) {
   const ScoreOptions& options = problem.options.scores;
   const LossOptions& losses = problem.options.losses;
   const Index rows = logits.rows(), experts = logits.cols();
@@ -184,15 +185,17 @@ Decision decide(const Problem& problem, const Reals& logits, const Selected& sel
       decision.importance[std::size_t(of_row[i])] += weight;
     }
   }
+  const std::vector<Real> counts = decision.load;
+  if (load != nullptr) decision.load = *load;
   decision.loss = Real(problem.options.loss_coefficient) * (cv(decision.importance) + cv(decision.load));
   const Reals of = masked(problem, logits);
   const bool is_sigmoid = options.function == ScoreFunction::sigmoid;
   const Reals p = is_sigmoid ? scores : softmax(of, options.temperature);
-  const Real all = std::accumulate(decision.load.begin(), decision.load.end(), Real(0));
+  const Real all = std::accumulate(counts.begin(), counts.end(), Real(0));
   for (Index r = 0; r < rows; ++r) {
     Real log_sum = 0;
     for (Index j = 0; j < experts; ++j) {
-      decision.loss += Real(losses.share_coefficient) * Real(experts) * decision.load[std::size_t(j)] / all *
+      decision.loss += Real(losses.share_coefficient) * Real(experts) * counts[std::size_t(j)] / all *
                        p(r, j) / p.row(r).sum() / Real(rows);
       log_sum += std::exp(of(r, j));
     }
@@ -361,7 +364,7 @@ TEST_CASE("gradients are the derivatives, by any policies", "[policies]") {
   Routing<double> routing;
   GateWorkspace<double> workspace;
   GateGradientWorkspace<double> gradient_workspace;
-  for (int i = 0; i < cases; ++i) {
+  for (int i = 0; i < cases / 2; ++i) {
     Case c = random_case(rng);
     INFO(i << ": " << to_text(c));
     const Gate<double> gate = gate_of(c, true);
@@ -401,6 +404,101 @@ TEST_CASE("gradients are the derivatives, by any policies", "[policies]") {
     const Reals of_bias = expected.colwise().sum();
     CHECK(off(gradients.bias().transpose(), of_bias, 1e-9L) == "");
   }
+}
+
+/// ℓ, σ and ℓ̃ of the gate's noise.
+struct Noisy {
+  Reals logits, deviations, noisy;
+};
+
+TEST_CASE("noise comes before the policies, and gradients go through it", "[policies]") {
+  Generator rng(303);
+  Routing<double> routing;
+  GateWorkspace<double> workspace;
+  GateGradientWorkspace<double> gradient_workspace;
+  int estimates = 0;
+  for (int i = 0; i < cases / 10; ++i) {
+    Case c = random_case(rng);
+    c.problem.options.noise_epsilon = 0.25;
+    if (flip(rng)) {  // what the load is estimated with
+      SelectionOptions& selection = c.problem.options.selection;
+      c.problem.allowed.clear();
+      c.problem.correction.clear();
+      selection.correction_bias = false;
+      selection.top_groups = selection.groups;
+    }
+    INFO(i << ": " << to_text(c));
+    const Matrix<double> noise = random_normal<double>(rng, c.rows, c.experts);
+    const Matrix<double> noise_weight = random_matrix<double>(rng, c.experts, c.experts);
+    Gate<double> gate = gate_of(c, true);
+    gate.set_noise_weight(noise_weight);
+    Gate<double> gradients(c.experts, c.experts, c.problem.top_k, c.problem.options);
+    gate.route(c.z, Noise<double>(noise), routing, workspace,
+               {.allowed_experts = c.problem.allowed, .parts = c.problem.parts});
+    const Matrix<double> d_weights = random_matrix<double>(rng, c.rows, c.experts);
+    std::vector<double> of_pairs;
+    for (Index r = 0; r < c.rows; ++r) {
+      for (const Index j : routing.row_experts(r)) of_pairs.push_back(d_weights(r, j));
+    }
+    Matrix<double> dz(c.rows, c.experts);
+    gate.backward({c.z, routing, workspace}, of_pairs, 0.75, gradients, dz, false, gradient_workspace);
+
+    const auto noisy_at = [&](const Reals& z, const Reals& weight) {
+      Noisy at{z, z * weight, {}};
+      if (c.bias.size() > 0) at.logits.rowwise() += c.bias.cast<Real>().transpose();
+      at.deviations = at.deviations.unaryExpr([](Real s) { return std::log1p(std::exp(s)) + 0.25L; });
+      at.noisy = at.logits + noise.cast<Real>().cwiseProduct(at.deviations);
+      return at;
+    };
+    const Reals z = c.z.cast<Real>(), weight = noise_weight.cast<Real>();
+    const Noisy here = noisy_at(z, weight);
+    const Selected selected = select(c.problem, here.noisy);
+    const SelectionOptions& selection = c.problem.options.selection;
+    const Index k = c.problem.top_k;
+    const bool estimates_load = k < c.experts && c.problem.allowed.empty() && c.problem.correction.empty() &&
+                                selection.top_groups == selection.groups &&
+                                selection.method == SelectionMethod::top_k;
+    estimates += estimates_load ? 1 : 0;
+    const auto decide_at = [&](const Noisy& at) {
+      if (!estimates_load) return decide(c.problem, at.noisy, selected);
+      std::vector<Real> load(std::size_t(c.experts));
+      for (Index r = 0; r < c.rows; ++r) {
+        const std::vector<Index> order =
+            descending({here.noisy.row(r).begin(), here.noisy.row(r).end()}, k + 1);
+        for (Index j = 0; j < c.experts; ++j) {
+          const bool is_above = here.noisy(r, j) > here.noisy(r, order[std::size_t(k)]);
+          const Real beaten = at.noisy(r, order[std::size_t(is_above ? k : k - 1)]);
+          load[std::size_t(j)] +=
+              std::erfc((beaten - at.logits(r, j)) / at.deviations(r, j) / std::sqrt(2.L)) / 2;
+        }
+      }
+      return decide(c.problem, at.noisy, selected, &load);
+    };
+    const Decision expected = decide_at(here);
+    CHECK(off(routing.dense(), expected.weights, 1e-13L) == "");
+    CHECK(off(row_of(routing.load), row_of(expected.load), 1e-13L) == "");
+    if (c.rows > 0)
+      CHECK(std::abs(Real(routing.loss) - expected.loss) <= 1e-12L * std::max(std::abs(expected.loss), 1.0L));
+    const auto derivative = [&](const Reals& of, const auto& noisy_of) {
+      const auto value = [&](const Reals& moved) {
+        const Decision decision = decide_at(noisy_of(moved));
+        return d_weights.cast<Real>().cwiseProduct(decision.weights).sum() + 0.75L * decision.loss;
+      };
+      Reals result(of.rows(), of.cols());
+      for (Index e = 0; e < of.size(); ++e) {
+        constexpr Real step = 1e-6L;
+        Reals up = of, down = of;
+        up.data()[e] += step;
+        down.data()[e] -= step;
+        result.data()[e] = (value(up) - value(down)) / (2 * step);
+      }
+      return result;
+    };
+    CHECK(off(dz, derivative(z, [&](const Reals& at) { return noisy_at(at, weight); }), 1e-8L) == "");
+    CHECK(off(gradients.noise_weight(), derivative(weight, [&](const Reals& at) { return noisy_at(z, at); }),
+              1e-8L) == "");
+  }
+  CHECK(estimates > cases / 100);
 }
 
 }  // namespace
