@@ -415,6 +415,7 @@ void Gate<Scalar, NumExperts>::route_by_default(const Scalar* logits, Index rows
   workspace.ranking.resize(static_cast<std::size_t>(ranked(top_k)));
   workspace.exponentials.resize(static_cast<std::size_t>((std::min)(rows, detail::serial_terms) * top_k));
   Sum* const exponentials = workspace.exponentials.data();
+  workspace.counts.assign(experts, 0);
   const Index depth = detail::pairwise_depth(detail::num_parts(rows));
   workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
   Sum* const sums = workspace.sums.data();
@@ -441,7 +442,6 @@ void Gate<Scalar, NumExperts>::route_by_default(const Scalar* logits, Index rows
     std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
     return;
   }
-  workspace.counts.assign(experts, 0);
   for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
   copy_counts(workspace, routing);
 }
