@@ -224,7 +224,7 @@ class Gate {
   /// Throws std::invalid_argument for a call that does not fit. K of the call.
   Index check(const GateCall& call) const;
 
-  /// Decides with the default policies: fills pairs, importance and load.
+  /// Decides with the default policies: fills pairs, importance and counts.
   void route_by_default(const Scalar* logits, Index rows, Routing<Scalar>& routing,
                         GateWorkspace<Scalar>& workspace) const;
 
@@ -237,6 +237,14 @@ class Gate {
                                          detail::AllowedExperts experts,
                                          std::span<const Index> parts = {}) const {
     return {options_, rows, num_experts(), top_k, logits, experts, parts};
+  }
+
+  /// Sums over rows of N values, the result in workspace.sums.
+  detail::PairwiseSum<Sum> sums_of_experts(Index rows, GateWorkspace<Scalar>& workspace) const {
+    const Index depth = detail::pairwise_depth(detail::num_parts(rows));
+    workspace.sums.assign(static_cast<std::size_t>((1 + depth) * num_experts()), Sum(0));
+    Sum* const sums = workspace.sums.data();
+    return {num_experts(), sums, sums + num_experts()};
   }
 
   /// The load estimate looks one place beyond the selection of K.
@@ -290,8 +298,12 @@ class Gate {
            static_cast<Sum>(decision.noise_deviations[at]);
   }
 
-  /// load_j += Φ((ℓ_j − τ_j) / σ_j): the chance that a new draw of j's noise alone would select j.
-  void estimate_load(const GateWorkspace<Scalar>& workspace, Index row, Sum* load) const {
+  /// Of all rows: load_j = Σ Φ((ℓ_j − τ_j) / σ_j), the chances that a new draw of j's noise alone would
+  /// select j.
+  void estimate_load(Index rows, GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const;
+
+  /// The same of one row, added.
+  void add_chances(const GateWorkspace<Scalar>& workspace, Index row, Sum* load) const {
     const Index begin = row * num_experts();
     const Scalar* const noisy = workspace.noisy_logits.data() + begin;
     for (Index j = 0; j < num_experts(); ++j) {
@@ -392,6 +404,8 @@ void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Sc
   } else {
     route_by_default(logits, z.rows(), routing, workspace);
   }
+  copy_counts(workspace, routing);
+  if (workspace.estimates_load) estimate_load(z.rows(), workspace, routing);
   workspace.num_pairs = routing.size();
   const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
   routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance + further));
@@ -411,25 +425,19 @@ void Gate<Scalar, NumExperts>::route_by_default(const Scalar* logits, Index rows
   routing.experts.resize(pairs);
   routing.weights.resize(pairs);
   routing.importance.assign(experts, Sum(0));
-  routing.load.assign(experts, Sum(0));
-  workspace.ranking.resize(static_cast<std::size_t>(ranked(top_k)));
+  workspace.ranking.resize(static_cast<std::size_t>(num_experts()));
   workspace.exponentials.resize(static_cast<std::size_t>((std::min)(rows, detail::serial_terms) * top_k));
   Sum* const exponentials = workspace.exponentials.data();
   workspace.counts.assign(experts, 0);
-  const Index depth = detail::pairwise_depth(detail::num_parts(rows));
-  workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
-  Sum* const sums = workspace.sums.data();
-  detail::PairwiseSum<Sum> parts(2 * num_experts(), sums, sums + 2 * num_experts());
+  detail::PairwiseSum<Sum> parts = sums_of_experts(rows, workspace);
   for (Index first = 0; first < rows; first += detail::serial_terms) {
     Sum* const importance = parts.part();
-    Sum* const load = importance + num_experts();
-    std::fill_n(importance, 2 * num_experts(), Sum(0));
+    std::fill_n(importance, num_experts(), Sum(0));
     const Index end = (std::min)(first + detail::serial_terms, rows);
     for (Index row = first; row < end; ++row) {
-      rank(logits + row * num_experts(), ranked(top_k), workspace.ranking.data());
+      rank(logits + row * num_experts(), top_k, workspace.ranking.data());
       select(logits + row * num_experts(), workspace.ranking.data(), top_k,
              routing.experts.data() + row * top_k, exponentials + (row - first) * top_k);
-      if (workspace.estimates_load) estimate_load(workspace, row, load);
     }
     detail::exponentials(exponentials, (end - first) * top_k);
     for (Index row = first; row < end; ++row)
@@ -437,13 +445,27 @@ void Gate<Scalar, NumExperts>::route_by_default(const Scalar* logits, Index rows
     parts.next();
   }
   parts.finish();
-  std::copy_n(sums, num_experts(), routing.importance.begin());
-  if (workspace.estimates_load) {
-    std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
-    return;
-  }
+  std::copy_n(workspace.sums.begin(), num_experts(), routing.importance.begin());
   for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
-  copy_counts(workspace, routing);
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::estimate_load(Index rows, GateWorkspace<Scalar>& workspace,
+                                             Routing<Scalar>& routing) const {
+  workspace.ranking.resize(static_cast<std::size_t>(num_experts()));
+  detail::PairwiseSum<Sum> parts = sums_of_experts(rows, workspace);
+  for (Index first = 0; first < rows; first += detail::serial_terms) {
+    Sum* const load = parts.part();
+    std::fill_n(load, num_experts(), Sum(0));
+    for (Index row = first; row < (std::min)(first + detail::serial_terms, rows); ++row) {
+      rank(workspace.noisy_logits.data() + row * num_experts(), ranked(workspace.top_k),
+           workspace.ranking.data());
+      add_chances(workspace, row, load);
+    }
+    parts.next();
+  }
+  parts.finish();
+  std::copy_n(workspace.sums.begin(), num_experts(), routing.load.begin());
 }
 
 template <class Scalar, int NumExperts>
@@ -458,25 +480,6 @@ auto Gate<Scalar, NumExperts>::route_by_policies(const detail::PolicyCall<Scalar
     memory.correction.push_back(static_cast<Sum>(value));
   }
   detail::decide(call, memory, routing, workspace.counts);
-  copy_counts(workspace, routing);
-  if (workspace.estimates_load) {
-    workspace.ranking.resize(static_cast<std::size_t>(ranked(call.top_k)));
-    const Index depth = detail::pairwise_depth(detail::num_parts(call.rows));
-    workspace.sums.assign(static_cast<std::size_t>((1 + depth) * num_experts()), Sum(0));
-    Sum* const sums = workspace.sums.data();
-    detail::PairwiseSum<Sum> parts(num_experts(), sums, sums + num_experts());
-    for (Index first = 0; first < call.rows; first += detail::serial_terms) {
-      Sum* const load = parts.part();
-      std::fill_n(load, num_experts(), Sum(0));
-      for (Index row = first; row < (std::min)(first + detail::serial_terms, call.rows); ++row) {
-        rank(call.row(row), ranked(call.top_k), workspace.ranking.data());
-        estimate_load(workspace, row, load);
-      }
-      parts.next();
-    }
-    parts.finish();
-    std::copy_n(sums, num_experts(), routing.load.begin());
-  }
   return detail::further_losses(call, memory, std::span<const Index>(workspace.counts));
 }
 

@@ -63,14 +63,9 @@ struct PolicyMemory {
   std::vector<Index> selected;
   std::vector<S> weights;
   std::vector<Index> pairs;
-  std::vector<S> selected_by;  ///< N of a row, or those of an expert's rows
-  std::vector<S> group_scores;
-  std::vector<Index> ranking;
-  std::vector<unsigned char> candidates;  ///< N of a row; expert choice: R × N
-  std::vector<unsigned char> candidate_groups;
-  std::vector<Index> taken;  ///< N: rows that an expert has of a part
-  std::vector<S> sums;
-  std::vector<S> share_gradient;  ///< N
+  std::vector<unsigned char> flags;  ///< what follows is for each function to use
+  std::vector<Index> order;
+  std::vector<S> scratch;
 
   AllowedExperts experts() const { return {allowed.empty() ? nullptr : allowed.data()}; }
   std::span<const Index> row_experts(Index row) const {
@@ -122,23 +117,22 @@ void compute_scores(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory
     score_row(call.options.scores, call.row(row), experts, call.experts, scores + row * experts);
   const bool has_log_sums = losses.z_coefficient > 0;
   Sum<Scalar>* const log_sums = resized(memory.log_sums, has_log_sums ? call.rows : 0);
-  Sum<Scalar>* const p = resized(memory.selected_by, experts);
+  Sum<Scalar>* const p = resized(memory.scratch, experts);
   for (Index row = 0; has_log_sums && row < call.rows; ++row)
     log_sums[row] = softmax_row(call.row(row), experts, call.experts, 1, p);
 }
 
-/// The candidates' best by `scores`, N. Returns how many there are.
-template <class Scalar, class Score>
-Index select_row(const PolicyCall<Scalar>& call, const Score* scores, Score* group_scores,
+/// The candidates' best by `scores`, N. group_scores: G of memory. Returns how many there are.
+template <class Scalar>
+Index select_row(const PolicyCall<Scalar>& call, const Sum<Scalar>* scores, Sum<Scalar>* group_scores,
                  PolicyMemory<Scalar>& memory, Index* selected) {
   const SelectionOptions& selection = call.options.selection;
   const unsigned char* candidates = call.experts.allowed;
   if (selection.top_groups < selection.groups) {
-    unsigned char* const of_row = memory.candidates.data();
-    if (candidates != nullptr) std::copy_n(candidates, call.num_experts, of_row);
-    else std::fill_n(of_row, call.num_experts, static_cast<unsigned char>(1));
-    keep_best_groups(selection, scores, call.num_experts, group_scores, memory.ranking.data(),
-                     memory.candidate_groups.data(), of_row);
+    unsigned char* const of_row = memory.flags.data();
+    for (Index j = 0; j < call.num_experts; ++j) of_row[j] = call.experts.has(j) ? 1 : 0;
+    keep_best_groups(selection, scores, call.num_experts, group_scores, memory.order.data(),
+                     of_row + call.num_experts, of_row);
     candidates = of_row;
   }
   return rank_allowed(scores, candidates, call.num_experts, call.top_k, selected);
@@ -150,11 +144,9 @@ void select_by_rows(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory
   const Index experts = call.num_experts, groups = call.options.selection.groups;
   Index* const begins = resized(memory.begins, call.rows + 1);
   Index* const selected = resized(memory.selected, call.rows * call.top_k);
-  resized(memory.candidates, experts);
-  resized(memory.candidate_groups, groups);
-  resized(memory.ranking, groups);
-  S* const group_scores = resized(memory.group_scores, groups);
-  S* const by = resized(memory.selected_by, experts);
+  resized(memory.flags, experts + groups);
+  resized(memory.order, groups);
+  S* const by = resized(memory.scratch, experts + groups);
   const auto temperature = static_cast<S>(call.options.scores.temperature);
   const bool are_logits = scores_are_logits(call.options.scores.function);
   const bool by_logits = selects_by_logits(call);
@@ -171,7 +163,7 @@ void select_by_rows(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory
         by[j] += memory.correction[static_cast<std::size_t>(j)];
       }
     }
-    begins[row + 1] = begins[row] + select_row(call, by, group_scores, memory, selected + begins[row]);
+    begins[row + 1] = begins[row] + select_row(call, by, by + experts, memory, selected + begins[row]);
   }
   resized(memory.selected, begins[call.rows]);
 }
@@ -181,41 +173,42 @@ void select_by_experts(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& mem
   using S = Sum<Scalar>;
   const Index experts = call.num_experts;
   const bool by_logits = selects_by_logits(call);
-  unsigned char* const taken = resized(memory.candidates, call.rows * experts);
+  unsigned char* const taken = resized(memory.flags, call.rows * experts);
   std::fill_n(taken, call.rows * experts, static_cast<unsigned char>(0));
-  S* const scores = resized(memory.selected_by, call.rows);
-  Index* const order = resized(memory.ranking, call.rows);
-  Index most = 0;
+  S* const scores = resized(memory.scratch, call.rows);
+  Index* const order = resized(memory.order, call.rows);
   for (std::size_t part = 0; part + 1 < call.parts.size(); ++part) {
     const Index begin = call.parts[part], rows = call.parts[part + 1] - begin;
     const Index capacity = (std::min)(rows, capacity_of(call.options.selection, rows, experts, call.top_k));
-    most += capacity * experts;
     for (Index j = 0; j < experts; ++j) {
       if (!call.experts.has(j)) continue;
       for (Index r = 0; r < rows; ++r) {
         const Index at = (begin + r) * experts + j;
         scores[r] = by_logits ? static_cast<S>(call.logits[at]) : memory.scores[static_cast<std::size_t>(at)];
       }
-      take_best_rows<S>({scores, static_cast<std::size_t>(rows)}, capacity,
-                        {order, static_cast<std::size_t>(rows)}, taken + begin * experts + j, experts);
+      take_best_rows<S>({scores, static_cast<std::size_t>(rows)}, capacity, order,
+                        taken + begin * experts + j, experts);
     }
   }
   Index* const begins = resized(memory.begins, call.rows + 1);
-  memory.selected.clear();
-  memory.selected.reserve(static_cast<std::size_t>(most));
+  Index* selected =
+      resized(memory.selected, static_cast<Index>(std::count(taken, taken + call.rows * experts, 1)));
   begins[0] = 0;
   for (Index row = 0; row < call.rows; ++row) {
+    begins[row + 1] = begins[row];
     for (Index j = 0; j < experts; ++j) {
-      if (taken[row * experts + j] != 0) memory.selected.push_back(j);
+      if (taken[row * experts + j] == 0) continue;
+      *selected++ = j;
+      ++begins[row + 1];
     }
-    begins[row + 1] = static_cast<Index>(memory.selected.size());
   }
 }
 
-/// Of the selected, what an expert has no room for is no pair. Leaves the numbers of the pairs.
+/// Of the selected, what an expert has no room for is no pair. Leaves the numbers of the pairs; returns how
+/// many there are.
 template <class Scalar>
-void limit_to_capacity(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory) {
-  Index* const taken = resized(memory.taken, call.num_experts);
+Index limit_to_capacity(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory) {
+  Index* const taken = resized(memory.order, call.num_experts);
   Index* const pairs = resized(memory.pairs, static_cast<Index>(memory.selected.size()));
   Index pair = 0;
   for (std::size_t part = 0; part + 1 < call.parts.size(); ++part) {
@@ -229,54 +222,49 @@ void limit_to_capacity(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& mem
       if (pairs[i] >= 0) ++rows;
     }
   }
+  return pair;
 }
 
-/// The pairs that there are, with importance.
+/// The `count` pairs that there are, with importance.
 template <class Scalar>
-void write_pairs(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory, Routing<Scalar>& routing) {
+void write_pairs(const PolicyCall<Scalar>& call, Index count, PolicyMemory<Scalar>& memory,
+                 Routing<Scalar>& routing) {
   using S = Sum<Scalar>;
-  const bool is_limited = !memory.pairs.empty();
   const auto scale = static_cast<S>(call.options.scores.scale);
-  const Index experts = call.num_experts, most = static_cast<Index>(memory.selected.size());
-  routing.rows = call.rows;
-  routing.num_experts = experts;
-  routing.gradient_groups.clear();
-  // Whatever is left out, this is enough for as many selections.
-  routing.experts.reserve(static_cast<std::size_t>(most));
-  routing.weights.reserve(static_cast<std::size_t>(most));
-  routing.experts.clear();
-  routing.weights.clear();
-  routing.begins.reserve(static_cast<std::size_t>(call.rows) + 1);
-  routing.begins.assign(1, 0);
-  routing.importance.assign(static_cast<std::size_t>(experts), S(0));
-  const Index depth = pairwise_depth(num_parts(call.rows));
-  S* const sums = resized(memory.sums, (1 + depth) * experts);
+  const Index experts = call.num_experts;
+  Index* const begins = resized(routing.begins, call.rows + 1);
+  Index* const pair_experts = resized(routing.experts, count);
+  Scalar* const weights = resized(routing.weights, count);
+  S* const sums = resized(memory.scratch, (1 + pairwise_depth(num_parts(call.rows))) * experts);
   std::fill_n(sums, experts, S(0));
   PairwiseSum<S> parts(experts, sums, sums + experts);
+  Index pair = 0;
+  begins[0] = 0;
   for (Index first = 0; first < call.rows; first += serial_terms) {
     S* const importance = parts.part();
     std::fill_n(importance, experts, S(0));
     for (Index row = first; row < (std::min)(first + serial_terms, call.rows); ++row) {
-      const std::span<const Index> selected = memory.row_experts(row);
-      const auto begin = static_cast<std::size_t>(memory.begins[static_cast<std::size_t>(row)]);
-      for (std::size_t i = 0; i < selected.size(); ++i) {
-        if (is_limited && memory.pairs[begin + i] < 0) continue;
-        routing.experts.push_back(selected[i]);
-        routing.weights.push_back(static_cast<Scalar>(S(memory.weights[begin + i] * scale)));
-        importance[selected[i]] += static_cast<S>(routing.weights.back());
+      const auto last = static_cast<std::size_t>(memory.begins[static_cast<std::size_t>(row) + 1]);
+      for (auto i = static_cast<std::size_t>(memory.begins[static_cast<std::size_t>(row)]); i < last; ++i) {
+        if (!memory.pairs.empty() && memory.pairs[i] < 0) continue;
+        pair_experts[pair] = memory.selected[i];
+        weights[pair] = static_cast<Scalar>(S(memory.weights[i] * scale));
+        importance[pair_experts[pair]] += static_cast<S>(weights[pair]);
+        ++pair;
       }
-      routing.begins.push_back(static_cast<Index>(routing.experts.size()));
+      begins[row + 1] = pair;
     }
     parts.next();
   }
   parts.finish();
-  std::copy_n(sums, experts, routing.importance.begin());
+  std::copy_n(sums, experts, resized(routing.importance, experts));
 }
 
-/// Rows of as many pairs each need no begins.
+/// From begins to the number of rows. Rows of as many pairs each need no begins.
 template <class Scalar>
 void drop_begins_if_uniform(Index top_k, Routing<Scalar>& routing) {
   const std::vector<Index>& begins = routing.begins;
+  routing.rows = static_cast<Index>(begins.size()) - 1;
   routing.top_k = top_k;
   const Index pairs = routing.rows > 0 ? begins[1] : top_k;
   if (pairs == 0) return;
@@ -305,8 +293,11 @@ void decide(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory, Routin
   counts.assign(static_cast<std::size_t>(call.num_experts), 0);
   for (const Index expert : memory.selected) ++counts[static_cast<std::size_t>(expert)];
   memory.pairs.clear();
-  if (!by_experts && may_leave_out_pairs(selection)) limit_to_capacity(call, memory);
-  write_pairs(call, memory, routing);
+  auto pairs = static_cast<Index>(memory.selected.size());
+  if (!by_experts && may_leave_out_pairs(selection)) pairs = limit_to_capacity(call, memory);
+  routing.num_experts = call.num_experts;
+  routing.gradient_groups.clear();
+  write_pairs(call, pairs, memory, routing);
   drop_begins_if_uniform(call.top_k, routing);
 }
 
@@ -320,8 +311,8 @@ Sum<Scalar> further_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>&
   if (losses.share_coefficient > 0) {
     const Index experts = call.num_experts;
     const bool are_probabilities = call.options.scores.function != ScoreFunction::sigmoid;
-    S* const sum = resized(memory.sums, (1 + pairwise_depth(num_parts(call.rows))) * experts);
-    S* const p = resized(memory.selected_by, experts);
+    S* const p = resized(memory.scratch, (3 + pairwise_depth(num_parts(call.rows))) * experts);
+    S *const d_p = p + experts, *const sum = d_p + experts;
     const auto p_of_row = [&](Index row) -> const S* {
       const S* const scores = memory.row_scores(row, experts);
       if (are_probabilities) return scores;
@@ -331,7 +322,6 @@ Sum<Scalar> further_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>&
       return p;
     };
     sum_rows(Index{0}, call.rows, experts, p_of_row, sum, sum + experts);
-    S* const d_p = resized(memory.share_gradient, experts);
     share_loss_gradient<S>(counts, call.rows, {d_p, counts.size()});
     loss += static_cast<S>(losses.share_coefficient) *
             share_loss<S>(std::span<const S>(d_p, counts.size()), std::span<const S>(sum, counts.size()));

@@ -103,7 +103,7 @@ Scalar sigmoid(const Scalar& x) {
 template <class Scalar>
 Sum<Scalar> softmax_row(const Scalar* logits, Index num_experts, AllowedExperts experts, double temperature,
                         Sum<Scalar>* p) {
-  using std::log;
+  using std::log1p;
   using S = Sum<Scalar>;
   Index first = 0;
   while (!experts.has(first)) ++first;
@@ -123,7 +123,7 @@ Sum<Scalar> softmax_row(const Scalar* logits, Index num_experts, AllowedExperts 
     sum += p[j];
   }
   for (Index j = 0; j < num_experts; ++j) p[j] = p[j] / sum;
-  return S(largest / divisor) + S(log(sum));
+  return S(largest / divisor) + S(log1p(sum - S(1)));  // the largest is 1 of the sum
 }
 
 /// A row's scores where they are no logits, and p where they are; 0 for experts that are left out.
