@@ -26,7 +26,7 @@ namespace bench {
 struct NamedRouter {
   std::string name;
   meo::RoutingOptions options;
-  bool selects_all = false;
+  bool selects_all = false;  ///< K = N
 };
 
 /// For any number of experts that 8 divides.
