@@ -46,7 +46,7 @@ struct FeedForwardOptions {
   Index features = 0;         ///< D
   Index hidden_features = 0;  ///< H
   Index num_experts = 0;      ///< N; 0: the count in the layers' type
-  Index top_k = 1;            ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
+  Index top_k = 1;            ///< K; with 1 gates learn nothing by default, see LayerOptions::top_k
   bool bias = true;           ///< whether experts have biases
   bool gated = false;         ///< whether there is a gate_up
   /// One router, that of `up`, for the whole block, of which the other projections have none; else each
