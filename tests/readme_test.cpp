@@ -170,7 +170,7 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
 
 TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
-  REQUIRE(blocks.size() == 8);
+  REQUIRE(blocks.size() == 9);
   CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
   const std::vector<std::string> here = lines_of(read_text("readme_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {
