@@ -39,6 +39,7 @@ struct Case {
   bool kept = false;     ///< experts that are merged once and kept: merging them, and a step with them
   std::vector<Index> lengths = {};  ///< of the sequences, where they are not all `tokens`
   bool sampled = false;  ///< too large for every value to be drawn by itself, and every element verified
+  bool routers = false;  ///< routers alone, and a gated block of experts with out_features hidden features
 
   Index all_tokens() const {
     return lengths.empty() ? sequences * tokens : std::accumulate(lengths.begin(), lengths.end(), Index{0});
@@ -143,6 +144,23 @@ inline const std::vector<Case>& all_cases() {
          .top_k = {1, 2, 4, 8},
          .kept = true},
         {.name = "kept_t16", .sequences = 1, .tokens = 16, .kept = true},
+        // OLMoE's block, and one of the shape of DeepSeek's.
+        {.name = "routers_n64",
+         .sequences = 1,
+         .tokens = 1024,
+         .in_features = 2048,
+         .out_features = 1024,
+         .num_experts = 64,
+         .level = Level::token,
+         .routers = true},
+        {.name = "routers_n256",
+         .sequences = 1,
+         .tokens = 1024,
+         .in_features = 2048,
+         .out_features = 512,
+         .num_experts = 256,
+         .level = Level::token,
+         .routers = true},
     };
     for (Case& c : order_cases()) all.push_back(std::move(c));
     for (Case& c : fixed_cases()) all.push_back(std::move(c));
@@ -156,8 +174,24 @@ inline const std::vector<Case>& all_cases() {
 /// and then multiplied with, both by Eigen. meo_gate, moe_gate: what a layer does before its experts, the
 /// gate and token attention. read: the experts' bytes, and nothing else. peak: multiply-adds of registers,
 /// and nothing else. linear, step: a product with a dense layer and with a merged expert that is kept; merge:
-/// K experts into one that is kept; read_write: the bytes of K are read, and those of one written.
-enum class Kind { dense, meo, moe, meo_gate, moe_gate, naive, read, peak, linear, step, merge, read_write };
+/// K experts into one that is kept; read_write: the bytes of K are read, and those of one written. router: a
+/// router of another model; routed_block: what one routes to.
+enum class Kind {
+  dense,
+  meo,
+  moe,
+  meo_gate,
+  moe_gate,
+  naive,
+  read,
+  peak,
+  linear,
+  step,
+  merge,
+  read_write,
+  router,
+  routed_block
+};
 
 /// What experts are stored as.
 enum class Storage { scalars, bfloat16, half, int8 };
@@ -171,6 +205,8 @@ struct Method {
   meo::MergeOrder merge_order = meo::MergeOrder::automatic;
   bool fixed = false;  ///< the number of experts is in the type
   Storage storage = Storage::scalars;
+  bool fixed = false;      ///< the number of experts is in the type
+  std::size_t router = 0;  ///< which of routers()
 };
 
 }  // namespace bench

@@ -59,6 +59,10 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
                      2048 -> 1024 features, 64 experts
   fixed_             small layers and their gates by token; *_fixed: the number
                      of experts is in the type, else in the options
+  routers_           gates of other models by themselves, 1024 tokens of 2048
+                     features and 64 or 256 experts, 8 of which a token has (smear
+                     and condconv: all); block: the experts that those of 8 are for,
+                     gated, 2048 -> 1024 or 512 -> 2048
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else
   b1_t1/read         the bytes of the experts are read, and nothing else
 

@@ -20,6 +20,7 @@
 
 #include "baselines.hpp"
 #include "cases.hpp"
+#include "routers.hpp"
 #include "verify.hpp"
 
 namespace bench {
@@ -34,6 +35,12 @@ std::vector<Method> methods(const Case& c) {
     return {{.name = is_float ? "multiply_add/float" : "multiply_add/double", .kind = Kind::peak}};
   }
   std::vector<Method> all;
+  if (c.routers) {
+    all.push_back({.name = "block", .kind = Kind::routed_block, .top_k = c.top_k[0]});
+    for (std::size_t i = 0; i < routers().size(); ++i)
+      all.push_back({.name = routers()[i].name, .kind = Kind::router, .top_k = c.top_k[0], .router = i});
+    return all;
+  }
   if (c.orders) {
     using enum meo::MergeOrder;
     for (const Index k : c.top_k) {
@@ -111,7 +118,8 @@ class Problem {
         sequences_(c.lengths.empty() ? meo::Sequences::uniform(c.sequences, c.tokens)
                                      : meo::Sequences::from_lengths(c.lengths)),
         x_(draw(c.all_tokens(), c.in_features, 1)),
-        y_(c.all_tokens(), c.block ? c.in_features : c.out_features) {
+        y_(c.all_tokens(), c.block || c.routers ? c.in_features : c.out_features) {
+    if (c.routers) return;
     projections_.push_back({c.in_features, c.out_features, {}});
     if (c.block) {
       projections_.push_back({c.out_features, c.in_features, {}});
@@ -170,6 +178,11 @@ class Problem {
         return prepare_kept(name, method);
       case Kind::read_write:
         return prepare_read_write(name, method.top_k);
+      case Kind::router:
+        return {.run = prepare_router(name, routers()[method.router], x_, case_.num_experts, method.top_k)};
+      case Kind::routed_block:
+        return {.run =
+                    prepare_routed_block(name, x_, y_, case_.out_features, case_.num_experts, method.top_k)};
     }
     return {};
   }

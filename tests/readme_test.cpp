@@ -58,6 +58,33 @@ TEST_CASE("A block runs on a batch, as the README has it", "[readme]") {
   CHECK(output.cols() == 768);
 }
 
+TEST_CASE("A gate of another model, as the README has it, is balanced without a loss", "[readme]") {
+  std::mt19937_64 rng(42);
+  const meo::Matrix<float> x = meo::Matrix<float>::Random(20, 768);
+  const auto batch = meo::Sequences::from_lengths({12, 1, 7});
+  meo::MoeLayer<float> layer(
+      {.in_features = 768,
+       .out_features = 3072,
+       .num_experts = 64,
+       .top_k = 8,
+       .routing = {.level = meo::Level::token,
+                   .loss_coefficient = 0,
+                   .scores = {.function = meo::ScoreFunction::sigmoid, .normalize = true, .scale = 2.5},
+                   .selection = {.groups = 8,
+                                 .top_groups = 4,
+                                 .group_score = meo::GroupScore::two_largest,
+                                 .correction_bias = true}}});
+  layer.initialize(rng);
+  const auto [y, routing] = layer.forward(x, batch);
+  meo::Vector<float> bias = layer.gate().correction_bias();
+  meo::update_correction_bias(routing.load, 1e-3f, bias);  // after a step of training
+  layer.gate().set_correction_bias(bias);
+  CHECK(y.rows() == 20);
+  CHECK(routing.loss == 0);
+  for (meo::Index e = 0; e < 64; ++e)
+    CHECK(bias[e] == (routing.load[std::size_t(e)] < 2.5f ? 1e-3f : -1e-3f));  // the mean is 20 · 8 / 64
+}
+
 TEST_CASE("Training as the README has it comes nearer to its target", "[readme]") {
   constexpr int steps = 1;
   std::mt19937_64 rng(42);
@@ -143,7 +170,7 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
 
 TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
-  REQUIRE(blocks.size() == 8);
+  REQUIRE(blocks.size() == 9);
   CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
   const std::vector<std::string> here = lines_of(read_text("readme_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {

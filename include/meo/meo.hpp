@@ -25,13 +25,17 @@
 #include <meo/mixing/merge_order.hpp>
 #include <meo/routing/assignment.hpp>
 #include <meo/routing/balance_loss.hpp>
+#include <meo/routing/correction_bias.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/routing/inputs.hpp>
+#include <meo/routing/losses.hpp>
 #include <meo/routing/noise.hpp>
 #include <meo/routing/router.hpp>
 #include <meo/routing/routing.hpp>
 #include <meo/routing/routing_options.hpp>
 #include <meo/routing/routing_statistics.hpp>
+#include <meo/routing/scores.hpp>
+#include <meo/routing/selection.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/training/adamw.hpp>
 #include <meo/training/gradient_norm.hpp>

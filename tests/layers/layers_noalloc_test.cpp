@@ -184,6 +184,61 @@ TEMPLATE_TEST_CASE("a layer allocates nothing once its workspace or context has 
   }
 }
 
+LayerOptions layer_of(const RoutingOptions& policies, Level level) {
+  LayerOptions options = test::small_layer(level, features, out_features);
+  options.routing.scores = policies.scores;
+  options.routing.selection = policies.selection;
+  options.routing.losses = policies.losses;
+  return options;
+}
+
+TEMPLATE_TEST_CASE("nor does it with other policies", "[noalloc]", MoeLayer<float>, MeoLayer<float>) {
+  using S = typename TestType::Scalar;
+  const RoutingOptions policies[] = {{.scores = {.function = ScoreFunction::sigmoid, .bias = true},
+                                      .selection = {.groups = 2,
+                                                    .top_groups = 1,
+                                                    .group_score = GroupScore::two_largest,
+                                                    .correction_bias = true}},
+                                     {.scores = {.function = ScoreFunction::softmax},
+                                      .losses = {.share_coefficient = 0.5, .z_coefficient = 0.5}}};
+  for (const Level level : test::all_levels) {
+    for (const RoutingOptions& routing : policies) {
+      INFO(to_string(level) << " level, " << to_string(routing.scores.function));
+      check_passes<Workspace<S>, Context<S>>(random_library<TestType>(layer_of(routing, level)), level,
+                                             TestType::Kind::routes_tokens, out_features);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("nor does it where pairs are left out, for no more of them", "[noalloc]", MoeLayer<float>,
+                   MeoLayer<float>) {
+  using S = typename TestType::Scalar;
+  test::Generator rng(103);
+  for (const Level level : test::all_levels) {
+    for (const SelectionMethod method : {SelectionMethod::top_k, SelectionMethod::expert_choice}) {
+      const auto layer = random_library<TestType>(
+          layer_of({.selection = {.method = method, .capacity_factor = 0.75}}, level));
+      TestType gradients(layer.options());
+      const RandomBatch<S> batch(level, TestType::Kind::routes_tokens, true, most_tokens, most_sequences,
+                                 Lengths::even, most_description_tokens, rng);
+      const std::vector<unsigned char> allowed{1, 1, 0, 1};
+      Inputs<S> inputs = batch.inputs();
+      Matrix<S> y(most_tokens, out_features), dx(most_tokens, features);
+      Context<S> context;
+      const auto pass = [&] {
+        layer.forward(batch.x, inputs, y, context);
+        layer.backward(batch.x, inputs, context, y, gradients, dx);
+      };
+      pass();
+      CHECK(allocations_of(pass) == 0);
+      inputs.top_k = 1;
+      inputs.allowed_experts = allowed;
+      pass();
+      CHECK(allocations_of(pass) == 0);
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("nor does it with a routing from elsewhere", "[noalloc]", (MoeLayer<float, 4>),
                    (MeoLayer<float>)) {
   using S = typename TestType::Scalar;

@@ -59,7 +59,7 @@ TEMPLATE_TEST_CASE("the gate's mean of a million tokens", "[layer]", float, doub
 
 TEMPLATE_TEST_CASE("importance and load of a million rows", "[gate]", float, double) {
   using S = TestType;
-  Gate<S> gate(1, 3, 2, S(0.01), S(0.01));
+  Gate<S> gate(1, 3, 2);
   Matrix<S> weight(1, 3);
   weight << S(0.3), S(-0.2), S(0.1);
   gate.set_weight(weight);
@@ -88,7 +88,7 @@ TEMPLATE_TEST_CASE("importance and load of a million rows", "[gate]", float, dou
 
 TEST_CASE("load counts beyond 2^24 rows", "[gate]") {
   constexpr Index rows = (Index{1} << 24) + 2;
-  const Gate<float> gate(1, 1, 1, 0.01F, 0.01F);
+  const Gate<float> gate(1, 1, 1);
   const float one = 1;
   Routing<float> routing;
   GateWorkspace<float> workspace;

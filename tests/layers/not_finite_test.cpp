@@ -137,7 +137,8 @@ TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a fi
                    float, double, Eigen::half, Eigen::bfloat16) {
   using T = TestType;
   const T largest = Eigen::NumTraits<T>::highest();
-  Gate<T> gate(3, 3, 2, T(0.25), T(0.125));
+  const RoutingOptions options{.loss_coefficient = 0.25, .noise_epsilon = 0.125};
+  Gate<T> gate(3, 3, 2, options);
   gate.set_weight(Matrix<T>::Identity(3, 3));
   Matrix<T> z(2, 3), noise = Matrix<T>::Constant(2, 3, T(0)), dz(2, 3);
   z << largest, -largest, T(0), T(0.5), T(-0.25), T(0.25);
@@ -145,7 +146,7 @@ TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a fi
   GateWorkspace<T> decision;
   gate.route(z, Noise<T>(noise), routing, decision);
   GateGradientWorkspace<T> workspace;
-  Gate<T> gradients(3, 3, 2, T(0.25), T(0.125));
+  Gate<T> gradients(3, 3, 2, options);
   const std::vector<T> d_weights{T(1), T(2), T(3), T(4)};
   gate.backward({z, routing, decision}, d_weights, T(1), gradients, dz, false, workspace);
   for (Index i = 0; i < dz.size(); ++i) CHECK(detail::is_finite(dz.data()[i]));

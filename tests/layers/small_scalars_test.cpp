@@ -142,8 +142,9 @@ TEMPLATE_TEST_CASE("a gate of 16 bits counts and weighs as one of double does", 
   using S = TestType;
   constexpr Index rows = 100'000, features = 5, experts = 3;
   Generator rng(29);
-  Gate<S> gate(features, experts, experts, S(0.25), S(0.125)), gradients = gate;
-  Gate<double> exact(features, experts, experts, 0.25, 0.125), exact_gradients = exact;
+  const RoutingOptions options{.loss_coefficient = 0.25, .noise_epsilon = 0.125};
+  Gate<S> gate(features, experts, experts, options), gradients = gate;
+  Gate<double> exact(features, experts, experts, options), exact_gradients = exact;
   gate.set_weight(random_positive<S>(rng, features, experts));
   exact.set_weight(wide(gate.weight()));
   const Matrix<S> z = random_positive<S>(rng, rows, features);

@@ -29,7 +29,7 @@ Routing<S> route(const Gate<S, N>& gate, const Matrix<S>& z, const Noise<S>& noi
 /// A gate that hands its input through: the rows of z are the logits.
 template <class S>
 Gate<S> identity_gate(Index num_experts, Index top_k) {
-  Gate<S> gate(num_experts, num_experts, top_k, S(0.01), S(0.01));
+  Gate<S> gate(num_experts, num_experts, top_k);
   gate.set_weight(Matrix<S>::Identity(num_experts, num_experts));
   return gate;
 }
@@ -54,7 +54,7 @@ TEMPLATE_TEST_CASE("a gate computes what the reference does", "[gate]", (Gate<fl
         layer.noise_epsilon = 0.25;
         layer.gate_weight = random_matrix<S>(rng, 5, 6);
         layer.noise_weight = random_matrix<S>(rng, 5, 6);
-        TestType gate(5, 6, k, S(0.125), S(0.25));
+        TestType gate(5, 6, k, {.loss_coefficient = 0.125, .noise_epsilon = 0.25});
         gate.set_weight(layer.gate_weight);
         gate.set_noise_weight(layer.noise_weight);
 
@@ -119,7 +119,7 @@ TEST_CASE("with noise the load is the chance of being selected again", "[gate]")
 
 TEST_CASE("where places K and K + 1 tie, an expert has to beat the last that is selected", "[gate]") {
   constexpr double coefficient = 0.5, epsilon = 0.3;
-  const Gate<double> zero(1, 3, 1, coefficient, epsilon);
+  const Gate<double> zero(1, 3, 1, {.loss_coefficient = coefficient, .noise_epsilon = epsilon});
   Gate<double> gate = zero, gradients = zero;
   gate.set_weight((Matrix<double>(1, 3) << 0.5, 0.5, -0.25).finished());
   const Matrix<double> z = Matrix<double>::Ones(1, 1);
@@ -166,7 +166,7 @@ TEST_CASE("large noise weights do not overflow", "[gate]") {
 }
 
 TEST_CASE("a new gate selects the first experts with equal weights", "[gate]") {
-  const Gate<double> gate(3, 4, 2, 0.01, 0.01);
+  const Gate<double> gate(3, 4, 2);
   const auto routing = route(gate, Matrix<double>(Matrix<double>::Random(2, 3)));
   CHECK(routing.experts == std::vector<Index>{0, 1, 0, 1});
   CHECK(routing.weights == std::vector<double>(4, 0.5));
@@ -175,15 +175,15 @@ TEST_CASE("a new gate selects the first experts with equal weights", "[gate]") {
 TEST_CASE("a gate refuses sizes and inputs that do not fit", "[gate]") {
   using Invalid = std::invalid_argument;
   const auto make = [](Index features, Index experts, Index k) {
-    Gate<float>(features, experts, k, 0.f, 1.f);
+    static_cast<void>(Gate<float>(features, experts, k));
   };
   CHECK(error_lacks<Invalid>([&] { make(0, 2, 1); }, {"at least 1", "got 0"}) == "");
   CHECK(error_lacks<Invalid>([&] { make(2, 0, 1); }, {"at least 1", "got 0"}) == "");
   CHECK(error_lacks<Invalid>([&] { make(2, 3, 4); }, {"top_k", "num_experts = 3", "got 4"}) == "");
   CHECK(error_lacks<Invalid>([&] { make(2, 3, 0); }, {"top_k", "num_experts = 3", "got 0"}) == "");
-  CHECK(error_lacks<Invalid>([] { Gate<float, 4>(2, 3, 1, 0.f, 1.f); },
+  CHECK(error_lacks<Invalid>([] { static_cast<void>(Gate<float, 4>(2, 3, 1)); },
                              {"num_experts", "expected 4", "got 3"}) == "");
-  const Gate<float> gate(2, 3, 1, 0.f, 1.f);
+  const Gate<float> gate(2, 3, 1);
   const Matrix<float> z = Matrix<float>::Zero(2, 3);
   CHECK(error_lacks<Invalid>([&] { route(gate, z); }, {"gate input", "expected 2", "got 3"}) == "");
 }

@@ -127,8 +127,8 @@ void Linear<ScalarType, StorageType>::backward(const MatrixView<Scalar>& x, cons
   detail::input_gradient<Scalar>(panels, 0, detail::rows_of(dy), dy.rows(), add, {dx, dx_stride}, memory);
 }
 
-/// A projection without a bias whose weight is read and written turned, in_features × out_features, as files
-/// have those of gates. A view.
+/// A projection whose weight is read and written turned, in_features × out_features, as files have those of
+/// gates. A view.
 template <class LinearType>
 class TurnedWeight {
  public:
@@ -151,6 +151,21 @@ class TurnedWeight {
  private:
   LinearType& linear_;
 };
+
+/// The same of one row of values that belong to a layer, and to its files, but are no parameters: training
+/// has other ways than gradients to change them. A view.
+template <class LinearType>
+class TurnedBuffer : public TurnedWeight<LinearType> {
+ public:
+  using TurnedWeight<LinearType>::TurnedWeight;
+};
+template <class LinearType>
+TurnedBuffer(LinearType&) -> TurnedBuffer<LinearType>;
+
+template <class Part>
+inline constexpr bool is_buffer = false;
+template <class LinearType>
+inline constexpr bool is_buffer<TurnedBuffer<LinearType>> = true;
 
 #define MEO_INSTANCES(instance, Scalar) instance class Linear<Scalar>;
 MEO_LAYER_INSTANCES(MEO_INSTANCES)

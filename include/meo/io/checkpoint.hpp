@@ -3,7 +3,7 @@
 /// Fills layers from the parameters of a checkpoint and saves them, under the names of the MEO authors'
 /// state_dict and in PyTorch's form:
 ///
-///     w_gate, w_noise (D_g × N)
+///     w_gate, w_noise (D_g × N); as the options say, w_gate.bias (N) and correction_bias (N)
 ///     MoeLayer: experts.i.dense.weight (F × D), experts.i.dense.bias (F)
 ///     MeoLayer: weight (N × F × D), bias (N × F); at token level tokenatt.down_proj, tokenatt.up_proj
 ///     at task level: task_proj
@@ -43,8 +43,9 @@ struct LoadOptions {
 namespace detail {
 
 /// What the authors' names begin with, up to the first dot.
-inline constexpr std::array<std::string_view, 10> first_words{
-    "w_gate", "w_noise", "weight", "bias", "experts", "tokenatt", "task_proj", "up", "gate_up", "down"};
+inline constexpr std::array<std::string_view, 11> first_words{
+    "w_gate",    "w_noise", "correction_bias", "weight", "bias", "experts", "tokenatt",
+    "task_proj", "up",      "gate_up",         "down"};
 
 /// Throws if there is a parameter under the prefix that is not among the names: an expert too many, a bias,
 /// another level. Other tensors may stand beside: inputs, where the prefix is empty, and the constants mean
@@ -187,7 +188,8 @@ void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
   std::set<std::string> ignored;
   if (block.options().shared_gate) {
     for (const char* const projection : {"gate_up.", "down."}) {
-      for (const char* const name : {"w_gate", "w_noise", "task_proj.weight", "task_proj.bias"})
+      for (const char* const name :
+           {"w_gate", "w_gate.bias", "w_noise", "correction_bias", "task_proj.weight", "task_proj.bias"})
         ignored.insert(std::string(prefix).append(projection).append(name));
     }
   }

@@ -124,9 +124,13 @@ class TensorNamer {
   requires std::same_as<std::remove_const_t<LinearType>, Linear<Scalar>>
   void operator()(std::string_view name, LinearType& linear) const;
 
-  /// in × out.
+  /// in × out, and where there is a bias that under the name with .bias.
   template <class LinearType>
   void operator()(std::string_view name, const TurnedWeight<LinearType>& turned) const;
+
+  /// Of one row.
+  template <class LinearType>
+  void operator()(std::string_view name, const TurnedBuffer<LinearType>& turned) const;
 
   /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`.
   template <class Bank>
@@ -155,6 +159,19 @@ void TensorNamer<Scalar, Take>::operator()(std::string_view name,
                                            const TurnedWeight<LinearType>& turned) const {
   const Index in = turned.in_features(), out = turned.out_features();
   take_(prefix_ + std::string(name), {in, out}, out, turned.linear().bank(),
+        BankRows{BankRows::Kind::turned_weight});
+  if (turned.linear().has_bias()) {
+    take_(prefix_ + std::string(name) + ".bias", {out}, out, turned.linear().bank(),
+          BankRows{BankRows::Kind::biases});
+  }
+}
+
+template <class Scalar, class Take>
+template <class LinearType>
+void TensorNamer<Scalar, Take>::operator()(std::string_view name,
+                                           const TurnedBuffer<LinearType>& turned) const {
+  const Index out = turned.out_features();
+  take_(prefix_ + std::string(name), {out}, out, turned.linear().bank(),
         BankRows{BankRows::Kind::turned_weight});
 }
 
@@ -270,6 +287,10 @@ namespace detail {
       std::string_view, const TurnedWeight<Linear<Scalar>>&) const;                                          \
   instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
       std::string_view, const TurnedWeight<const Linear<Scalar>>&) const;                                    \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedBuffer<Linear<Scalar>>&) const;                                          \
+  instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(                                       \
+      std::string_view, const TurnedBuffer<const Linear<Scalar>>&) const;                                    \
   instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view, ExpertBank<Scalar>&) \
       const;                                                                                                 \
   instance void TensorNamer<Scalar, CollectParts<Scalar>>::operator()(std::string_view,                      \

@@ -46,7 +46,7 @@ struct FeedForwardOptions {
   Index features = 0;         ///< D
   Index hidden_features = 0;  ///< H
   Index num_experts = 0;      ///< N; 0: the count in the layers' type
-  Index top_k = 1;            ///< K; with 1 gates learn nothing from the task, see LayerOptions::top_k
+  Index top_k = 1;            ///< K; with 1 gates learn nothing by default, see LayerOptions::top_k
   bool bias = true;           ///< whether experts have biases
   bool gated = false;         ///< whether there is a gate_up
   /// One router, that of `up`, for the whole block, of which the other projections have none; else each
@@ -696,7 +696,7 @@ void FeedForward<LayerType, Activation>::check_context(const detail::Offsets& of
     const detail::Offsets descriptions = detail::description_offsets(inputs);
     memory_of(context).last_forward.check(identity(), routing == nullptr, offsets,
                                           descriptions_seen(routing, descriptions), detail::task_of(inputs));
-    if (routing == nullptr) up_.check_decision(offsets, context.up.routing);
+    if (routing == nullptr) up_.check_decision(offsets, context.up);
     return;
   }
   const auto check_layer = [&](const Layer& layer, bool has_gate, const Context<Scalar>& left) {

@@ -14,9 +14,11 @@ struct LayerOptions {
   Index in_features = 0;   ///< D
   Index out_features = 0;  ///< F
   Index num_experts = 0;   ///< N; 0: the count in the layer's type
-  /// K, experts that a row selects. With 1 the weight of the selected expert is 1, whatever the logits: the
-  /// gate then has no gradient from the task, only one from the balance loss. Train with 2 or more where the
-  /// gate is to learn which experts serve a row.
+  /// K, experts that a row selects. With 1 and weights that are normalised, as they are by default, the
+  /// weight of the selected expert is 1, whatever the logits: the gate then has no gradient from the task,
+  /// only one from the auxiliary losses. Where the gate is to learn which experts serve a row, take 2 or
+  /// more, or, as Switch, routing.scores.function = ScoreFunction::softmax: a weight of one expert that
+  /// depends on all logits.
   Index top_k = 1;
   bool bias = true;                                ///< whether experts have biases
   RoutingOptions routing = {};                     ///< what a decision covers, and how it is made
@@ -44,6 +46,7 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.top_k >= 1 && options.top_k <= options.num_experts,
           "top_k: expected 1 to num_experts = ", options.num_experts, ", got ", options.top_k);
   check_routing_options<Scalar>(options.routing);
+  check_selection<Scalar>(options.routing.selection, options.num_experts, options.top_k);
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||
               options.merge_order == MergeOrder::combine_outputs,
           "merge_order: expected automatic, merge_first or combine_outputs, got ",

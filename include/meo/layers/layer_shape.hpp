@@ -37,7 +37,7 @@ inline GateRows decided_rows(const LayerOptions& options, const Sequences& batch
 /// that MeoLayer<Scalar> combines are told from those that it merges. What the layer saves where sequences
 /// have the same selection and weights, only their routing says, see assignment_shape: here each counts as a
 /// merge of its own, but for the second segment of a sequence, which without noise has the decision of the
-/// first.
+/// first. With expert choice and with capacities each row counts as if it had top_k experts.
 ///
 ///     const auto cost = meo::flops(meo::Method::meo, meo::layer_shape<float>(layer.options(), batch));
 template <class Scalar>
@@ -58,11 +58,12 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
                    .task_features = options.routing.task_features,
                    .has_router = options.has_router};
   const Index fewest =
-      fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level, options.top_k);
+      fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level, options.top_k,
+                                     detail::is_single_weight_one(options.routing.scores));
   for (Index row = 0; row < rows.size(); ++row) {
     if (rows.tokens(row) < fewest) {
       shape.combined_tokens += rows.tokens(row);
-    } else if (options.top_k > 1) {
+    } else if (options.top_k > 1 || !detail::is_single_weight_one(options.routing.scores)) {
       const bool shares_merge = !noise && rows.sees_as_before(row) && rows.tokens(row - 1) >= fewest;
       if (!shares_merge) ++shape.merges;
     }

@@ -131,8 +131,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   }
 
   /// Calls visit(name, part) for each part that has parameters, in a fixed order and by the names of the MEO
-  /// authors' state_dict: a TurnedWeight for w_gate and w_noise, an ExpertBank for experts, a Linear for
-  /// tokenatt.down_proj, tokenatt.up_proj and task_proj.
+  /// authors' state_dict: a TurnedWeight for w_gate and w_noise, a TurnedBuffer for correction_bias, an
+  /// ExpertBank for experts, a Linear for tokenatt.down_proj, tokenatt.up_proj and task_proj.
   template <class Visitor>
   void visit(const Visitor& visit) {
     visit_parts(*this, visit);
@@ -274,9 +274,9 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   void check_context(std::span<const Index> offsets, const Inputs<Scalar>& inputs,
                      const Context<Scalar>& context) const;
 
-  /// Throws std::invalid_argument unless `routing` is one that this layer's router may have made for a batch
-  /// with these offsets. It is the caller's to read, and to change or move away.
-  void check_decision(std::span<const Index> offsets, const Routing<Scalar>& routing) const;
+  /// Throws std::invalid_argument unless context.routing is one that this layer's router may have made for a
+  /// batch with these offsets. It is the caller's to read, and to change or move away.
+  void check_decision(std::span<const Index> offsets, const Context<Scalar>& context) const;
 
   /// The same for what forward_routed leaves, and forward as well.
   void check_routed_context(std::span<const Index> offsets, const Context<Scalar>& context) const;
@@ -588,19 +588,14 @@ void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_context(
   memory_of(context).last_forward.check(identity(), true, offsets,
                                         gate_descriptions(true, detail::description_offsets(inputs)),
                                         detail::task_of(inputs));
-  check_decision(offsets, context.routing);
+  check_decision(offsets, context);
 }
 
 template <class ScalarType, int NumExperts, class KindType, class StorageType>
 void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_decision(
-    std::span<const Index> offsets, const Routing<Scalar>& routing) const {
-  routing.check(gated_rows(offsets), num_experts());
-  detail::require(routing.begins.empty() && routing.top_k == top_k(), "routing: expected top_k = ", top_k(),
-                  ", got ", routing.top_k);
-  const auto experts = static_cast<std::size_t>(num_experts());
-  detail::require(routing.importance.size() == experts && routing.load.size() == experts,
-                  "routing: expected importance and load of ", experts, " experts, got ",
-                  routing.importance.size(), " and ", routing.load.size(), " values");
+    std::span<const Index> offsets, const Context<Scalar>& context) const {
+  context.routing.check(gated_rows(offsets), num_experts());
+  router_->check_decision(context.routing, memory_of(context).router);
 }
 
 template <class ScalarType, int NumExperts, class KindType, class StorageType>

@@ -28,7 +28,8 @@ struct LayerMemory {
 
 /// Belongs to one forward at a time; any layer of the scalar may use it. Buffers grow to the largest batch
 /// seen and are kept, so that a forward of no larger batch allocates nothing: one of no more tokens,
-/// sequences, segments, descriptions and tokens of these, and with noise only if there was some before.
+/// sequences, segments, descriptions and tokens of these, and with noise only if there was some before. With
+/// expert choice and with capacities, which leave out pairs, also one of no more pairs and experts of a row.
 template <class Scalar>
 class Workspace {
  public:

@@ -1,14 +1,18 @@
 #pragma once
 
 /// The gate: logits ℓ = z W_g, in training ℓ̃ = ℓ + n ⊙ σ with σ = softplus(z W_n) + ε, the K largest of a
-/// row, and a softmax over those K (Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5).
+/// row, and a softmax over those K (Shazeer et al. 2017, arXiv 1701.06538, equations 3 to 5). Or, as the
+/// options say, ℓ = z W_g + b and other policies; see policies.hpp.
 ///
 /// Letters: R gated rows, D_g gate features, N num_experts, K top_k.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <stdexcept>
+#include <string_view>
 #include <vector>
 
 #include <meo/compiled.hpp>
@@ -18,7 +22,10 @@
 #include <meo/kernels/vector_math.hpp>
 #include <meo/routing/balance_loss.hpp>
 #include <meo/routing/noise.hpp>
+#include <meo/routing/policies.hpp>
 #include <meo/routing/routing.hpp>
+#include <meo/routing/routing_options.hpp>
+#include <meo/routing/scores.hpp>
 #include <meo/routing/selection.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
@@ -41,23 +48,16 @@ Scalar normal_density(const Scalar& x) {
   return constant<Scalar>(0.39894228040143267794L) * exp(Scalar(-0.5) * x * x);
 }
 
-/// 1 / (1 + exp(−x)), the derivative of softplus, without overflow.
-template <class Scalar>
-Scalar sigmoid(const Scalar& x) {
-  using std::exp;
-  if (x < Scalar(0)) {
-    const Scalar e = exp(x);
-    return e / (Scalar(1) + e);
-  }
-  return Scalar(1) / (Scalar(1) + exp(-x));
-}
-
 }  // namespace detail
 
 /// Buffers of Gate::route; they grow where they must and are kept.
 template <class Scalar>
 struct GateWorkspace {
   bool is_noisy = false;                          ///< whether the last call had noise
+  bool is_composed = false;                       ///< whether it left what it decided in `policies`
+  bool estimates_load = false;                    ///< whether its load is no count
+  Index top_k = 0;                                ///< its K
+  Index num_pairs = 0;                            ///< of what it decided
   std::vector<Scalar> logits;                     ///< R × N, before the noise
   std::vector<Scalar> noise;                      ///< R × N, training only, as all that follow: the draws n
   std::vector<Scalar> noise_logits;               ///< R × N, z W_n
@@ -67,6 +67,7 @@ struct GateWorkspace {
   std::vector<detail::Sum<Scalar>> exponentials;  ///< K for each row of a part of the rows
   std::vector<detail::Sum<Scalar>> sums;          ///< importance and load of parts of the rows
   std::vector<Index> counts;                      ///< N, rows that select an expert
+  detail::PolicyMemory<Scalar> policies;
 };
 
 /// Buffers of Gate::backward; they grow where they must and are kept.
@@ -80,7 +81,16 @@ struct GateGradientWorkspace {
   std::vector<detail::Sum<Scalar>> deviations;    ///< N, of one row
   std::vector<detail::Sum<Scalar>> row_logits;    ///< N, of one row
   std::vector<Index> ranking;
+  detail::PolicyGradientMemory<Scalar> policies;
   AlignedVector<Scalar> scratch;
+};
+
+/// What one call of Gate::route may have other than the next. Views.
+struct GateCall {
+  Index top_k = 0;                                      ///< K; 0: the gate's
+  std::span<const unsigned char> allowed_experts = {};  ///< N; see Inputs::allowed_experts
+  /// Offsets of rows that a capacity holds for by themselves, parts + 1; none: all rows are one part.
+  std::span<const Index> parts = {};
 };
 
 /// What Gate::route was given and has left, and which rows of it are constant. A view.
@@ -105,19 +115,21 @@ class Gate {
 
  public:
   /// Zero W_g and W_n, with which every row selects the experts 0 … K − 1. Throws std::invalid_argument for
-  /// sizes that are not positive or a top_k above num_experts.
-  Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient, Scalar noise_epsilon);
+  /// sizes that are not positive, a top_k above num_experts, or options that make no gate. Of the options
+  /// level and what belongs to it do not count.
+  Gate(Index gate_features, Index num_experts, Index top_k, const RoutingOptions& options = {});
 
   /// What it was made with.
   Index gate_features() const { return logits_.in_features(); }
   Index top_k() const { return top_k_; }
+  const RoutingOptions& options() const { return options_; }
   Index num_experts() const {
     if constexpr (NumExperts == Eigen::Dynamic) return logits_.out_features();
     else return NumExperts;
   }
 
   /// Whether it was moved from; see Linear::empty.
-  bool empty() const { return logits_.empty() || noise_.empty(); }
+  bool empty() const { return logits_.empty() || noise_.empty() || (correction_ && correction_->empty()); }
 
   /// W_g and W_n, gate_features × num_experts; setters throw std::invalid_argument for another shape.
   Matrix<Scalar> weight() const;
@@ -125,47 +137,64 @@ class Gate {
   void set_weight(const ConstMatrixRef<Scalar>& weight) { set(logits_, weight, "gate weight"); }
   void set_noise_weight(const ConstMatrixRef<Scalar>& weight) { set(noise_, weight, "noise weight"); }
 
-  /// W_g uniform in ±spread/√gate_features, W_n zero.
+  /// b, what is added to the logits. These throw std::invalid_argument unless the options' scores have one,
+  /// or for another size than num_experts.
+  Vector<Scalar> bias() const { return logits_.bias(); }
+  void set_bias(const ConstVectorRef<Scalar>& bias) { logits_.set_bias(bias); }
+
+  /// What experts are selected with, but not weighed by; zero in a new gate. These throw
+  /// std::invalid_argument unless the options' selection has one, or for another size than num_experts.
+  Vector<Scalar> correction_bias() const;
+  void set_correction_bias(const ConstVectorRef<Scalar>& bias);
+
+  /// W_g and b uniform in ±spread/√gate_features, W_n and the correction bias zero.
   template <class Generator>
   void initialize(Generator& rng, double spread = 1) {
+    reset();
     logits_.initialize(rng, spread);
-    noise_.set_zero();
   }
 
-  /// W_g and W_n zero.
+  /// W_g, b, W_n and the correction bias zero.
   void reset() {
     logits_.set_zero();
     noise_.set_zero();
+    if (correction_) correction_->set_zero();
   }
 
   /// Routes the rows of z (R × gate_features), with noise where there is any. Throws std::invalid_argument
   /// for another width of z or shape of the noise, std::domain_error naming the first row whose logits are
   /// not finite. Allocates only where routing or workspace have to grow.
   void route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise, Routing<Scalar>& routing,
-             GateWorkspace<Scalar>& workspace) const;
+             GateWorkspace<Scalar>& workspace, const GateCall& call = {}) const;
 
-  /// Gradients of a decision of route: through the weights, whose gradients are d_weights (R × K, in the
-  /// routing's order), and through the balance loss, whose gradient is d_loss; with noise also through τ and
-  /// σ. Not through the selection itself, nor through constant rows. Adds those of W_g and W_n to
+  /// Gradients of a decision of route: through the weights, whose gradients are d_weights (of each pair, in
+  /// the routing's order), and through the losses, whose gradient is d_loss; with noise also through τ and σ.
+  /// Not through the selection itself, nor through constant rows. Adds those of W_g, b and W_n to
   /// `gradients`, a gate of the same shape, and writes dz, R × gate_features, or adds to it with `add`.
   /// Allocates only where buffers have to grow.
   void backward(const GateDecision<Scalar>& decision, std::span<const Scalar> d_weights, const Scalar& d_loss,
                 Gate& gradients, MatrixRef<Scalar> dz, bool add,
                 GateGradientWorkspace<Scalar>& workspace) const;
 
-  /// Calls visit(name, part) for W_g and W_n, by the names of the MEO authors' state_dict.
+  /// Calls visit(name, part) for W_g with b and for W_n, by the names of the MEO authors' state_dict, and for
+  /// the correction bias where there is one.
   template <class Visitor>
   void visit(const Visitor& visit) {
-    visit("w_gate", TurnedWeight(logits_));
-    visit("w_noise", TurnedWeight(noise_));
+    visit_parts(*this, visit);
   }
   template <class Visitor>
   void visit(const Visitor& visit) const {
-    visit("w_gate", TurnedWeight(logits_));
-    visit("w_noise", TurnedWeight(noise_));
+    visit_parts(*this, visit);
   }
 
  private:
+  template <class Self, class Visitor>
+  static void visit_parts(Self& self, const Visitor& visit) {
+    visit("w_gate", TurnedWeight(self.logits_));
+    visit("w_noise", TurnedWeight(self.noise_));
+    if (self.correction_) visit("correction_bias", TurnedBuffer(*self.correction_));
+  }
+
   void set(Linear<Scalar>& linear, const ConstMatrixRef<Scalar>& weight, std::string_view name);
 
   void compute_logits(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
@@ -187,47 +216,79 @@ class Gate {
 
   void require_finite(const Scalar* logits, Index rows) const;
 
-  /// The load estimate looks one place beyond the selection.
-  Index ranked() const { return (std::min)(top_k_ + 1, num_experts()); }
+  void require_correction_bias() const {
+    detail::require(correction_.has_value(),
+                    "correction_bias: expected a gate with one, got selection.correction_bias = false");
+  }
+
+  /// Throws std::invalid_argument for a call that does not fit. K of the call.
+  Index check(const GateCall& call) const;
+
+  /// Decides with the default policies: fills pairs, importance and counts.
+  void route_by_default(const Scalar* logits, Index rows, Routing<Scalar>& routing,
+                        GateWorkspace<Scalar>& workspace) const;
+
+  /// The same with those of the options, and a mask. Returns the losses beside cv².
+  Sum route_by_policies(const detail::PolicyCall<Scalar>& call, Routing<Scalar>& routing,
+                        GateWorkspace<Scalar>& workspace) const;
+
+  /// logits: those that are selected by.
+  detail::PolicyCall<Scalar> policy_call(const Scalar* logits, Index rows, Index top_k,
+                                         detail::AllowedExperts experts,
+                                         std::span<const Index> parts = {}) const {
+    return {options_, rows, num_experts(), top_k, logits, experts, parts};
+  }
+
+  /// Sums over rows of N values, the result in workspace.sums.
+  detail::PairwiseSum<Sum> sums_of_experts(Index rows, GateWorkspace<Scalar>& workspace) const {
+    const Index depth = detail::pairwise_depth(detail::num_parts(rows));
+    workspace.sums.assign(static_cast<std::size_t>((1 + depth) * num_experts()), Sum(0));
+    Sum* const sums = workspace.sums.data();
+    return {num_experts(), sums, sums + num_experts()};
+  }
+
+  /// The load estimate looks one place beyond the selection of K.
+  Index ranked(Index top_k) const { return (std::min)(top_k + 1, num_experts()); }
 
   /// The first experts of a row; see rank_experts.
-  void rank(const Scalar* logits, Index* ranking) const {
-    if constexpr (NumExperts == Eigen::Dynamic)
-      detail::rank_experts(logits, num_experts(), ranked(), ranking);
-    else detail::rank_experts<NumExperts>(logits, ranked(), ranking);
+  void rank(const Scalar* logits, Index count, Index* ranking) const {
+    if constexpr (NumExperts == Eigen::Dynamic) detail::rank_experts(logits, num_experts(), count, ranking);
+    else detail::rank_experts<NumExperts>(logits, count, ranking);
   }
 
   /// A row's experts, and how far their logits lie below the largest: the exponents of the softmax.
-  void select(const Scalar* logits, const Index* ranking, Index* experts, Sum* exponents) const {
-    for (Index i = 0; i < top_k_; ++i) {
+  static void select(const Scalar* logits, const Index* ranking, Index top_k, Index* experts,
+                     Sum* exponents) {
+    for (Index i = 0; i < top_k; ++i) {
       experts[i] = ranking[i];
       exponents[i] = static_cast<Sum>(logits[ranking[i]]) - static_cast<Sum>(logits[ranking[0]]);
     }
   }
 
   /// From a row's exponentials to its weights, which are added to `importance`, N sums.
-  void normalize(const Sum* exponentials, Index row, Routing<Scalar>& routing, Sum* importance) const {
-    const Index* const experts = routing.experts.data() + row * top_k_;
-    Scalar* const weights = routing.weights.data() + row * top_k_;
+  static void normalize(const Sum* exponentials, Index row, Routing<Scalar>& routing, Sum* importance) {
+    const Index top_k = routing.top_k;
+    const Index* const experts = routing.experts.data() + row * top_k;
+    Scalar* const weights = routing.weights.data() + row * top_k;
     Sum sum(0);
-    for (Index i = 0; i < top_k_; ++i) sum += exponentials[i];
-    for (Index i = 0; i < top_k_; ++i) {
+    for (Index i = 0; i < top_k; ++i) sum += exponentials[i];
+    for (Index i = 0; i < top_k; ++i) {
       weights[i] = static_cast<Scalar>(Sum(exponentials[i] / sum));
       importance[experts[i]] += static_cast<Sum>(weights[i]);
     }
   }
 
   /// A count in integers: one in Scalar would stop at the first that has no successor.
-  void count_load(GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const {
-    for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
+  static void copy_counts(const GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) {
+    routing.load.resize(workspace.counts.size());
     for (std::size_t e = 0; e < routing.load.size(); ++e)
       routing.load[e] = static_cast<Sum>(static_cast<double>(workspace.counts[e]));
   }
 
   /// The expert whose noisy logit j has to beat to be selected, τ_j: the first that is rejected if j is above
   /// it, else the last that is selected.
-  Index threshold(const Scalar* noisy, const Index* ranking, Index j) const {
-    return noisy[j] > noisy[ranking[top_k_]] ? ranking[top_k_] : ranking[top_k_ - 1];
+  static Index threshold(const Scalar* noisy, const Index* ranking, Index top_k, Index j) {
+    return noisy[j] > noisy[ranking[top_k]] ? ranking[top_k] : ranking[top_k - 1];
   }
 
   /// (ℓ − τ) / σ of the logit at place i of the decision.
@@ -237,35 +298,46 @@ class Gate {
            static_cast<Sum>(decision.noise_deviations[at]);
   }
 
-  /// load_j += Φ((ℓ_j − τ_j) / σ_j): the chance that a new draw of j's noise alone would select j.
-  void estimate_load(const GateWorkspace<Scalar>& workspace, Index row, Sum* load) const {
+  /// Of all rows: load_j = Σ Φ((ℓ_j − τ_j) / σ_j), the chances that a new draw of j's noise alone would
+  /// select j.
+  void estimate_load(Index rows, GateWorkspace<Scalar>& workspace, Routing<Scalar>& routing) const;
+
+  /// The same of one row, added.
+  void add_chances(const GateWorkspace<Scalar>& workspace, Index row, Sum* load) const {
     const Index begin = row * num_experts();
     const Scalar* const noisy = workspace.noisy_logits.data() + begin;
     for (Index j = 0; j < num_experts(); ++j) {
-      const Scalar& beaten = noisy[threshold(noisy, workspace.ranking.data(), j)];
+      const Scalar& beaten = noisy[threshold(noisy, workspace.ranking.data(), workspace.top_k, j)];
       load[j] += detail::normal_cdf<Sum>(distance_to(beaten, workspace, begin + j));
     }
   }
 
   Linear<Scalar> logits_;
   Linear<Scalar> noise_;
+  std::optional<Linear<Scalar>> correction_;  ///< its weight, num_experts × 1
+  RoutingOptions options_;
   Index top_k_;
   Scalar loss_coefficient_;
   Scalar noise_epsilon_;
 };
 
 template <class Scalar, int NumExperts>
-Gate<Scalar, NumExperts>::Gate(Index gate_features, Index num_experts, Index top_k, Scalar loss_coefficient,
-                               Scalar noise_epsilon)
-    : logits_(gate_features, num_experts, false),
+Gate<Scalar, NumExperts>::Gate(Index gate_features, Index num_experts, Index top_k,
+                               const RoutingOptions& options)
+    : logits_(gate_features, num_experts, options.scores.bias),
       noise_(gate_features, num_experts, false),
+      options_(options),
       top_k_(top_k),
-      loss_coefficient_(loss_coefficient),
-      noise_epsilon_(noise_epsilon) {
+      loss_coefficient_(static_cast<Scalar>(options.loss_coefficient)),
+      noise_epsilon_(static_cast<Scalar>(options.noise_epsilon)) {
   detail::require(NumExperts == Eigen::Dynamic || num_experts == NumExperts, "num_experts: expected ",
                   NumExperts, " as the type says, got ", num_experts);
   detail::require(top_k >= 1 && top_k <= num_experts, "top_k: expected 1 to num_experts = ", num_experts,
                   ", got ", top_k);
+  detail::check_scores<Scalar>(options.scores);
+  detail::check_selection<Scalar>(options.selection, num_experts, top_k);
+  detail::check_losses<Scalar>(options.losses);
+  if (options.selection.correction_bias) correction_.emplace(1, num_experts, false);
 }
 
 template <class Scalar, int NumExperts>
@@ -279,58 +351,136 @@ Matrix<Scalar> Gate<Scalar, NumExperts>::noise_weight() const {
 }
 
 template <class Scalar, int NumExperts>
+Vector<Scalar> Gate<Scalar, NumExperts>::correction_bias() const {
+  require_correction_bias();
+  return correction_->weight().col(0);
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::set_correction_bias(const ConstVectorRef<Scalar>& bias) {
+  require_correction_bias();
+  detail::require(bias.size() == num_experts(), "correction_bias: expected ", num_experts(), " values, got ",
+                  bias.size());
+  correction_->set_weight(bias);
+}
+
+template <class Scalar, int NumExperts>
+Index Gate<Scalar, NumExperts>::check(const GateCall& call) const {
+  const std::span<const unsigned char> allowed = call.allowed_experts;
+  detail::require(allowed.empty() || static_cast<Index>(allowed.size()) == num_experts(),
+                  "allowed_experts: expected none or num_experts = ", num_experts(), ", got ",
+                  allowed.size());
+  detail::require(allowed.empty() || std::count(allowed.begin(), allowed.end(), 0) < num_experts(),
+                  "allowed_experts: expected one at least, got none");
+  if (call.top_k == 0) return top_k_;
+  detail::require(call.top_k >= 1 && call.top_k <= num_experts(),
+                  "top_k: expected 1 to num_experts = ", num_experts(), ", got ", call.top_k);
+  detail::check_selection<Scalar>(options_.selection, num_experts(), call.top_k);
+  return call.top_k;
+}
+
+template <class Scalar, int NumExperts>
 void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
-                                     Routing<Scalar>& routing, GateWorkspace<Scalar>& workspace) const {
+                                     Routing<Scalar>& routing, GateWorkspace<Scalar>& workspace,
+                                     const GateCall& call) const {
   detail::require(z.cols() == gate_features(), "gate input: expected ", gate_features(), " features, got ",
                   z.cols());
+  workspace.top_k = check(call);
   const bool training = static_cast<bool>(noise);
   compute_logits(z, noise, workspace);
   const Scalar* logits = training ? workspace.noisy_logits.data() : workspace.logits.data();
   require_finite(logits, z.rows());
+  workspace.is_composed = !call.allowed_experts.empty() || !detail::are_default(options_);
+  workspace.estimates_load = training && workspace.top_k < num_experts() && call.allowed_experts.empty() &&
+                             detail::selects_largest_logits(options_.selection);
+  Sum further(0);
+  if (workspace.is_composed) {
+    const std::array<Index, 2> all{0, z.rows()};
+    auto& allowed = workspace.policies.allowed;
+    allowed.assign(call.allowed_experts.begin(), call.allowed_experts.end());
+    further = route_by_policies(policy_call(logits, z.rows(), workspace.top_k, workspace.policies.experts(),
+                                            call.parts.empty() ? std::span<const Index>(all) : call.parts),
+                                routing, workspace);
+  } else {
+    route_by_default(logits, z.rows(), routing, workspace);
+  }
+  copy_counts(workspace, routing);
+  if (workspace.estimates_load) estimate_load(z.rows(), workspace, routing);
+  workspace.num_pairs = routing.size();
+  const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
+  routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance + further));
+}
 
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::route_by_default(const Scalar* logits, Index rows, Routing<Scalar>& routing,
+                                                GateWorkspace<Scalar>& workspace) const {
+  const Index top_k = workspace.top_k;
   const auto experts = static_cast<std::size_t>(num_experts());
-  const auto pairs = static_cast<std::size_t>(z.rows() * top_k_);
-  routing.rows = z.rows();
+  const auto pairs = static_cast<std::size_t>(rows * top_k);
+  routing.rows = rows;
   routing.num_experts = num_experts();
-  routing.top_k = top_k_;
+  routing.top_k = top_k;
   routing.begins.clear();
   routing.gradient_groups.clear();
   routing.experts.resize(pairs);
   routing.weights.resize(pairs);
   routing.importance.assign(experts, Sum(0));
-  routing.load.assign(experts, Sum(0));
-  workspace.ranking.resize(static_cast<std::size_t>(ranked()));
-  workspace.exponentials.resize(
-      static_cast<std::size_t>((std::min)(z.rows(), detail::serial_terms) * top_k_));
+  workspace.ranking.resize(static_cast<std::size_t>(num_experts()));
+  workspace.exponentials.resize(static_cast<std::size_t>((std::min)(rows, detail::serial_terms) * top_k));
   Sum* const exponentials = workspace.exponentials.data();
   workspace.counts.assign(experts, 0);
-  const bool estimates_load = training && top_k_ < num_experts();
-  const Index depth = detail::pairwise_depth(detail::num_parts(z.rows()));
-  workspace.sums.assign(static_cast<std::size_t>(1 + depth) * 2 * experts, Sum(0));
-  Sum* const sums = workspace.sums.data();
-  detail::PairwiseSum<Sum> parts(2 * num_experts(), sums, sums + 2 * num_experts());
-  for (Index first = 0; first < z.rows(); first += detail::serial_terms) {
+  detail::PairwiseSum<Sum> parts = sums_of_experts(rows, workspace);
+  for (Index first = 0; first < rows; first += detail::serial_terms) {
     Sum* const importance = parts.part();
-    Sum* const load = importance + num_experts();
-    std::fill_n(importance, 2 * num_experts(), Sum(0));
-    const Index end = (std::min)(first + detail::serial_terms, z.rows());
+    std::fill_n(importance, num_experts(), Sum(0));
+    const Index end = (std::min)(first + detail::serial_terms, rows);
     for (Index row = first; row < end; ++row) {
-      rank(logits + row * num_experts(), workspace.ranking.data());
-      select(logits + row * num_experts(), workspace.ranking.data(), routing.experts.data() + row * top_k_,
-             exponentials + (row - first) * top_k_);
-      if (estimates_load) estimate_load(workspace, row, load);
+      rank(logits + row * num_experts(), top_k, workspace.ranking.data());
+      select(logits + row * num_experts(), workspace.ranking.data(), top_k,
+             routing.experts.data() + row * top_k, exponentials + (row - first) * top_k);
     }
-    detail::exponentials(exponentials, (end - first) * top_k_);
+    detail::exponentials(exponentials, (end - first) * top_k);
     for (Index row = first; row < end; ++row)
-      normalize(exponentials + (row - first) * top_k_, row, routing, importance);
+      normalize(exponentials + (row - first) * top_k, row, routing, importance);
     parts.next();
   }
   parts.finish();
-  std::copy_n(sums, num_experts(), routing.importance.begin());
-  if (estimates_load) std::copy_n(sums + num_experts(), num_experts(), routing.load.begin());
-  else count_load(workspace, routing);
-  const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
-  routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance));
+  std::copy_n(workspace.sums.begin(), num_experts(), routing.importance.begin());
+  for (const Index expert : routing.experts) ++workspace.counts[static_cast<std::size_t>(expert)];
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::estimate_load(Index rows, GateWorkspace<Scalar>& workspace,
+                                             Routing<Scalar>& routing) const {
+  workspace.ranking.resize(static_cast<std::size_t>(num_experts()));
+  detail::PairwiseSum<Sum> parts = sums_of_experts(rows, workspace);
+  for (Index first = 0; first < rows; first += detail::serial_terms) {
+    Sum* const load = parts.part();
+    std::fill_n(load, num_experts(), Sum(0));
+    for (Index row = first; row < (std::min)(first + detail::serial_terms, rows); ++row) {
+      rank(workspace.noisy_logits.data() + row * num_experts(), ranked(workspace.top_k),
+           workspace.ranking.data());
+      add_chances(workspace, row, load);
+    }
+    parts.next();
+  }
+  parts.finish();
+  std::copy_n(workspace.sums.begin(), num_experts(), routing.load.begin());
+}
+
+template <class Scalar, int NumExperts>
+auto Gate<Scalar, NumExperts>::route_by_policies(const detail::PolicyCall<Scalar>& call,
+                                                 Routing<Scalar>& routing,
+                                                 GateWorkspace<Scalar>& workspace) const -> Sum {
+  detail::PolicyMemory<Scalar>& memory = workspace.policies;
+  memory.correction.clear();
+  for (Index expert = 0; correction_ && expert < num_experts(); ++expert) {
+    Scalar value;
+    correction_->bank().read_row(0, expert, 0, {&value, 1});
+    memory.correction.push_back(static_cast<Sum>(value));
+  }
+  detail::decide(call, memory, routing, workspace.counts);
+  return detail::further_losses(call, memory, std::span<const Index>(workspace.counts));
 }
 
 template <class Scalar, int NumExperts>
@@ -350,13 +500,28 @@ void Gate<Scalar, NumExperts>::backward(const GateDecision<Scalar>& decision,
   const Index size = z.rows() * num_experts();
   Scalar* const logits = detail::reserve(workspace.logits, size);
   Scalar* const noise_logits = is_noisy ? detail::reserve(workspace.noise_logits, size) : nullptr;
+  const GateWorkspace<Scalar>& decided = decision.workspace;
+  const std::vector<Scalar>& selected_by = is_noisy ? decided.noisy_logits : decided.logits;
+  const detail::PolicyCall<Scalar> call =
+      policy_call(selected_by.data(), z.rows(), decided.top_k, decided.policies.experts());
+  if (decided.is_composed) {
+    detail::begin_gradients<Scalar>(options_, decided.counts, z.rows(), static_cast<Sum>(d_loss),
+                                    workspace.policies);
+  }
   for (Index row = 0; row < z.rows(); ++row) {
     if (decision.is_constant(row)) {
       std::fill_n(logits + row * num_experts(), num_experts(), Scalar(0));
       if (is_noisy) std::fill_n(noise_logits + row * num_experts(), num_experts(), Scalar(0));
       continue;
     }
-    weights_to_logits(routing, d_weights, row, workspace);
+    if (decided.is_composed) {
+      workspace.noisy_logits.assign(experts, Sum(0));
+      detail::add_row_gradient<Scalar>(call, decided.policies, row, d_weights, workspace.importance,
+                                       static_cast<Sum>(d_loss), workspace.policies,
+                                       workspace.noisy_logits.data());
+    } else {
+      weights_to_logits(routing, d_weights, row, workspace);
+    }
     if (is_noisy) noisy_to_logits(decision.workspace, row, logits, noise_logits, workspace);
     else store(workspace.noisy_logits, logits + row * num_experts());
   }
@@ -410,7 +575,7 @@ void Gate<Scalar, NumExperts>::weights_to_logits(const Routing<Scalar>& routing,
                                                  std::span<const Scalar> d_weights, Index row,
                                                  GateGradientWorkspace<Scalar>& workspace) const {
   workspace.noisy_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
-  if (top_k_ == 1) return;
+  if (routing.top_k == 1) return;
   const std::span<const Index> experts = routing.row_experts(row);
   const std::span<const Scalar> weights = routing.row_weights(row);
   const std::span<const Scalar> gradients =
@@ -436,13 +601,13 @@ void Gate<Scalar, NumExperts>::noisy_to_logits(const GateWorkspace<Scalar>& deci
   std::vector<Sum>& d_logits = workspace.row_logits;
   d_deviations.assign(static_cast<std::size_t>(num_experts()), Sum(0));
   d_logits.assign(static_cast<std::size_t>(num_experts()), Sum(0));
-  if (top_k_ < num_experts()) {
+  if (decision.estimates_load) {
     const Scalar* const noisy = decision.noisy_logits.data() + begin;
-    workspace.ranking.resize(static_cast<std::size_t>(ranked()));
-    rank(noisy, workspace.ranking.data());
+    workspace.ranking.resize(static_cast<std::size_t>(ranked(decision.top_k)));
+    rank(noisy, ranked(decision.top_k), workspace.ranking.data());
     for (Index j = 0; j < num_experts(); ++j) {
       const auto e = static_cast<std::size_t>(j);
-      const Index beaten = threshold(noisy, workspace.ranking.data(), j);
+      const Index beaten = threshold(noisy, workspace.ranking.data(), decision.top_k, j);
       const Sum distance = distance_to(noisy[beaten], decision, begin + j);
       const Sum density = detail::normal_density(distance);
       if (density == Sum(0)) continue;  // and so is its product with a distance that may be infinite

@@ -10,8 +10,9 @@
 
 namespace meo::inline MEO_ABI {
 
-/// Everything is optional but for the task embeddings at task level. Nothing is copied: what is pointed to
-/// must live until forward returns.
+/// Everything is optional but for the task embeddings at task level. Of what the gate alone needs, as noise,
+/// top_k and allowed_experts, backward reads nothing: forward has left what it decided. Nothing is copied:
+/// what is pointed to must live until forward returns.
 template <class Scalar>
 struct Inputs {
   /// How the rows of x divide into sequences; null: all of them are one sequence.
@@ -27,6 +28,11 @@ struct Inputs {
   /// zero gates: without it, training from a dense layer needs another start; see
   /// MixtureLayer::initialize_from_dense.
   Noise<Scalar> noise = {};
+  /// K of this forward; 0: that of the layer's options.
+  Index top_k = 0;
+  /// num_experts, 0 for an expert that no row may have; it counts as one whose logit is −∞. Empty: all may
+  /// be. A row has fewer than K experts where no more are left.
+  std::span<const unsigned char> allowed_experts = {};
 };
 
 }  // namespace meo

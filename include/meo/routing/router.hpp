@@ -86,14 +86,14 @@ class Router {
     return *task_projection_;
   }
 
-  /// Start values: W_g uniform in ±spread/√D_g, W_n zero, the task projection as PyTorch's nn.Linear.
+  /// Start values: those of Gate::initialize, the task projection as PyTorch's nn.Linear.
   template <class Generator>
   void initialize(Generator& rng, double spread = 1) {
     gate_.initialize(rng, spread);
     if (task_projection_) task_projection_->initialize(rng);
   }
 
-  /// W_g and W_n zero: every row selects the experts 0 … K − 1 with equal weights.
+  /// All of the gate zero: every row selects the experts 0 … K − 1 with equal weights.
   void reset_gate() { gate_.reset(); }
 
   /// Calls visit("task_proj", projection) at task level.
@@ -108,6 +108,10 @@ class Router {
 
   /// Throws std::invalid_argument unless the inputs have what a batch of so many sequences needs.
   void check(Index sequences, const Inputs<Scalar>& inputs) const;
+
+  /// Throws std::invalid_argument unless `routing` has the pairs and sums of what route has left in
+  /// `workspace`.
+  void check_decision(const Routing<Scalar>& routing, const RouterWorkspace<Scalar>& workspace) const;
 
   /// Decides on every row. tokens: T × D, what the rows see, but for the task level. Throws
   /// std::invalid_argument for inputs that do not fit, std::domain_error for logits that are not finite.
@@ -162,8 +166,10 @@ class Router {
                       RouterGradientWorkspace<Scalar>& memory) const;
 
   /// Rows whose weights' gradients are needed in sum only: those of one task without noise, whose gate sees
-  /// the same; and all where K = 1, whose weight is 1 whatever the logit.
-  void set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy, Routing<Scalar>& routing) const;
+  /// the same and which have the same pairs; and all where the weight of K = 1 is the same whatever the
+  /// logit.
+  void set_gradient_groups(const Inputs<Scalar>& inputs, const GateWorkspace<Scalar>& gate,
+                           Routing<Scalar>& routing) const;
 
   RoutingOptions options_;
   Gate<Scalar, NumExperts> gate_;
@@ -173,9 +179,7 @@ class Router {
 template <class Scalar, int NumExperts>
 Router<Scalar, NumExperts>::Router(const RoutingOptions& options, Index features, Index num_experts,
                                    Index top_k)
-    : options_(checked(options)),
-      gate_(gate_features(options, features), num_experts, top_k,
-            static_cast<Scalar>(options.loss_coefficient), static_cast<Scalar>(options.noise_epsilon)) {
+    : options_(checked(options)), gate_(gate_features(options, features), num_experts, top_k, options) {
   if (options.level == Level::task)
     task_projection_.emplace(options.task_features, gate_features(options, features));
 }
@@ -186,11 +190,32 @@ void Router<Scalar, NumExperts>::check(Index sequences, const Inputs<Scalar>& in
 }
 
 template <class Scalar, int NumExperts>
+void Router<Scalar, NumExperts>::check_decision(const Routing<Scalar>& routing,
+                                                const RouterWorkspace<Scalar>& workspace) const {
+  const GateWorkspace<Scalar>& gate = workspace.gate;
+  if (gate.is_composed) {
+    detail::require(routing.size() == gate.num_pairs, "routing: expected ", gate.num_pairs, " pairs, got ",
+                    routing.size());
+  } else {
+    detail::require(routing.begins.empty() && routing.top_k == gate.top_k,
+                    "routing: expected top_k = ", gate.top_k, ", got ", routing.top_k);
+  }
+  const auto experts = static_cast<std::size_t>(num_experts());
+  detail::require(routing.importance.size() == experts && routing.load.size() == experts,
+                  "routing: expected importance and load of ", experts, " experts, got ",
+                  routing.importance.size(), " and ", routing.load.size(), " values");
+}
+
+template <class Scalar, int NumExperts>
 void Router<Scalar, NumExperts>::route(const MatrixView<Scalar>& tokens, const detail::GateRows& rows,
                                        const Inputs<Scalar>& inputs, Routing<Scalar>& routing,
                                        RouterWorkspace<Scalar>& workspace) const {
-  gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate);
-  set_gradient_groups(inputs, workspace.gate.is_noisy, routing);
+  const bool are_sequences_apart = sees_tokens(rows) && inputs.sequences != nullptr;
+  gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate,
+              {.top_k = inputs.top_k,
+               .allowed_experts = inputs.allowed_experts,
+               .parts = are_sequences_apart ? inputs.sequences->offsets() : std::span<const Index>()});
+  set_gradient_groups(inputs, workspace.gate, routing);
 }
 
 template <class Scalar, int NumExperts>
@@ -265,12 +290,16 @@ void Router<Scalar, NumExperts>::backward_tasks(const MatrixView<Scalar>& dz, co
 }
 
 template <class Scalar, int NumExperts>
-void Router<Scalar, NumExperts>::set_gradient_groups(const Inputs<Scalar>& inputs, bool is_noisy,
+void Router<Scalar, NumExperts>::set_gradient_groups(const Inputs<Scalar>& inputs,
+                                                     const GateWorkspace<Scalar>& gate,
                                                      Routing<Scalar>& routing) const {
-  const bool are_constant = top_k() == 1;
+  const bool by_rows = options_.selection.method == SelectionMethod::top_k;
+  const bool are_constant = gate.top_k == 1 && by_rows && detail::are_normalized(options_.scores);
   routing.gradient_groups.clear();
   routing.gradient_groups.reserve(static_cast<std::size_t>(routing.rows));
-  if (!are_constant && (options_.level != Level::task || is_noisy)) return;
+  const bool are_of_tasks =
+      options_.level == Level::task && !gate.is_noisy && !detail::may_leave_out_pairs(options_.selection);
+  if (!are_constant && !are_of_tasks) return;
   const auto task = detail::task_of(inputs);
   for (Index row = 0; row < routing.rows; ++row)
     routing.gradient_groups.push_back(are_constant ? 0 : task(row));

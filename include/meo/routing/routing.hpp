@@ -10,15 +10,17 @@
 
 namespace meo::inline MEO_ABI {
 
-/// Each row has K pairs, by descending logit, ties by ascending expert; their weights are the softmax over
-/// the selected logits of the row.
+/// By default each row has K pairs, by descending logit, ties by ascending expert; their weights are the
+/// softmax over the selected logits of the row. See RoutingOptions for what else there is. With expert choice
+/// a row's pairs are by ascending expert.
 template <class Scalar>
 struct Routing : Assignment<Scalar> {
   /// N; sum of an expert's weights over the rows. Float where Scalar has 16 bits, as `load`.
   std::vector<detail::Sum<Scalar>> importance;
-  /// N; rows that select an expert: a count, or its smooth estimate in training.
+  /// N; rows that select an expert, be there room for them or not: a count, or, with noise and K < N, its
+  /// smooth estimate, unless something else than the largest logits selects, or a mask.
   std::vector<detail::Sum<Scalar>> load;
-  Scalar loss = Scalar(0);  ///< coefficient · (cv²(importance) + cv²(load))
+  Scalar loss = Scalar(0);  ///< loss_coefficient · (cv²(importance) + cv²(load)), and LossOptions' losses
 };
 
 }  // namespace meo

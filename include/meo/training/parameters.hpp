@@ -7,7 +7,7 @@
 /// biases as they are packed, and for projections, whose weight and bias are one range: w_gate, w_noise,
 /// experts, tokenatt.down_proj, tokenatt.up_proj, task_proj; in a block under up., gate_up. and down. The
 /// packed form has values that stand for no parameter. They and their gradients are zero, and an update that
-/// maps zeros to zero, as those of SGD and AdamW do, keeps them so.
+/// maps zeros to zero, as those of SGD and AdamW do, keeps them so. A gate's correction bias is no parameter.
 ///
 /// Ranges that need other options than the rest, as no weight decay, go to an optimiser of their own. Biases
 /// of experts and projections share a range with their weights, so weight decay reaches them too, as
@@ -21,6 +21,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <meo/compiled.hpp>
@@ -46,7 +47,8 @@ template <class Layer>
 Parameters<typename Layer::Scalar> parameters(Layer& layer, const std::string& prefix = "") {
   Parameters<typename Layer::Scalar> all;
   layer.visit([&](std::string_view name, auto&& part) {
-    all.push_back({prefix + std::string(name), part.values()});
+    if constexpr (!is_buffer<std::remove_cvref_t<decltype(part)>>)
+      all.push_back({prefix + std::string(name), part.values()});
   });
   return all;
 }
