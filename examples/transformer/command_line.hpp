@@ -54,6 +54,11 @@ class CommandWords {
     if (done()) throw UsageError(option + " needs a value");
     return take();
   }
+  const std::string& path_of(const std::string& option) {
+    const std::string& path = value_of(option);
+    if (path.empty()) throw UsageError(option + " needs a path");
+    return path;
+  }
 
  private:
   std::vector<std::string> words_;
