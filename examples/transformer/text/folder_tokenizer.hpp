@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -62,6 +63,14 @@ class FolderTokenizer {
   std::optional<Id> find(std::string_view token) const { return vocabulary_.find(token); }
   /// [MASK], where the vocabulary has it.
   std::optional<Id> mask() const { return find("[MASK]"); }
+
+  /// The text that has these tokens, which with WordPiece none can tell. Throws std::invalid_argument for
+  /// that tokenizer, and for an id that is not in the vocabulary.
+  std::string decode(std::span<const Id> ids) const {
+    const auto* byte_pairs = std::get_if<BytePairTokenizer>(&tokenizer_);
+    if (byte_pairs == nullptr) throw std::invalid_argument("tokenizer: expected byte pairs, got WordPiece");
+    return byte_pairs->decode(ids);
+  }
 
   /// The token as the vocabulary spells it, or the id where it has none.
   std::string spelling(Id id) const {
