@@ -76,8 +76,8 @@ many in any of GLUE's files. All else that does not fit is an error with file, l
 column.
 
 Columns of the log: step, loss and balance_loss (means since the line before),
-learning_rate, the metrics (of MNLI's second set with mm_ before), tokens_per_second,
-seconds (of training alone). Exit code: 0 fine, 1 what is read does not fit, or an
+learning_rate, the metrics (of MNLI's second set with mm_ before), flops_per_token (of a
+forward without the head), tokens_per_second, seconds (of training alone). Exit code: 0 fine, 1 what is read does not fit, or an
 output cannot be written (which is tried before the first step), 2 wrong options.
 )";
 

@@ -51,7 +51,8 @@ segments or tokens: the gate of a whole text, and MEO's at token level, would se
 words that are to be predicted.
 
 Columns of the log: step, loss and balance_loss (means since the line before),
-learning_rate, those of --validation, tokens_per_second, seconds (of training alone).
+learning_rate, those of --validation, flops_per_token (of a forward without the head),
+tokens_per_second, seconds (of training alone).
 Exit code: 0 fine, 1 what is read does not fit, or an output cannot be written (which is
 tried before the first step), 2 wrong options.
 )";

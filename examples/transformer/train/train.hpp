@@ -19,6 +19,7 @@
 #include <meo/io/error.hpp>
 #include <meo/io/output_file.hpp>
 
+#include "../model/model_flops.hpp"
 #include "../model/model_folder.hpp"
 #include "log.hpp"
 #include "progress.hpp"
@@ -65,14 +66,16 @@ inline std::string joined(const std::vector<std::string>& names) {
 template <class Model, class Next, class Evaluate>
 void train(Trainer<Model>& trainer, const TrainingOptions& options, Index steps, const Settings& settings,
            const std::vector<std::string>& scores, const Next& next, const Evaluate& evaluate) {
-  Log log(options.log, "step,loss,balance_loss,learning_rate," + joined(scores) + "tokens_per_second,seconds",
-          trainer.steps());
+  Log log(
+      options.log,
+      "step,loss,balance_loss,learning_rate," + joined(scores) + "flops_per_token,tokens_per_second,seconds",
+      trainer.steps());
   if (!options.checkpoint.empty()) meo::io::require_writable(options.checkpoint);
   log.open();
 
   const Schedule schedule = options.trainer(steps).schedule;
   const Progress progress(steps, trainer.steps());
-  double loss = 0, balance_loss = 0, seconds = 0, tokens = 0;  // since the last line
+  double loss = 0, balance_loss = 0, flops = 0, tokens = 0, seconds = 0;  // since the last line
   Index steps_of_line = 0;
   while (!trainer.done()) {
     std::mt19937_64 rng = trainer.rng_of_step();
@@ -87,6 +90,7 @@ void train(Trainer<Model>& trainer, const TrainingOptions& options, Index steps,
     }
     loss += static_cast<double>(losses.task);
     balance_loss += static_cast<double>(losses.balance);
+    flops += static_cast<double>(model_flops(trainer.model().config(), false, texts.batch.sequences).total());
     tokens += static_cast<double>(texts.batch.tokens());
     ++steps_of_line;
     progress.draw_bar(step);
@@ -101,14 +105,14 @@ void train(Trainer<Model>& trainer, const TrainingOptions& options, Index steps,
       screen << "  " << name << ' ' << value;
       line << value << ',';
     }
-    line << tokens / seconds << ',' << seconds << '\n';
+    line << flops / tokens << ',' << tokens / seconds << ',' << seconds << '\n';
     screen << std::setprecision(0) << "  tokens/s " << tokens / seconds << "  left " << progress.left(step);
     progress.clear_bar();
     std::cout << screen.str() << std::endl;
     log.add(line.str());
     // After the log, so that it never lacks lines of a checkpoint's past.
     if (!options.checkpoint.empty()) trainer.save(options.checkpoint, settings);
-    loss = balance_loss = seconds = tokens = 0;
+    loss = balance_loss = flops = tokens = seconds = 0;
     steps_of_line = 0;
   }
 }
