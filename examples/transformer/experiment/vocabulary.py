@@ -8,6 +8,7 @@ Words are divided as the tokenizers of examples/transformer divide ASCII text. P
 """
 
 import argparse
+import heapq
 import json
 import re
 import unicodedata
@@ -41,29 +42,35 @@ def merge(words, count, joined):
         for pair in zip(symbols, symbols[1:]):
             pairs[pair] += often
             where[pair].add(i)
+    queue = [(-often, pair) for pair, often in pairs.items()]  # with entries of the past among it
+    heapq.heapify(queue)
     merges = []
-    while len(merges) < count and pairs:
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        if pairs[best] < 2:
+    while len(merges) < count and queue:
+        often, best = heapq.heappop(queue)
+        if -often != pairs[best]:
+            continue
+        if -often < 2:
             break
         merges.append(best)
+        changed = set()
         for i in where.pop(best):
             symbols, often = words[i]
-            for pair in zip(symbols, symbols[1:]):
-                pairs[pair] -= often
-                if pair != best:
-                    where[pair].discard(i)
-                if pairs[pair] <= 0:
-                    del pairs[pair]
+            before = list(zip(symbols, symbols[1:]))
             at = 0
             while at + 1 < len(symbols):
                 if (symbols[at], symbols[at + 1]) == best:
                     symbols[at:at + 2] = [joined(*best)]
                 at += 1
-            for pair in zip(symbols, symbols[1:]):
+            after = list(zip(symbols, symbols[1:]))
+            for pair in before:
+                pairs[pair] -= often
+            for pair in after:
                 pairs[pair] += often
                 where[pair].add(i)
-        pairs.pop(best, None)
+            changed.update(before, after)
+        for pair in changed:
+            if pair != best and pairs[pair] > 0:
+                heapq.heappush(queue, (-pairs[pair], pair))
     return merges
 
 
