@@ -7,12 +7,14 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "../../examples/transformer/data/corpus.hpp"
 #include "../../examples/transformer/data/labelled_texts.hpp"
 #include "../../examples/transformer/data/predictions.hpp"
 #include "../../examples/transformer/data/word_tasks.hpp"
+#include "../../examples/transformer/model/model_folder.hpp"
 #include "../../examples/transformer/train/schedule.hpp"
 #include "../../examples/transformer/train/trainer.hpp"
 #include "examples/transformer_models.hpp"
@@ -249,6 +251,26 @@ TEST_CASE("A trainer goes on from a checkpoint bit for bit", "[training]") {
           }) == "meo: " + path.string() + ": data: expected d, with which it was trained, got other");
     CHECK(values_of(resumed.model()) == before);
   }
+}
+
+TEST_CASE("A model of words becomes a classifier with a new head", "[training]") {
+  const Folder folder;
+  BertMaskedWords<float> words(small_config(Task::masked_words));
+  transformer::test::randomize(words, 15);
+  save_model(words, folder / "words");
+  const Config config = small_config(Task::classification);
+  std::mt19937_64 rng(16);
+  const auto any = load_model<float>(folder / "words", config, {.training = &rng});
+  const auto before = values_of(words), after = values_of(std::get<BertClassifier<float>>(any));
+  const auto is_zero = [](float value) { return value == 0; };
+  for (const auto& [name, values] : after) {
+    CAPTURE(name);
+    if (before.contains(name)) CHECK(values == before.at(name));
+    else CHECK(std::all_of(values.begin(), values.end(), is_zero) == name.ends_with("bias"));
+  }
+  CHECK(after.contains("bert.pooler.dense.weight"));
+  // To compute with, nothing may be lacking.
+  CHECK(message_of([&] { load_model<float>(folder / "words", config); }).ends_with("is not in the file"));
 }
 
 TEST_CASE("A run draws by seed, purpose and step", "[training]") {
