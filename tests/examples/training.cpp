@@ -352,8 +352,6 @@ TEST_CASE("A corpus has windows of documents", "[training]") {
 
 namespace {
 
-constexpr Index first_word = 5;
-
 /// Of [PAD], [UNK], [CLS], [SEP], [MASK] and letters.
 void write_vocabulary(const Folder& folder,
                       std::string_view tokens = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n") {
