@@ -2,7 +2,7 @@
 """Draws what pretrain, glue and experiment/run.py write, and makes the experiment's table.
 
     plot.py curves log.csv... curves.svg        # loss and scores over steps, a curve for each --log
-    plot.py experts experts.csv experts.svg     # share of each class's selections by expert, an --experts-log's last step
+    plot.py experts experts.csv experts.svg     # share of each class's selections by expert, at an --experts-log's end
     plot.py scores results.csv scores.svg       # score over FLOPs and over seconds, mean and spread over seeds
     plot.py table results.csv                   # the same as Markdown, to standard output
 
@@ -65,7 +65,8 @@ def with_legend(figure, axes, columns):
 def curves(paths):
     """A curve is named after its file."""
     tables = {path.stem: read(path) for path in paths}
-    scores = [field for field in next(iter(tables.values()))[0] if field not in NO_SCORES]
+    scores = [field for field in next(iter(tables.values()))[0]
+              if field not in NO_SCORES and all(field in rows[0] for rows in tables.values())]
     figure, panels = panels_with(["loss", *scores], width=4)
     for axes, field in zip(panels, ["loss", *scores]):
         for name, rows in tables.items():
@@ -119,7 +120,10 @@ def mean_and_spread(values):
 
 
 def scores(path):
+    """Of runs of equal steps, the most that there are; shorter ones are in the table alone."""
     rows = read(path)
+    most = max(int(row["steps"]) for row in rows)
+    rows = [row for row in rows if int(row["steps"]) == most]
     tasks = list(dict.fromkeys(row.get("task", "Brown") for row in rows))
     figure, panels = panels_with(2 * tasks, width=4, rows=2)
     for i, axes in enumerate(panels):
@@ -127,7 +131,8 @@ def scores(path):
         cost, unit, name = (("flops_per_token", 1e6, "MFLOPs a token") if i < len(tasks)
                             else ("seconds", 1, "seconds of training"))
         for (ffn, level), style in CURVES.items():
-            points = sorted((k, runs) for (f, l, k), runs in by_configuration(of_task).items() if (f, l) == (ffn, level))
+            points = sorted((key[2], runs) for key, runs in by_configuration(of_task).items()
+                            if key[:2] == (ffn, level))
             if not points:
                 continue
             means = [mean_and_spread([score_of(row) for row in runs]) for _, runs in points]
@@ -152,7 +157,8 @@ def table(path):
     for row in rows:
         found.setdefault((row["ffn"], row["level"], int(row["top_k"]), int(row["steps"])), []).append(row)
     order = list(CURVES)
-    for (ffn, level, top_k, steps), runs in sorted(found.items(), key=lambda item: (order.index(item[0][:2]), item[0][2:])):
+    by_curve = lambda item: (order.index(item[0][:2]), item[0][2:])
+    for (ffn, level, top_k, steps), runs in sorted(found.items(), key=by_curve):
         cells, times = [], []
         for task in tasks:
             of_task = [row for row in runs if row.get("task", "Brown") == task]

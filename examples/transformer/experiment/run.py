@@ -65,7 +65,7 @@ def run_program(command, work):
         lines = list(csv.DictReader(file))
     seconds = sum(float(line["seconds"]) for line in lines)
     tokens = sum(float(line["seconds"]) * float(line["tokens_per_second"]) for line in lines)
-    return {**lines[-1], "seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
+    return {**lines[-1], "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
 
 
 def write_model(folder, family, vocabulary):
