@@ -262,7 +262,6 @@ class Run {
     if (!arguments_.training.save.empty()) prepare_folder(arguments_.training.save);
     Log experts_log(arguments_.experts_log, ExpertUse::header, trainer.steps());
     std::cout << "training: " << train_.size() << " texts, " << epochs.steps() << " steps an epoch\n";
-    experts_log.open();
     train(
         trainer, arguments_.training, steps, settings, names_of_scores(),
         [&](std::mt19937_64&) { return train_.batch(epochs.numbers(trainer.steps() + 1), task_words_); },

@@ -299,7 +299,7 @@ TEST_CASE("Any table is learned from, with pairs, numbers and task descriptions"
   const Folder folder;
   const std::string bert = write_bert(folder), log = (folder / "log.csv").string(),
                     experts = (folder / "experts.csv").string();
-  const Words labels{"spam", "ham", "other"};
+  const Words labels{"spam", "ham", "a \"b\""};
   const auto table = [&](const std::string& name, const std::string& text) {
     write(folder / name, text);
     return (folder / name).string();
@@ -319,7 +319,7 @@ TEST_CASE("Any table is learned from, with pairs, numbers and task descriptions"
   CHECK(Words(lines[0].begin() + 4, lines[0].end() - 3) == Words{"accuracy", "macro_f1", "matthews"});
   CHECK(Words(lines[1].begin() + 4, lines[1].end() - 3) == Words{"1", "1", "1"});
   CHECK(load_text(predictions / "predictions.tsv") ==
-        "index\tprediction\n0\tspam\n1\tham\n2\tother\n3\tspam\n");
+        "index\tprediction\n0\tspam\n1\tham\n2\ta \"b\"\n3\tspam\n");
   // 4 gates, 3 classes, 3 experts; of the dev set's texts 3, 2 and 2 in the order of the training file's
   // labels.
   const std::vector<Words> use = read_table(experts);
@@ -333,6 +333,7 @@ TEST_CASE("Any table is learned from, with pairs, numbers and task descriptions"
       count += std::stol(use[i + e][4]);
       share += std::stod(use[i + e][5]);
     }
+    CHECK((use[i][2] == "spam" || use[i][2] == "ham" || use[i][2] == R"("a ""b""")"));
     CHECK(count == (use[i][2] == "spam" ? 6 : 4));
     CHECK(share == Approx(1).epsilon(1e-5));
   }
@@ -482,6 +483,10 @@ TEST_CASE("What cannot be written is known before the first step", "[programs]")
   }
   check(true, "--experts-log=" + nowhere);
   check(true, "--predictions=" + file);
+  CHECK(load_text(file) == "x");
+  // Nor is a log begun anew before all can be written.
+  glue(folder,
+       {bert, "--task=sst-2", "--data=" + data, "--ffn=moe", "--experts-log=" + file, "--log=" + nowhere});
   CHECK(load_text(file) == "x");
 }
 

@@ -44,14 +44,22 @@ class ExpertUse {
       Index all = 0;
       for (const Index count : counts) all += count;
       for (std::size_t expert = 0; expert < counts.size(); ++expert) {
-        out << step << ',' << key.first << ',' << classes[static_cast<std::size_t>(key.second)] << ','
-            << expert << ',' << counts[expert] << ','
+        out << step << ',' << key.first << ',' << csv_field(classes[static_cast<std::size_t>(key.second)])
+            << ',' << expert << ',' << counts[expert] << ','
             << static_cast<double>(counts[expert]) / static_cast<double>(all) << '\n';
       }
     }
   }
 
  private:
+  /// In quotes where a comma or a quote is part of it.
+  static std::string csv_field(const std::string& text) {
+    if (text.find_first_of(",\"") == std::string::npos) return text;
+    std::string quoted = "\"";
+    for (const char c : text) quoted.append(c == '"' ? 2 : 1, c);
+    return quoted + '"';
+  }
+
   /// Of a text: gates decide for texts, for tokens, or by a description for all texts.
   void add(const std::string& gate, Index of_class, const meo::Routing<float>& routing,
            const meo::Sequences& sequences, Index text) {

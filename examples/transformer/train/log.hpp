@@ -23,8 +23,8 @@ class Log {
  public:
   /// After `step` steps of training. At 0 the log begins anew; else it goes on with what is in the file.
   /// Lines of later steps, which an interrupted run wrote after its last checkpoint, go, and so does a line
-  /// without an end. Nothing is changed before open(). Throws std::runtime_error for a file with another
-  /// header and for one that cannot be written.
+  /// without an end. Nothing is changed before the first line comes. Throws std::runtime_error for a file
+  /// with another header and for one that cannot be written.
   Log(std::string path, std::string header, Index step) : path_(std::move(path)), header_(std::move(header)) {
     if (path_.empty()) return;
     require_writable();
@@ -40,21 +40,25 @@ class Log {
     }
   }
 
-  void open() {
-    if (path_.empty()) return;
-    if (kept_bytes_ > 0) std::filesystem::resize_file(path_, kept_bytes_);
-    file_.open(path_, std::ios::binary | (kept_bytes_ > 0 ? std::ios::app : std::ios::trunc));
-    add(kept_bytes_ > 0 ? "" : header_ + "\n");
-  }
-
   /// The lines are in the file when it returns. Throws std::runtime_error if they cannot be written.
   void add(const std::string& lines) {
     if (path_.empty()) return;
-    file_ << lines << std::flush;
-    if (!file_) fail();
+    if (!file_.is_open()) open();
+    write(lines);
   }
 
  private:
+  void open() {
+    if (kept_bytes_ > 0) std::filesystem::resize_file(path_, kept_bytes_);
+    file_.open(path_, std::ios::binary | (kept_bytes_ > 0 ? std::ios::app : std::ios::trunc));
+    if (kept_bytes_ == 0) write(header_ + "\n");
+  }
+
+  void write(const std::string& text) {
+    file_ << text << std::flush;
+    if (!file_) fail();
+  }
+
   [[noreturn]] void fail() const { throw std::runtime_error("cannot write '" + path_ + "'"); }
 
   /// Pipes and devices are not opened to find out: that can be noticed at their other end.

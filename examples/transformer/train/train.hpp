@@ -71,7 +71,6 @@ void train(Trainer<Model>& trainer, const TrainingOptions& options, Index steps,
       "step,loss,balance_loss,learning_rate," + joined(scores) + "flops_per_token,tokens_per_second,seconds",
       trainer.steps());
   if (!options.checkpoint.empty()) meo::io::require_writable(options.checkpoint);
-  log.open();
 
   const Schedule schedule = options.trainer(steps).schedule;
   const Progress progress(steps, trainer.steps());
