@@ -309,11 +309,11 @@ TEST_CASE("Any table is learned from, with pairs, numbers and task descriptions"
                     test = table("test", table_of("what\tmore\twho", "P\tm\tT", labels, 4));
   const Words columns{"--text=who", "--pair=what", "--label=kind"}, files{"--train=" + train, "--dev=" + dev};
   const Path predictions = folder / "predictions";
-  require_fine(glue(
-      folder, small + columns + files +
-                  Words{bert, "--test=" + test, "--predictions=" + predictions.string(), "--steps=60",
-                        "--report=60", "--learning-rate=0.01", "--ffn=meo", "--level=task",
-                        "--description=the cat", "--experts=3", "--log=" + log, "--experts-log=" + experts}));
+  require_fine(glue(folder, small + columns + files +
+                                Words{bert, "--test=" + test, "--predictions=" + predictions.string(),
+                                      "--steps=200", "--report=200", "--learning-rate=0.01", "--dropout=0",
+                                      "--seed=4", "--ffn=meo", "--level=task", "--description=the cat",
+                                      "--experts=3", "--log=" + log, "--experts-log=" + experts}));
   const std::vector<Words> lines = read_table(log);
   REQUIRE(lines.size() == 2);
   CHECK(Words(lines[0].begin() + 4, lines[0].end() - 3) == Words{"accuracy", "macro_f1", "matthews"});
@@ -326,7 +326,7 @@ TEST_CASE("Any table is learned from, with pairs, numbers and task descriptions"
   REQUIRE(use.size() == 1 + 4 * 3 * 3);
   CHECK(use[0] == Words{"step", "gate", "class", "expert", "count", "share"});
   for (std::size_t i = 1; i < use.size(); i += 3) {
-    CHECK((use[i][0] == "60" && use[i][3] == "0"));
+    CHECK((use[i][0] == "200" && use[i][3] == "0"));
     long count = 0;
     double share = 0;
     for (std::size_t e = 0; e < 3; ++e) {
