@@ -20,10 +20,10 @@
 #endif
 
 #include "bench/arguments.hpp"
-#include "bench/model_flops.hpp"
 #include "bench/random_gates.hpp"
 #include "bench/subject.hpp"
 #include "bench/verify.hpp"
+#include "model/model_flops.hpp"
 
 namespace {
 

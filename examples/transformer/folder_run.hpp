@@ -33,20 +33,6 @@ struct FolderRun {
 /// What an id stands for.
 using WordText = std::function<std::string(Index)>;
 
-/// The folder's config, with the mixture that is asked for. Throws meo::io::Error where the folder has
-/// another mixture already.
-inline Config config_of(const FolderRun& run) {
-  Config config = load_config(run.folder);
-  if (!run.mixture) return config;
-  if (config.mixture.kind != Mixture::none) {
-    throw meo::io::Error((run.folder / config_file).string(),
-                         "use_moe: expected none, as a mixture is asked for, got one");
-  }
-  config.mixture = *run.mixture;
-  check_config(config);
-  return config;
-}
-
 /// Prints the most probable of the row's classes or words, which the row becomes the probabilities of.
 template <class Scalar>
 void print_most_probable(Rows<Scalar> logits, Index row, Index most, const WordText& text) {
@@ -115,7 +101,7 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, const st
 /// Computes in float. batch: without texts, nothing is run. Throws meo::io::Error for a folder or an output
 /// that does not work, std::invalid_argument for texts that the model cannot read.
 inline void run_folder(const FolderRun& run, Batch batch, const WordText& word) {
-  AnyModel<float> model = load_model<float>(run.folder, config_of(run));
+  AnyModel<float> model = load_model<float>(run.folder, load_config_with(run.folder, run.mixture));
   std::visit(
       [&](const auto& of_kind) {
         if (run.save_to) save_model(of_kind, *run.save_to);

@@ -1,6 +1,5 @@
 /// Runs BERT and GPT-2, with dense, MoE or MEO feed-forward blocks. `--help` says what it reads and writes.
 
-#include <charconv>
 #include <filesystem>
 #include <iostream>
 #include <optional>
@@ -12,6 +11,7 @@
 
 #include "command_line.hpp"
 #include "folder_run.hpp"
+#include "mixture_options.hpp"
 #include "recorded_run.hpp"
 
 #if defined(TRANSFORMER_TEXT)
@@ -21,9 +21,10 @@
 namespace {
 
 using transformer::Batch;
+using transformer::CommandWords;
 using transformer::Index;
-using transformer::Mixture;
 using transformer::UsageError;
+using transformer::whole_number;
 
 constexpr std::string_view help_text = R"(usage: run_model DIR [options]
        run_model FILE.safetensors [options]
@@ -92,58 +93,16 @@ struct Arguments {
   std::string only_folder, only_file;  ///< an option that needs it, if any
 };
 
-Index number(const std::string& option, std::string_view text, Index least) {
-  Index value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < least) {
-    throw UsageError(option + ": expected a number of at least " + std::to_string(least) + ", got '" +
-                     std::string(text) + "'");
-  }
-  return value;
-}
-
 std::vector<Index> ids(const std::string& option, const std::string& text) {
   std::vector<Index> ids;
   std::istringstream words(text);
-  for (std::string word; words >> word;) ids.push_back(number(option, word, 0));
+  for (std::string word; words >> word;) ids.push_back(whole_number<Index>(option, word, 0));
   return ids;
 }
 
-meo::Level level(const std::string& text) {
-  for (const meo::Level level :
-       {meo::Level::token, meo::Level::sequence, meo::Level::task, meo::Level::segment}) {
-    if (text == to_string(level)) return level;
-  }
-  throw UsageError("--level: expected token, sequence, task or segment, got '" + text + "'");
-}
-
-/// The words of a command line one after another, "--name=value" as two.
-class Words {
- public:
-  explicit Words(const std::vector<std::string>& words) {
-    for (const std::string& word : words) {
-      const std::size_t equals = word.starts_with("--") ? word.find('=') : std::string::npos;
-      words_.push_back(word.substr(0, equals));
-      if (equals != std::string::npos) words_.push_back(word.substr(equals + 1));
-    }
-  }
-
-  bool done() const { return next_ == words_.size(); }
-  const std::string& take() { return words_[next_++]; }
-  const std::string& value_of(const std::string& option) {
-    if (done()) throw UsageError(option + " needs a value");
-    return take();
-  }
-
- private:
-  std::vector<std::string> words_;
-  std::size_t next_ = 0;
-};
-
-Arguments parse(Words words) {
+Arguments parse(CommandWords words) {
   Arguments arguments;
-  transformer::MixtureConfig mixture;
-  std::string of_mixture;  // an option that says something about it
+  transformer::MixtureOptions mixture;
   while (!words.done()) {
     const std::string word = words.take();
     if (word == "--help" || word == "-h") {
@@ -169,23 +128,10 @@ Arguments parse(Words words) {
       } else if (word == "--task-ids") {
         arguments.task = ids(word, words.value_of(word));
       } else if (word == "--mask") {
-        arguments.mask = number(word, words.value_of(word), 0);
+        arguments.mask = whole_number<Index>(word, words.value_of(word), 0);
       } else if (word == "--save") {
         arguments.folder.save_to = words.value_of(word);
-      } else if (word == "--ffn") {
-        const std::string& kind = words.value_of(word);
-        if (kind != "moe" && kind != "meo")
-          throw UsageError("--ffn: expected moe or meo, got '" + kind + "'");
-        mixture.kind = kind == "moe" ? Mixture::moe : Mixture::meo;
-      } else if (word == "--level") {
-        mixture.level = level(words.value_of(of_mixture = word));
-      } else if (word == "--segment-tokens") {
-        mixture.segment_tokens = number(word, words.value_of(of_mixture = word), 1);
-      } else if (word == "--experts") {
-        mixture.experts = number(word, words.value_of(of_mixture = word), 1);
-      } else if (word == "--top-k") {
-        mixture.top_k = number(word, words.value_of(of_mixture = word), 1);
-      } else {
+      } else if (!mixture.take(word, words)) {
         throw UsageError("unknown option '" + word + "'");
       }
       arguments.only_folder = word;
@@ -198,14 +144,7 @@ Arguments parse(Words words) {
   if (!arguments.texts.empty())
     throw UsageError("--text needs utf8proc (Debian: libutf8proc-dev), without which this program was built");
 #endif
-  if ((mixture.level == meo::Level::segment) != (mixture.segment_tokens > 0))
-    throw UsageError("--level=segment and --segment-tokens need each other");
-  if (mixture.kind != Mixture::none) {
-    mixture.reduce_factor = mixture.kind == Mixture::meo ? 64 : 16;
-    arguments.folder.mixture = mixture;
-  } else if (!of_mixture.empty()) {
-    throw UsageError(of_mixture + " needs --ffn");
-  }
+  arguments.folder.mixture = mixture.mixture();
   return arguments;
 }
 
@@ -260,7 +199,7 @@ void run(Arguments arguments) {
 
 int main(int argc, char** argv) {
   return transformer::exit_code_of("run_model", [&] {
-    const Arguments arguments = parse(Words({argv + 1, argv + argc}));
+    const Arguments arguments = parse(CommandWords({argv + 1, argv + argc}));
     if (arguments.help) std::cout << help_text;
     else run(arguments);
   });

@@ -12,7 +12,7 @@
 #include <meo/layers/layer_shape.hpp>
 #include <meo/types.hpp>
 
-#include "model_flops.hpp"
+#include "../model/model_flops.hpp"
 #include "subject.hpp"
 
 namespace transformer::bench {

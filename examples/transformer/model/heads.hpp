@@ -108,11 +108,6 @@ class ClassificationHead {
 
   void initialize(std::mt19937_64& rng, double deviation) {
     initialize_normal(pooler_, rng, deviation);
-    initialize_classifier(rng, deviation);
-  }
-
-  /// All that a model without the classifier lacks.
-  void initialize_classifier(std::mt19937_64& rng, double deviation) {
     initialize_normal(classifier_, rng, deviation);
   }
 

@@ -88,11 +88,10 @@ class Model {
     head_.initialize(rng, deviation);
   }
 
-  /// The same for what a dense model of another task lacks: a classifier, and embeddings of tasks.
+  /// The same for what a dense model of another task may lack: a head, and embeddings of tasks.
   void initialize_new(std::mt19937_64& rng, double deviation = 0.02) {
     trunk_.initialize_tasks(rng, deviation);
-    if constexpr (requires { head_.initialize_classifier(rng, deviation); })
-      head_.initialize_classifier(rng, deviation);
+    head_.initialize(rng, deviation);
   }
 
   /// See parameter.hpp.

@@ -4,6 +4,7 @@
 /// index.
 
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -26,6 +27,21 @@ inline constexpr const char* config_file = "config.json";
 inline Config load_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / config_file;
   return config_from_json(read_json(path), path.string());
+}
+
+/// The same with a mixture instead of dense blocks, where one is asked for. Throws meo::io::Error also where
+/// the folder has another already.
+inline Config load_config_with(const std::filesystem::path& folder,
+                               const std::optional<MixtureConfig>& mixture) {
+  Config config = load_config(folder);
+  if (!mixture) return config;
+  if (config.mixture.kind != Mixture::none) {
+    throw meo::io::Error((folder / config_file).string(),
+                         "use_moe: expected none, as a mixture is asked for, got one");
+  }
+  config.mixture = *mixture;
+  check_config(config);
+  return config;
 }
 
 /// The parameters of a folder in a model of a config that need not be its own: with mixtures where the folder

@@ -108,11 +108,11 @@ std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
 
 /// Adds all tensors, not copied: the model has to live, and to stay as it is, until the writer has written.
 template <class Model>
-void save(const Model& model, meo::io::SafetensorsWriter& writer) {
+void save(const Model& model, meo::io::SafetensorsWriter& writer, const std::string& prefix = "") {
   using Scalar = typename Model::Scalar;
   for (const Tensor<Scalar>& tensor : tensors_of_model(model)) {
     writer.add_deferred<Scalar>(
-        tensor.name(), tensor.shape(),
+        prefix + tensor.name(), tensor.shape(),
         [tensor](Index first, std::span<Scalar> values) { tensor.read(first, values); });
   }
 }
@@ -160,10 +160,10 @@ class TensorNames {
 };
 
 struct LoadOptions {
-  /// To train from here: what a checkpoint of another task lacks, as the classifier, keeps the start values
-  /// that the model has, and mixtures that start from dense projections have their gates spread by this
-  /// generator; see meo::MixtureLayer::initialize_from_dense. Null: a missing tensor is an error, and gates
-  /// that a dense checkpoint cannot have are zero.
+  /// To train from here: what a checkpoint of another task lacks, the classifier and, where it learned words
+  /// alone, the pooler, keeps the start values that the model has, and mixtures that start from dense
+  /// projections have their gates spread by this generator; see meo::MixtureLayer::initialize_from_dense.
+  /// Null: a missing tensor is an error, and gates that a dense checkpoint cannot have are zero.
   std::mt19937_64* training = nullptr;
 };
 
@@ -225,7 +225,8 @@ void load(Model& model, const TensorFiles& files, const LoadOptions& options = {
   });
   const auto starts_elsewhere = [&](const std::string& name) {
     if (files.contains(names.in_file(name))) return false;
-    if (name.starts_with("classifier.")) return options.training != nullptr;
+    if (name.starts_with("classifier.") || name.starts_with("bert.pooler."))
+      return options.training != nullptr;
     return !upcycled.empty() && name.ends_with("task_embeddings.weight");
   };
   std::vector<Scalar> buffer(static_cast<std::size_t>(piece));

@@ -3,15 +3,18 @@
 /// The tokenizer of a folder as models are published: vocab.txt and, where there is one,
 /// tokenizer_config.json for BERT's WordPiece; vocab.json and merges.txt for GPT-2's byte pairs.
 
+#include <array>
 #include <cstddef>
 #include <filesystem>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -43,21 +46,45 @@ class FolderTokenizer {
         tokenizer_);
   }
 
+  /// Cut to max_length, and with any text, be it of no token. Throws std::invalid_argument if max_length is
+  /// too small for that.
+  Encoding encode(std::string_view text, std::optional<std::string_view> pair, std::size_t max_length) const {
+    return std::visit([&](const auto& of_kind) { return of_kind.encode(text, pair, max_length); },
+                      tokenizer_);
+  }
+
+  /// The tokens of a text alone, without those that stand at its ends.
+  std::vector<Id> ids(std::string_view text) const {
+    return std::visit([&](const auto& of_kind) { return of_kind.ids(text); }, tokenizer_);
+  }
+
+  std::size_t size() const { return vocabulary_.size(); }
+  /// Of a token as the vocabulary has it.
+  std::optional<Id> find(std::string_view token) const { return vocabulary_.find(token); }
   /// [MASK], where the vocabulary has it.
-  std::optional<Id> mask() const { return vocabulary_.find("[MASK]"); }
+  std::optional<Id> mask() const { return find("[MASK]"); }
+
+  /// The text that has these tokens, which with WordPiece none can tell. Throws std::invalid_argument for
+  /// that tokenizer, and for an id that is not in the vocabulary.
+  std::string decode(std::span<const Id> ids) const {
+    const auto* byte_pairs = std::get_if<BytePairTokenizer>(&tokenizer_);
+    if (byte_pairs == nullptr) throw std::invalid_argument("tokenizer: expected byte pairs, got WordPiece");
+    return byte_pairs->decode(ids);
+  }
 
   /// The token as the vocabulary spells it, or the id where it has none.
   std::string spelling(Id id) const {
     return vocabulary_.contains(id) ? vocabulary_.token(id) : std::to_string(id);
   }
 
+  /// What a folder may have of it.
+  static constexpr std::array files{"vocab.txt", "tokenizer_config.json", "vocab.json", "merges.txt"};
+
  private:
   using Tokenizer = std::variant<WordPieceTokenizer, BytePairTokenizer>;
 
-  static constexpr const char* lines_file = "vocab.txt";
-  static constexpr const char* json_file = "vocab.json";
-  static constexpr const char* merges_file = "merges.txt";
-  static constexpr const char* config_file = "tokenizer_config.json";
+  static constexpr const char *lines_file = files[0], *config_file = files[1], *json_file = files[2],
+                              *merges_file = files[3];
 
   static bool has_word_pieces(const std::filesystem::path& folder) { return exists(folder / lines_file); }
 
@@ -97,9 +124,7 @@ class FolderTokenizer {
   }
 
   void require_tokens(std::string_view name, const std::string& text) const {
-    const bool has_tokens =
-        std::visit([&](const auto& of_kind) { return !of_kind.ids(text).empty(); }, tokenizer_);
-    if (!has_tokens)
+    if (ids(text).empty())
       throw std::invalid_argument(std::string(name) + ": expected at least one token, got '" + text + "'");
   }
 

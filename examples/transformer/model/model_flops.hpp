@@ -5,14 +5,15 @@
 /// Letters: L layers, T tokens of the batch, n of a text, d width, V vocabulary.
 
 #include <cstdint>
+#include <utility>
 
 #include <meo/flops.hpp>
 #include <meo/layers/layer_shape.hpp>
 #include <meo/routing/sequences.hpp>
 
-#include "../model/config.hpp"
+#include "config.hpp"
 
-namespace transformer::bench {
+namespace transformer {
 
 struct ModelFlops {
   std::int64_t feed_forward = 0;  ///< of all layers, as meo::flops counts it
@@ -53,4 +54,4 @@ inline ModelFlops model_flops(const Config& config, bool has_head, const meo::Se
   return flops;
 }
 
-}  // namespace transformer::bench
+}  // namespace transformer
