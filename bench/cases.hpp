@@ -205,7 +205,6 @@ struct Method {
   meo::MergeOrder merge_order = meo::MergeOrder::automatic;
   bool fixed = false;  ///< the number of experts is in the type
   Storage storage = Storage::scalars;
-  bool fixed = false;      ///< the number of experts is in the type
   std::size_t router = 0;  ///< which of routers()
 };
 
