@@ -162,10 +162,15 @@ class TurnedBuffer : public TurnedWeight<LinearType> {
 template <class LinearType>
 TurnedBuffer(LinearType&) -> TurnedBuffer<LinearType>;
 
+namespace detail {
+
+/// Whether a part that a visit names is no parameter.
 template <class Part>
 inline constexpr bool is_buffer = false;
 template <class LinearType>
 inline constexpr bool is_buffer<TurnedBuffer<LinearType>> = true;
+
+}  // namespace detail
 
 #define MEO_INSTANCES(instance, Scalar) instance class Linear<Scalar>;
 MEO_LAYER_INSTANCES(MEO_INSTANCES)

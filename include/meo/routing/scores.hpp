@@ -26,6 +26,7 @@ enum class ScoreFunction {
   identity           ///< ℓ/τ
 };
 
+/// The enumerator's name; "unknown" for what is none.
 constexpr std::string_view to_string(ScoreFunction function) {
   switch (function) {
     case ScoreFunction::softmax_selected:
@@ -42,7 +43,7 @@ constexpr std::string_view to_string(ScoreFunction function) {
 
 /// How logits become weights.
 struct ScoreOptions {
-  ScoreFunction function = ScoreFunction::softmax_selected;
+  ScoreFunction function = ScoreFunction::softmax_selected;  ///< from logits to scores
   bool normalize =
       false;  ///< a row's weights are divided by their sum; with softmax_selected they are anyway
   double temperature = 1;  ///< τ, which logits are divided by

@@ -34,8 +34,8 @@ enum class GroupScore {
 /// Which experts a row has. What is selected by and what is weighed by may differ: scores are selected by
 /// with the correction bias, and weigh without it.
 struct SelectionOptions {
-  SelectionMethod method = SelectionMethod::top_k;
-  Index groups = 1;      ///< G, each of N/G experts one after another
+  SelectionMethod method = SelectionMethod::top_k;  ///< whether rows choose experts or experts rows
+  Index groups = 1;                                 ///< G, each of N/G experts one after another
   Index top_groups = 1;  ///< of a row only the experts of so many groups, the best, can be selected
   GroupScore group_score = GroupScore::largest;
   /// Whether there is a correction bias. It is no parameter: no gradient reaches it, it is for

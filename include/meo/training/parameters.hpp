@@ -47,7 +47,7 @@ template <class Layer>
 Parameters<typename Layer::Scalar> parameters(Layer& layer, const std::string& prefix = "") {
   Parameters<typename Layer::Scalar> all;
   layer.visit([&](std::string_view name, auto&& part) {
-    if constexpr (!is_buffer<std::remove_cvref_t<decltype(part)>>)
+    if constexpr (!detail::is_buffer<std::remove_cvref_t<decltype(part)>>)
       all.push_back({prefix + std::string(name), part.values()});
   });
   return all;
