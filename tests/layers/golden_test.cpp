@@ -66,7 +66,7 @@ void check_layer(const Golden<typename Library::Scalar>& golden) {
 }
 
 /// With the expert count at run time and, where the file has N experts, in the type.
-template <template <class, int> class Library, int N>
+template <template <class, int, class...> class Library, int N>
 void check_file(const std::filesystem::path& path) {
   const Golden<double> golden(path);
   if (golden.integer("num_experts") != N) return;
@@ -80,7 +80,7 @@ void check_file(const std::filesystem::path& path) {
   }
 }
 
-template <template <class, int> class Library>
+template <template <class, int, class...> class Library>
 void check_files(const std::string& part, std::size_t count) {
   std::size_t layers = 0;
   for (const auto& path : golden_files(part)) {

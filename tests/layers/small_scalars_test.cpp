@@ -66,7 +66,7 @@ Routing<To> routing_of(const Routing<From>& from) {
 }
 
 /// Experts alone, forward and backward, of `lengths` tokens.
-template <template <class, int> class Layer, class S>
+template <template <class, int, class...> class Layer, class S>
 void check_experts(Index in, Index out, const std::vector<Index>& lengths) {
   constexpr Index experts = 3, top_k = 2;
   INFO(in << " -> " << out << " features");
@@ -222,7 +222,7 @@ TEMPLATE_TEST_CASE("activations of 16 bits are rounded once", "[activation]", Ei
 }
 
 /// A step of training, with every part of a layer in it.
-template <template <class, int> class Layer, class S>
+template <template <class, int, class...> class Layer, class S>
 void check_training(AnyActivation activation, bool shared_gate) {
   std::mt19937_64 rng(31);
   FeedForward<Layer<S, Eigen::Dynamic>, AnyActivation> block(

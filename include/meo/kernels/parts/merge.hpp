@@ -89,8 +89,13 @@ struct MergeSource {
 template <class Scalar, class Storage>
 MergeSource<Scalar, Storage> merge_source(const PanelBank<Scalar, const Storage>& bank, Index panel,
                                           Index row) {
-  return {bank.weights(panel, 0) + row * Tile<Scalar>::columns, bank.panel_size(), bank.scales(panel, 0),
-          bank.head_size()};
+  MergeSource<Scalar, Storage> source{bank.weights(panel, 0) + row * Tile<Scalar>::columns,
+                                      bank.panel_size()};
+  if constexpr (is_quantized<Storage>) {
+    source.scales = bank.scales(panel, 0);
+    source.scales_stride = bank.head_size();
+  }
+  return source;
 }
 
 /// Merges that are formed at a time if they have the same experts: their sums fill registers as a tile does.

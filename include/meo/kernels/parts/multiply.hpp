@@ -45,8 +45,10 @@ Panels<Scalar, Storage> panels_of(const PanelBank<Scalar, const Storage>& bank, 
     panels.starts = bank.biases(p, expert);
     panels.starts_stride = bank.biases_stride();
   }
-  panels.scales = bank.scales(p, expert);
-  panels.scales_stride = bank.head_stride();
+  if constexpr (is_quantized<Storage>) {
+    panels.scales = bank.scales(p, expert);
+    panels.scales_stride = bank.head_stride();
+  }
   return panels;
 }
 
