@@ -542,7 +542,8 @@ TEMPLATE_TEST_CASE("kept experts of small storage are the merged ones, stored", 
   const Sequences batch = Sequences::from_lengths(ragged_lengths);
   const Assignment<float> assignment = ragged_assignment<float>();
   for (const bool bias : {false, true}) {
-    for (const auto& [in, out] : {std::pair<Index, Index>{1, 1}, {33, 70}, {70, 2}}) {
+    for (const auto& size : {std::pair<Index, Index>{1, 1}, {33, 70}, {70, 2}}) {
+      const Index in = size.first, out = size.second;
       INFO(in << " to " << out << " features, bias " << bias);
       const auto layer = random_layer<MeoLayer<float>>(routed_layer(in, out, bias), rng);
       const MeoLayer<float, Eigen::Dynamic, TestType> small(layer);
