@@ -1,6 +1,7 @@
 // An expert merged whole, to the bit.
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -28,8 +29,8 @@ using namespace meo::test;
 constexpr Blocks smallest_strips{.l1_bytes = 1};
 
 /// Checks merge_experts with `top_k` of the experts: the weight and bias, and that padding stays zero.
-template <class S>
-void check_merge(const RandomExperts<S>& experts, Index top_k, Generator& rng,
+template <class S, class Storage>
+void check_merge(const RandomExperts<S, Storage>& experts, Index top_k, Generator& rng,
                  const Blocks& limits = machine_blocks()) {
   const auto bank = experts.bank.panels();
   INFO("K " << top_k << ", D " << bank.in_features << ", F " << bank.out_features << ", bias "
@@ -75,6 +76,18 @@ TEMPLATE_TEST_CASE("merge_experts has the bits of the plain chains", "[merge_exp
           check_merge(experts, top_k, rng, smallest_strips);
         }
       }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("merge_experts has the bits of the plain chains of stored experts, in strips too",
+                   "[merge_experts]", Eigen::bfloat16, std::int8_t) {
+  Generator rng(53);
+  for (const bool has_bias : {false, true}) {
+    const RandomExperts<float, TestType> experts(rng, 21, 33, 2 * Tile<float>::columns + 3, has_bias);
+    for (const Index top_k : {0, 1, 8, 9, 17}) {
+      check_merge(experts, top_k, rng);
+      check_merge(experts, top_k, rng, smallest_strips);
     }
   }
 }

@@ -106,9 +106,8 @@ class ExpertBank {
     if constexpr (detail::is_quantized<Storage>) {
       for (const Scalar& weight : weights) {
         detail::require(detail::is_finite(weight),
-                        "weight: expected finite numbers, to be stored in 8 bits, "
-                        "got ",
-                        weight, " for output ", out);
+                        "weight: expected finite numbers, to be stored in 8 bits, got ", weight,
+                        " for output ", out);
       }
     }
   }

@@ -107,7 +107,7 @@ void merge_experts(const PanelBank<Scalar, const Storage>& bank, MergeTerms<Scal
   const Index strip = terms.count <= merge_terms ? size : merged_strip_rows<Scalar>(limits) * columns;
   const Index scratch_size = merge_experts_scratch_size(merged);
   const bool copies = stores_scalars<Scalar, Storage> && terms.are_one_expert();
-  /// All of a source's rows, or zeros.
+  // All of a source's rows, or zeros.
   const auto merge_all = [&](const auto& source, Index values, Scalar* to) {
     if (terms.count == 0) std::fill_n(to, values, Scalar(0));
     else if (copies) std::copy_n(source.expert(terms.experts[0]), values, to);

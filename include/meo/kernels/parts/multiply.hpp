@@ -189,7 +189,7 @@ template <class Scalar, class Storage>
 void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
                         Index panel, PrefetchQueue& ahead) {
   constexpr int count = Tile<Scalar>::rows;
-  if constexpr (!stores_scalars<Scalar, Storage>) {  // whole tiles of these are few
+  if constexpr (!stores_scalars<Scalar, Storage>) {  // one rate: each is a tile to compile
     multiply_tile<count, 1, 0>(rows, r, panels, panel);
     return;
   }
