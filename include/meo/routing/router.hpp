@@ -214,7 +214,8 @@ void Router<Scalar, NumExperts>::route(const MatrixView<Scalar>& tokens, const d
   gate_.route(gate_input(tokens, rows, inputs, workspace), inputs.noise, routing, workspace.gate,
               {.top_k = inputs.top_k,
                .allowed_experts = inputs.allowed_experts,
-               .parts = are_sequences_apart ? inputs.sequences->offsets() : std::span<const Index>()});
+               .parts = are_sequences_apart ? inputs.sequences->offsets() : std::span<const Index>(),
+               .reduction = inputs.reduction});
   set_gradient_groups(inputs, workspace.gate, routing);
 }
 
