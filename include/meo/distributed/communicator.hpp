@@ -270,6 +270,7 @@ class Communicator {
 template <class ScalarType>
 class Reduction {
  public:
+  /// What is summed.
   using Scalar = ScalarType;
 
   /// What was moved from has nothing left to do.
