@@ -38,6 +38,17 @@ TEST_CASE("of several ranks that fail, all throw what the first throws") {
   CHECK_THROWS_WITH(fail_several(), "meo: rank " + rank + " of some (on rank " + rank + ")");
 }
 
+TEST_CASE("what work returns is to be the same on all ranks") {
+  const int last = world().size() - 1;
+  const auto differ_on_last = [&] {
+    meo::mpi::agree_on(world(), "checksum", [&] { return world().rank() == last ? 2u : 1u; });
+  };
+  CHECK_NOTHROW(meo::mpi::agree_on(world(), "checksum", [] { return 3u; }));
+  if (last == 0) return;
+  CHECK_THROWS_WITH(differ_on_last(), "meo: checksum: expected the same on all ranks, got another on rank " +
+                                          std::to_string(last) + " than on rank 0");
+}
+
 TEST_CASE("a value that is to be the same on all ranks") {
   const int last = world().size() - 1;
   CHECK_NOTHROW(meo::mpi::require_same(world(), "rows of x", 5));

@@ -11,6 +11,7 @@
 
 #include <array>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -62,19 +63,29 @@ Outcome outcome_of(const Work& work) {
   throw Error(message);
 }
 
-/// Throws on all ranks what has failed on the first of those where something has. failures: of each rank.
-inline void throw_first(const Communicator& communicator, const Outcome& outcome,
-                        std::span<const Failure> failures) {
-  for (int rank = 0; rank < communicator.size(); ++rank) {
-    const Failure failure = failures[static_cast<std::size_t>(rank)];
-    if (failure == Failure::none) continue;
-    std::array<Index, 1> size{static_cast<Index>(outcome.message.size())};
-    communicator.broadcast(std::span<Index>(size), rank);
-    std::string message = communicator.rank() == rank ? outcome.message : std::string();
-    message.resize(static_cast<std::size_t>(size[0]));
-    communicator.broadcast(std::span<char>(message), rank);
-    rethrow(failure, message + " (on rank " + std::to_string(rank) + ")");
+/// Throws on all ranks what has failed on one.
+inline void throw_from(const Communicator& communicator, int rank, const Outcome& outcome) {
+  std::array<Index, 2> size{static_cast<Index>(outcome.failure), static_cast<Index>(outcome.message.size())};
+  communicator.broadcast(std::span<Index>(size), rank);
+  std::string message = communicator.rank() == rank ? outcome.message : std::string();
+  message.resize(static_cast<std::size_t>(size[1]));
+  communicator.broadcast(std::span<char>(message), rank);
+  rethrow(static_cast<Failure>(size[0]), message + " (on rank " + std::to_string(rank) + ")");
+}
+
+/// A number of each rank, on all; throws on all what the first rank has failed with, if one has.
+inline std::vector<std::uint64_t> values_of_all(const Communicator& communicator, const Outcome& outcome,
+                                                std::uint64_t value) {
+  const auto ranks = static_cast<std::size_t>(communicator.size());
+  const std::array<std::uint64_t, 2> own{outcome.failure == Failure::none ? 0u : 1u, value};
+  std::vector<std::uint64_t> all(2 * ranks);
+  communicator.all_gather(std::span<const std::uint64_t>(own), std::span<std::uint64_t>(all));
+  std::vector<std::uint64_t> values;
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    if (all[2 * rank] != 0) throw_from(communicator, static_cast<int>(rank), outcome);
+    values.push_back(all[2 * rank + 1]);
   }
+  return values;
 }
 
 }  // namespace detail
@@ -82,14 +93,23 @@ inline void throw_first(const Communicator& communicator, const Outcome& outcome
 /// Calls work() on every rank; if it throws on any, all throw the same: what the first of those ranks has
 /// thrown, with the rank behind its message. std::invalid_argument, std::domain_error and std::logic_error
 /// stay of their type, all else becomes an Error. `work` is each rank's own affair: nothing in it may wait
-/// for another. Collective; sends one number.
+/// for another. Collective; sends two numbers.
 template <class Work>
 void agree(const Communicator& communicator, const Work& work) {
-  const detail::Outcome outcome = detail::outcome_of(work);
-  std::vector<detail::Failure> failures(static_cast<std::size_t>(communicator.size()));
-  communicator.all_gather(std::span<const detail::Failure>(&outcome.failure, 1),
-                          std::span<detail::Failure>(failures));
-  detail::throw_first(communicator, outcome, failures);
+  detail::values_of_all(communicator, detail::outcome_of(work), 0);
+}
+
+/// The same where work() returns a number of 64 bits, as a checksum, that has to be the same on all ranks;
+/// where it is not, all throw std::invalid_argument. what: that it is of.
+template <class Work>
+void agree_on(const Communicator& communicator, std::string_view what, const Work& work) {
+  std::uint64_t value = 0;
+  const detail::Outcome outcome = detail::outcome_of([&] { value = work(); });
+  const auto values = detail::values_of_all(communicator, outcome, value);
+  for (std::size_t rank = 1; rank < values.size(); ++rank) {
+    meo::detail::require(values[rank] == values[0], what,
+                         ": expected the same on all ranks, got another on rank ", rank, " than on rank 0");
+  }
 }
 
 /// Throws std::invalid_argument on all ranks unless `value` is the same on all. Collective.

@@ -45,6 +45,24 @@ template <class T>
 concept Sendable = std::is_trivially_copyable_v<T> &&
     (sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || std::is_same_v<T, long double>);
 
+/// Which of many things, numbered from 0, are a rank's: begin … end − 1.
+struct RankRange {
+  Index begin;
+  Index end;
+
+  /// How many.
+  Index size() const { return end - begin; }
+  bool operator==(const RankRange&) const = default;
+};
+
+/// `count` things split over the ranks in their order, as evenly as can be: the first ranks have one more
+/// where they cannot all have as many.
+constexpr RankRange range_of(Index count, int ranks, int rank) {
+  const Index each = count / ranks, longer = count % ranks;
+  const Index begin = rank * each + (std::min<Index>)(rank, longer);
+  return {begin, begin + each + (rank < longer ? 1 : 0)};
+}
+
 namespace detail {
 
 /// Throws Error for what an MPI function returns if it has failed.
@@ -349,12 +367,9 @@ class Reduction {
 
   std::size_t ranks() const { return static_cast<std::size_t>(communicator_.size()); }
 
-  /// The first parts have one value more where they are not all equal.
   std::span<Scalar> part(int rank) const {
-    const auto place = static_cast<std::size_t>(rank);
-    const std::size_t size = values_.size() / ranks();
-    const std::size_t longer = values_.size() % ranks();
-    return values_.subspan(place * size + (std::min)(place, longer), size + (place < longer ? 1 : 0));
+    const RankRange range = range_of(static_cast<Index>(values_.size()), communicator_.size(), rank);
+    return values_.subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.size()));
   }
 
   /// Every rank begins with the one after it, so that not all wait for the same.
