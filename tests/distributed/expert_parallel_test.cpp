@@ -61,9 +61,9 @@ void compare_with_one_rank(Layer whole, const Batch& batch, Context context) {
   layer.backward(part.x, inputs, own_context, part.dy, gradients, own_dx, 0);
   CHECK(bit_difference(own_dx, Matrix<double>(dx.middleRows(first, tokens))) == "");
 
-  if (gradients.num_own() > 0) {
+  if (gradients.own().size() > 0) {
     Layer expected(gradients.experts().options());
-    mpi::detail::Spreadable<Layer>::copy(whole_gradients, gradients.first_own(), expected);
+    mpi::detail::Spreadable<Layer>::copy(whole_gradients, gradients.own().begin, expected);
     const Parameters<double> ranges = parameters(expected), own = gradients.expert_parameters();
     REQUIRE(own.size() == ranges.size());
     for (std::size_t i = 0; i < own.size(); ++i) {

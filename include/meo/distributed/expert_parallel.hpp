@@ -135,18 +135,17 @@ class ExpertParallelContext {
   detail::ExpertParallelMemory<Layer, Scalar> memory_;
 };
 
-/// A MoeLayer, or a FeedForward of them with one router, whose experts are spread over ranks: rank r owns the
-/// experts first_expert(N, r, P) … first_expert(N, r + 1, P) − 1. Every rank has the whole router and works
-/// on a part of the batch, whole sequences.
+/// A MoeLayer, or a FeedForward of them with one router, of whose experts each rank owns some, see range_of.
+/// Every rank has the whole router and works on its part of the batch, whole sequences.
 ///
-/// Outputs, input gradients and experts' gradients have the very bits of one rank that has all of the batch,
-/// whatever the number of ranks, where the parts are the batch's sequences in the order of the ranks and the
-/// router decides alike: rows are multiplied by the kernels that one rank has, come to an expert in the order
-/// of the batch, and come back unsummed. What the loss is made of, and the router's gradients, are sums over
-/// ranks, and so equal to rounding: see Inputs::reduction, and router_parameters. With Switch's capacity or
-/// expert choice, experts choose among the rows of one rank.
+/// Of one rank that has the whole batch, the parts one after another, y and the experts' gradients are had to
+/// the bit, on any number of ranks, and without losses of the router, d_loss = 0, dx as well: rows are
+/// multiplied by the kernels that one rank has, come to an expert in the order of the batch, and come back
+/// unsummed. Losses, see Inputs::reduction, and gradients of the router are sums over ranks, and the same to
+/// rounding, as is then dx. Capacity and expert choice count the rows of each rank by themselves.
 ///
-/// All calls of forward and backward are collective.
+/// forward and backward are for all ranks to call, with tokens or without. What one rank throws leaves the
+/// others waiting for it: see run.
 template <class LayerType>
 class ExpertParallel {
   using Spreadable = detail::Spreadable<LayerType>;
@@ -165,28 +164,27 @@ class ExpertParallel {
       : communicator_(communicator),
         options_(checked(options)),
         router_(options.routing, in_features(), options.num_experts, options.top_k) {
-    if (num_own() > 0) experts_.emplace(local(options, num_own()), more...);
+    if (own().size() > 0) experts_.emplace(local(options, own().size()), more...);
   }
 
   /// With the parameters of a layer, of whose experts it copies its own. Throws std::invalid_argument for one
   /// without a router, or with several.
   ExpertParallel(const Communicator& communicator, const Layer& whole)
       : communicator_(communicator), options_(checked(whole.options())), router_(Spreadable::router(whole)) {
-    if (num_own() == 0) return;
-    experts_.emplace(Spreadable::like(whole, local(options_, num_own())));
-    Spreadable::copy(whole, first_own(), *experts_);
+    if (own().size() == 0) return;
+    experts_.emplace(Spreadable::like(whole, local(options_, own().size())));
+    Spreadable::copy(whole, own().begin, *experts_);
   }
 
   /// What the whole layer is made with.
   const Options& options() const { return options_; }
-  /// The first of this rank's experts, and how many they are.
-  Index first_own() const { return first(communicator_.rank()); }
-  Index num_own() const { return first(communicator_.rank() + 1) - first_own(); }
+  /// This rank's experts; none where there are fewer than ranks.
+  RankRange own() const { return range_of(options_.num_experts, communicator_.size(), communicator_.rank()); }
 
   /// Each rank has the same; who changes one, changes all.
   Router<Scalar>& router() { return router_; }
   const Router<Scalar>& router() const { return router_; }
-  /// This rank's experts: a layer without a router, whose expert e is first_own() + e. Throws
+  /// This rank's experts: a layer without a router, whose expert e is own().begin + e. Throws
   /// std::invalid_argument on a rank that has none.
   Layer& experts() {
     require_experts();
@@ -212,8 +210,7 @@ class ExpertParallel {
   Parameters<Scalar> expert_parameters() { return experts_ ? parameters(*experts_) : Parameters<Scalar>(); }
 
   /// x: T × D, this rank's tokens; y: T × F, overwritten. Returns context.routing. Throws
-  /// std::invalid_argument for what does not fit, std::domain_error for a gate whose logits are not finite;
-  /// others then wait, see run.
+  /// std::invalid_argument for what does not fit, std::domain_error for a gate whose logits are not finite.
   const Routing<Scalar>& forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                  MatrixRef<Scalar> y, Context& context) const;
 
@@ -245,7 +242,6 @@ class ExpertParallel {
 
   Index in_features() const { return Spreadable::in_features(options_); }
   Index out_features() const { return Spreadable::out_features(options_); }
-  Index first(int rank) const { return first_expert(options_.num_experts, rank, communicator_.size()); }
 
   void require_experts() const {
     meo::detail::require(experts_.has_value(), "experts: expected a rank that has some, got rank ",
@@ -315,7 +311,7 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
   memory.exchange.send(communicator_, gather(x, 0, memory), in_features(), own);
   const std::span<const Index> experts = memory.exchange.received_experts();
   memory.assignment.rows = received;
-  memory.assignment.num_experts = num_own();
+  memory.assignment.num_experts = own().size();
   memory.assignment.top_k = 1;
   memory.assignment.experts.assign(experts.begin(), experts.end());
   memory.assignment.weights.assign(experts.size(), Scalar(1));

@@ -14,10 +14,6 @@
 
 namespace meo::inline MEO_ABI::mpi {
 
-/// The first of the experts that a rank owns; for P, N. Ranks own runs of experts that differ by one at most,
-/// and some own none where P > N.
-constexpr Index first_expert(Index num_experts, int rank, int ranks) { return num_experts * rank / ranks; }
-
 namespace detail {
 
 /// Of one batch: how many rows each rank sends to each expert.
@@ -69,16 +65,16 @@ class TokenExchange {
 inline void TokenExchange::plan(const Communicator& communicator, std::span<const Index> begins) {
   const auto num_experts = static_cast<Index>(begins.size()) - 1;
   const int ranks = communicator.size();
-  const auto first = [&](int rank) { return first_expert(num_experts, rank, ranks); };
-  const Index own = first(communicator.rank() + 1) - first(communicator.rank());
+  const Index own = range_of(num_experts, ranks, communicator.rank()).size();
   std::vector<Index> counts, counts_of_ranks;
   for (std::size_t expert = 0; expert + 1 < begins.size(); ++expert)
     counts.push_back(begins[expert + 1] - begins[expert]);
   to_owners_.clear();
   for (int rank = 0; rank < ranks; ++rank) {
-    counts_of_ranks.push_back(first(rank + 1) - first(rank));
-    to_owners_.push_back(begins[static_cast<std::size_t>(first(rank + 1))] -
-                         begins[static_cast<std::size_t>(first(rank))]);
+    const RankRange experts = range_of(num_experts, ranks, rank);
+    counts_of_ranks.push_back(experts.size());
+    to_owners_.push_back(begins[static_cast<std::size_t>(experts.end)] -
+                         begins[static_cast<std::size_t>(experts.begin)]);
   }
   const std::vector<Index> own_of_each(static_cast<std::size_t>(ranks), own);
   std::vector<Index> received(static_cast<std::size_t>(ranks * own));
