@@ -307,8 +307,8 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
 
   memory.exchange.plan(communicator_, dispatch.begins);
   const Index sent = memory.exchange.sent_rows(), received = memory.exchange.received_rows();
-  Scalar* const own = meo::detail::reserve(memory.inputs, received * in_features());
-  memory.exchange.send(communicator_, gather(x, 0, memory), in_features(), own);
+  Scalar* const arrived = meo::detail::reserve(memory.inputs, received * in_features());
+  memory.exchange.send(communicator_, gather(x, 0, memory), in_features(), arrived);
   const std::span<const Index> experts = memory.exchange.received_experts();
   memory.assignment.rows = received;
   memory.assignment.num_experts = own().size();
@@ -318,8 +318,8 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
   Scalar* const results = meo::detail::reserve(memory.results, received * out_features());
   if (received > 0) {
     const Eigen::Map<Matrix<Scalar>> outputs(results, received, out_features());
-    experts_->forward_routed(Eigen::Map<Matrix<Scalar>>(own, received, in_features()), {}, memory.assignment,
-                             outputs, memory.local);
+    experts_->forward_routed(Eigen::Map<Matrix<Scalar>>(arrived, received, in_features()), {},
+                             memory.assignment, outputs, memory.local);
   }
   Scalar* const returned = meo::detail::reserve(memory.returned, sent * out_features());
   memory.exchange.send_back(communicator_, results, out_features(), returned);
