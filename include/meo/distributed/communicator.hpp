@@ -47,8 +47,8 @@ concept Sendable = std::is_trivially_copyable_v<T> &&
 
 /// Which of many things, numbered from 0, are a rank's: begin … end − 1.
 struct RankRange {
-  Index begin;
-  Index end;
+  Index begin;  ///< the first
+  Index end;    ///< the one after the last
 
   /// How many.
   Index size() const { return end - begin; }

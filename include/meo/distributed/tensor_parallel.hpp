@@ -78,6 +78,7 @@ struct Split;
 template <class ScalarType, int NumExperts, class Kind, class Storage>
 struct Split<MixtureLayer<ScalarType, NumExperts, Kind, Storage>> {
   using Layer = MixtureLayer<ScalarType, NumExperts, Kind, Storage>;
+  using Projection = Layer;
   using Context = meo::Context<ScalarType>;
   static constexpr std::string_view size_name = "out_features";
   static constexpr bool sums_outputs = false;
@@ -110,6 +111,7 @@ struct Split<MixtureLayer<ScalarType, NumExperts, Kind, Storage>> {
 template <class LayerType, class Activation>
 struct Split<FeedForward<LayerType, Activation>> {
   using Layer = FeedForward<LayerType, Activation>;
+  using Projection = LayerType;
   using Scalar = typename Layer::Scalar;
   using Context = FeedForwardContext<Scalar>;
   static constexpr std::string_view size_name = "hidden_features";
