@@ -1,6 +1,6 @@
 // failures <case>: what goes wrong on one rank alone, or on all, and has to end all ranks.
 
-#include <cstdio>
+#include <filesystem>
 #include <span>
 #include <stdexcept>
 #include <string_view>
@@ -18,6 +18,7 @@ void work(const meo::mpi::Communicator& world, std::string_view what) {
   if (what == "one_throws" && is_last) throw std::runtime_error("user code has failed");
   if (what == "all_throw") throw std::runtime_error("user code has failed");
   if (what == "no_exception" && is_last) throw 42;
+  if (what == "missing_file" && is_last) static_cast<void>(std::filesystem::file_size("no such file"));
   if (what == "under_way") {
     const auto reduction = world.start_all_reduce_sum(std::span<double>(values));
     if (is_last) throw std::runtime_error("user code has failed");

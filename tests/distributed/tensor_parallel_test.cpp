@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -216,6 +217,23 @@ TEST_CASE("what is wrong on one rank throws on all, and changes nothing") {
   CHECK(bit_difference(dx, Matrix<double>::Constant(6, 5, 7)) == "");
   for (const auto& values : mpi::detail::shared_values(gradients.part()))
     CHECK(std::all_of(values.begin(), values.end(), [](double value) { return value == 3.0; }));
+}
+
+TEST_CASE("a layer is shared by processes, as the README has it") {
+  world();
+  std::mt19937_64 rng(42);
+  meo::MeoLayer<float> layer({.in_features = 30, .out_features = 70, .num_experts = 8, .top_k = 2});
+  layer.initialize(rng);
+  const meo::Matrix<float> x = random_matrix<float>(rng, 12, 30);
+  meo::Matrix<float> y(12, 70);
+  const meo::mpi::Communicator world;  // after a meo::mpi::Environment, at the top of main
+  const meo::mpi::TensorParallel split(world,
+                                       layer);  // of a layer that is the same on all ranks, this rank's part
+  decltype(split)::Context context;
+  const float loss =
+      split.forward(x, {}, y, context);  // all of y on every rank, to the bit as layer.forward(x)
+  CHECK(bit_difference(y, layer.forward(x).y) == "");
+  CHECK(loss == layer.forward(x).routing.loss);
 }
 
 TEST_CASE("what cannot be split is refused") {

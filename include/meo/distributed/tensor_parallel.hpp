@@ -339,6 +339,10 @@ class TensorParallel {
   Layer part_;
 };
 
+/// From a whole layer.
+template <class Layer>
+TensorParallel(const Communicator&, const Layer&) -> TensorParallel<Layer>;
+
 template <class LayerType>
 template <class Bank>
 void TensorParallel<LayerType>::take(const Bank& bank, const detail::Block& block, Bank& part) {
