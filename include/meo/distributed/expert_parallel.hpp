@@ -116,6 +116,7 @@ struct ExpertParallelMemory {
 template <class Layer>
 class ExpertParallelContext {
  public:
+  /// The layer's.
   using Scalar = typename Layer::Scalar;
 
   /// What the router decided on this rank's rows.
@@ -259,6 +260,16 @@ class ExpertParallel {
   /// memory.sent: of every pair its token's row, with `more` values of room behind each.
   static Scalar* gather(const MatrixView<Scalar>& from, Index more, Memory& memory);
 
+  /// This rank's experts on the rows that came, memory.inputs: leaves their outputs in memory.results.
+  void forward_own(Memory& memory) const;
+
+  /// The same backward, from memory.d_outputs, whose rows end with weights: leaves gradients of the inputs in
+  /// memory.results, each with that of its weight behind it.
+  void backward_own(Memory& memory, ExpertParallel& gradients) const;
+
+  /// What has come back in memory.returned, added up in the order of the experts: gradients of x and weights.
+  static void collect(Memory& memory, MatrixRef<Scalar> dx);
+
   Communicator communicator_;
   Options options_;
   Router<Scalar> router_;
@@ -291,6 +302,53 @@ auto ExpertParallel<LayerType>::gather(const MatrixView<Scalar>& from, Index mor
 }
 
 template <class LayerType>
+void ExpertParallel<LayerType>::forward_own(Memory& memory) const {
+  const Index rows = memory.exchange.received_rows(), in = in_features(), out = out_features();
+  const std::span<const Index> experts = memory.exchange.received_experts();
+  memory.assignment.rows = rows;
+  memory.assignment.num_experts = own().size();
+  memory.assignment.top_k = 1;
+  memory.assignment.experts.assign(experts.begin(), experts.end());
+  memory.assignment.weights.assign(experts.size(), Scalar(1));
+  Scalar* const results = meo::detail::reserve(memory.results, rows * out);
+  if (rows == 0) return;
+  experts_->forward_routed(Eigen::Map<Matrix<Scalar>>(memory.inputs.data(), rows, in), {}, memory.assignment,
+                           Eigen::Map<Matrix<Scalar>>(results, rows, out), memory.local);
+}
+
+template <class LayerType>
+void ExpertParallel<LayerType>::backward_own(Memory& memory, ExpertParallel& gradients) const {
+  const Index rows = memory.exchange.received_rows(), in = in_features(), out = out_features();
+  Scalar* const results = meo::detail::reserve(memory.results, rows * (in + 1));
+  if (rows == 0) return;
+  const Eigen::OuterStride<> d_stride(out + 1), stride(in + 1);
+  for (Index row = 0; row < rows; ++row) {
+    memory.assignment.weights[static_cast<std::size_t>(row)] =
+        memory.d_outputs[static_cast<std::size_t>(row * (out + 1) + out)];
+  }
+  memory.d_pairs.assign(static_cast<std::size_t>(rows), Scalar(0));
+  experts_->backward_routed(Eigen::Map<Matrix<Scalar>>(memory.inputs.data(), rows, in), {}, memory.assignment,
+                            memory.local, Map(memory.d_outputs.data(), rows, out, d_stride),
+                            gradients.experts(), Map(results, rows, in, stride), memory.d_pairs);
+  for (Index row = 0; row < rows; ++row)
+    results[row * (in + 1) + in] = memory.d_pairs[static_cast<std::size_t>(row)];
+}
+
+template <class LayerType>
+void ExpertParallel<LayerType>::collect(Memory& memory, MatrixRef<Scalar> dx) {
+  const Index in = dx.cols();
+  const auto& dispatch = memory.dispatch;
+  memory.d_slots.resize(dispatch.tokens.size());
+  for (std::size_t slot = 0; slot < dispatch.tokens.size(); ++slot) {
+    const Scalar* const row = memory.returned.data() + static_cast<Index>(slot) * (in + 1);
+    memory.d_slots[slot] = static_cast<meo::detail::Sum<Scalar>>(row[in]);
+    const Eigen::Map<const Vector<Scalar>> d_token(row, in);
+    if (dispatch.is_first[slot] != 0) dx.row(dispatch.tokens[slot]) = d_token.transpose();
+    else dx.row(dispatch.tokens[slot]) += d_token.transpose();
+  }
+}
+
+template <class LayerType>
 auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                         MatrixRef<Scalar> y, Context& context) const
     -> const Routing<Scalar>& {
@@ -306,23 +364,13 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
                                        rows.governed, dispatch);
 
   memory.exchange.plan(communicator_, dispatch.begins);
-  const Index sent = memory.exchange.sent_rows(), received = memory.exchange.received_rows();
-  Scalar* const arrived = meo::detail::reserve(memory.inputs, received * in_features());
-  memory.exchange.send(communicator_, gather(x, 0, memory), in_features(), arrived);
-  const std::span<const Index> experts = memory.exchange.received_experts();
-  memory.assignment.rows = received;
-  memory.assignment.num_experts = own().size();
-  memory.assignment.top_k = 1;
-  memory.assignment.experts.assign(experts.begin(), experts.end());
-  memory.assignment.weights.assign(experts.size(), Scalar(1));
-  Scalar* const results = meo::detail::reserve(memory.results, received * out_features());
-  if (received > 0) {
-    const Eigen::Map<Matrix<Scalar>> outputs(results, received, out_features());
-    experts_->forward_routed(Eigen::Map<Matrix<Scalar>>(arrived, received, in_features()), {},
-                             memory.assignment, outputs, memory.local);
-  }
+  Scalar* const inputs_of_own =
+      meo::detail::reserve(memory.inputs, memory.exchange.received_rows() * in_features());
+  memory.exchange.send(communicator_, gather(x, 0, memory), in_features(), inputs_of_own);
+  forward_own(memory);
+  const Index sent = memory.exchange.sent_rows();
   Scalar* const returned = meo::detail::reserve(memory.returned, sent * out_features());
-  memory.exchange.send_back(communicator_, results, out_features(), returned);
+  memory.exchange.send_back(communicator_, memory.results.data(), out_features(), returned);
 
   meo::detail::zero_rows_without_experts<Scalar>(context.routing, rows.governed, y);
   meo::detail::combine_rows<Scalar>(
@@ -349,41 +397,21 @@ void ExpertParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const 
   meo::detail::require_apart<Scalar>(dx, "dx", dy, "dy");
   const meo::detail::GateRows rows = rows_of(offsets, memory);
   const auto& dispatch = memory.dispatch;
-  const Index sent = memory.exchange.sent_rows(), received = memory.exchange.received_rows();
-
-  // Owners weigh, as one rank does before it multiplies: behind each row goes its weight, and comes the
-  // gradient of it.
-  const Index out = out_features(), in = in_features();
+  // Owners weigh, as one rank does before it multiplies: behind each row goes its weight, and comes its
+  // gradient.
+  const Index in = in_features(), out = out_features(), sent = memory.exchange.sent_rows();
   Scalar* const d_sent = gather(dy, 1, memory);
   for (Index slot = 0; slot < sent; ++slot)
     d_sent[slot * (out + 1) + out] = dispatch.weights[static_cast<std::size_t>(slot)];
-  Scalar* const d_outputs = meo::detail::reserve(memory.d_outputs, received * (out + 1));
+  Scalar* const d_outputs =
+      meo::detail::reserve(memory.d_outputs, memory.exchange.received_rows() * (out + 1));
   memory.exchange.send(communicator_, d_sent, out + 1, d_outputs);
-  Scalar* const results = meo::detail::reserve(memory.results, received * (in + 1));
-  if (received > 0) {
-    for (Index row = 0; row < received; ++row)
-      memory.assignment.weights[static_cast<std::size_t>(row)] = d_outputs[row * (out + 1) + out];
-    memory.d_pairs.assign(static_cast<std::size_t>(received), Scalar(0));
-    experts_->backward_routed(
-        Eigen::Map<Matrix<Scalar>>(memory.inputs.data(), received, in), {}, memory.assignment, memory.local,
-        Map(d_outputs, received, out, Eigen::OuterStride<>(out + 1)), gradients.experts(),
-        Map(results, received, in, Eigen::OuterStride<>(in + 1)), memory.d_pairs);
-    for (Index row = 0; row < received; ++row)
-      results[row * (in + 1) + in] = memory.d_pairs[static_cast<std::size_t>(row)];
-  }
+  backward_own(memory, gradients);
   Scalar* const returned = meo::detail::reserve(memory.returned, sent * (in + 1));
-  memory.exchange.send_back(communicator_, results, in + 1, returned);
+  memory.exchange.send_back(communicator_, memory.results.data(), in + 1, returned);
 
   meo::detail::zero_rows_without_experts<Scalar>(context.routing, rows.governed, dx);
-  memory.d_slots.resize(static_cast<std::size_t>(sent));
-  for (Index slot = 0; slot < sent; ++slot) {
-    const auto s = static_cast<std::size_t>(slot);
-    const Scalar* const row = returned + slot * (in + 1);
-    memory.d_slots[s] = static_cast<meo::detail::Sum<Scalar>>(row[in]);
-    const Eigen::Map<const Vector<Scalar>> d_token(row, in);
-    if (dispatch.is_first[s] != 0) dx.row(dispatch.tokens[s]) = d_token.transpose();
-    else dx.row(dispatch.tokens[s]) += d_token.transpose();
-  }
+  collect(memory, dx);
   memory.d_weights.assign(context.routing.weights.size(), Scalar(0));
   meo::detail::collect_weights_gradient<Scalar>(context.routing, rows.governed, dispatch, memory.d_slots,
                                                 memory.d_weights);
