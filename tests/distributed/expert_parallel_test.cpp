@@ -109,6 +109,15 @@ TEST_CASE("experts on several ranks give the bits of one rank") {
                         FeedForwardContext<double>());
 }
 
+TEST_CASE("any routing of experts on several ranks gives the bits of one rank") {
+  Generator rng(1);
+  LayerOptions options{.in_features = 5, .out_features = 9, .num_experts = 4, .top_k = 3};
+  // Segments of four tokens; tokens that find no room with an expert, or with any.
+  options.routing = GENERATE(RoutingOptions{.level = Level::segment, .segment_tokens = 4},
+                             RoutingOptions{.level = Level::token, .selection = {.capacity = 2}});
+  compare_with_one_rank(Moe(options), random_batch(rng, {3, 8, 17, 6, 5}, 5, 9, 0, true), Context<double>());
+}
+
 TEST_CASE("what is no expert-parallel layer is said before anything is sent") {
   const LayerOptions options{.in_features = 3, .out_features = 2, .num_experts = 2};
   CHECK(error_lacks<std::invalid_argument>(

@@ -15,14 +15,16 @@
 
 namespace meo::test {
 
-/// Some sequences of random features, with noise for their rows.
+/// Some sequences of random features, with noise for their rows; or none, with no columns.
 struct Batch {
   Matrix<double> x, dy, noise;
   Sequences sequences;
   bool routes_tokens;  ///< whether each token has a row of noise, or each sequence
 
   Inputs<double> inputs() const {
-    return {.sequences = &sequences, .noise = Noise<double>(MatrixView<double>(noise))};
+    Inputs<double> inputs{.sequences = &sequences};
+    if (noise.cols() > 0) inputs.noise = Noise<double>(noise);
+    return inputs;
   }
 
   /// Sequences first … end − 1.
