@@ -39,8 +39,9 @@ class TensorParallelProjections {
   /// What a forward leaves to its backward.
   class Context {
    public:
-    /// Of the projections.
-    typename Projection::Context up, gate_up, down;
+    typename Projection::Context up;       ///< of each projection
+    typename Projection::Context gate_up;  ///< of a gated block
+    typename Projection::Context down;     ///< as up
 
     /// Task level: the gradient of inputs.task_embeddings, as the last backward wrote it.
     const Matrix<Scalar>& task_embeddings_gradient() const { return task_embeddings_; }
