@@ -7,6 +7,7 @@ function(meo_add_compiled folder)
               ${sources}/double_kernels.cpp ${sources}/double_layers.cpp
               ${sources}/float_kernels.cpp ${sources}/float_layers.cpp)
   add_library(meo::compiled ALIAS meo_compiled)
+  set_target_properties(meo_compiled PROPERTIES POSITION_INDEPENDENT_CODE ON)  # for shared objects, too
   target_link_libraries(meo_compiled PUBLIC meo::meo)
   target_compile_definitions(meo_compiled PUBLIC MEO_COMPILED)
   if(TARGET nlohmann_json::nlohmann_json)

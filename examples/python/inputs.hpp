@@ -17,10 +17,10 @@ namespace meo_python {
 
 /// Arguments beside x, as they come; None where there is none.
 struct InputArguments {
-  std::optional<std::vector<Index>> lengths;
-  std::optional<py::array> task_embeddings;
-  std::optional<std::vector<Index>> description_lengths;
-  std::vector<Index> task_of_sequence;
+  std::optional<std::vector<Index>> lengths = {};
+  std::optional<py::array> task_embeddings = {};
+  std::optional<std::vector<Index>> description_lengths = {};
+  std::vector<Index> task_of_sequence = {};
   py::object noise = py::none();  ///< an array, or the seed of a generator
 };
 

@@ -10,6 +10,7 @@
 
 #include "arrays.hpp"
 #include "inputs.hpp"
+#include "merged.hpp"
 #include "parameters.hpp"
 
 namespace meo_python {
@@ -217,6 +218,7 @@ void bind_passes(Class& layer) {
 
 template <class Layer>
 void bind_layer(py::module_& module, const char* name, const char* doc) {
+  using Scalar = typename Layer::Scalar;
   py::class_<Layer> layer(module, name, doc);
   layer.def(py::init([](Index in_features, Index out_features, Index num_experts, Index top_k, bool bias,
                         const std::string& level, Index task_features, Index segment_tokens,
@@ -243,6 +245,19 @@ void bind_layer(py::module_& module, const char* name, const char* doc) {
             py::arg("noise_epsilon") = 1e-2, py::arg("merge_order") = "automatic");
   bind_parameters<Layer>(layer);
   bind_passes<Layer>(layer);
+  layer.def(
+      "route",
+      [](const Layer& self, py::array x, std::optional<std::vector<Index>> lengths,
+         std::optional<py::array> embeddings, std::optional<std::vector<Index>> description_lengths,
+         std::vector<Index> tasks) {
+        Batch<Scalar> batch(std::move(x), {lengths, embeddings, description_lengths, tasks});
+        const py::gil_scoped_release released;
+        meo::Workspace<Scalar> workspace;
+        return meo::Routing<Scalar>(self.route(batch.x().matrix(), batch.inputs(), workspace));
+      },
+      py::arg("x"), py::kw_only(), py::arg("lengths") = py::none(), py::arg("task_embeddings") = py::none(),
+      py::arg("description_lengths") = py::none(), py::arg("task_of_sequence") = std::vector<Index>(),
+      "The gate alone, without noise: what forward would decide.");
 }
 
 template <class Block>
@@ -290,6 +305,7 @@ void bind_layers(py::module_ module) {
                                                         "A block of two or three MoeLayers.");
   bind_block<meo::FeedForward<Meo, meo::AnyActivation>>(module, "MeoFeedForward",
                                                         "A block of two or three MeoLayers.");
+  bind_merged<Scalar>(module);
 }
 
 }  // namespace meo_python

@@ -11,6 +11,7 @@
 #include <meo/distributed/agreement.hpp>
 #include <meo/distributed/checkpoint.hpp>
 #include <meo/distributed/tensor_parallel.hpp>
+#include <meo/distributed/tensor_parallel_projections.hpp>
 #include <meo/io/checkpoint.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
@@ -69,7 +70,7 @@ bool are_same(Layer& a, Layer& b) {
   return of_a.size() == of_b.size();
 }
 
-template <class Layer>
+template <class Layer, class Split = TensorParallel<Layer>>
 void check_files(const typename Layer::Options& options) {
   Generator rng(5);
   Layer whole(options);
@@ -77,25 +78,27 @@ void check_files(const typename Layer::Options& options) {
   const std::vector<std::byte> expected = bytes_of_one_rank(whole, "a.");
   const SharedPath file;
 
-  TensorParallel<Layer> split(world(), whole);
+  Split split(world(), whole);
   mpi::CheckpointWriter writer(world());
   writer.set_metadata("step", "7");
   writer.add(split, "a.");
   writer.write(file.path());
   CHECK(load_bytes(file.path()) == expected);
 
-  TensorParallel<Layer> loaded(world(), options);
+  Split loaded(world(), options);
   mpi::load(loaded, mpi::open(world(), file.path()), "a.");
-  CHECK(are_same(loaded.part(), split.part()));
+  CHECK(are_same(loaded, split));
 }
 
 }  // namespace
 
 TEST_CASE("a file that ranks write together is that of one rank, and any number reads it") {
   check_files<MoeLayer<double>>(small_layer(Level::token, 5, 37));
-  check_files<MeoLayer<double>>(small_layer(Level::token, 5, 1003));
+  check_files<MeoLayer<double>>(small_layer(Level::token, 20, 1003));
   check_files<FeedForward<MoeLayer<double>>>(small_block(Level::task, 3, 11, true, true));
   check_files<FeedForward<MeoLayer<double>>>(small_block(Level::sequence, 3, 70, false, true));
+  check_files<FeedForward<MeoLayer<double>>, mpi::TensorParallelProjections<MeoLayer<double>>>(
+      small_block(Level::token, 6, 9, true, false));
 }
 
 TEST_CASE("layers that every rank has whole stand beside those that are split") {
@@ -145,6 +148,11 @@ TEST_CASE("what one rank finds wrong in its part of a file, all throw, and load 
   TensorParallel<MeoLayer<double>> larger(world(), small_layer(Level::sequence, 5, 9));
   CHECK_THROWS_WITH(mpi::load(larger, mpi::open(world(), file.path())),
                     Catch::Contains("expected shape [4, 9, 5], got [4, 8, 5]"));
+  auto without_bias = options;
+  without_bias.bias = false;
+  TensorParallel<MeoLayer<double>> unbiased(world(), without_bias);
+  CHECK_THROWS_WITH(mpi::load(unbiased, mpi::open(world(), file.path())),
+                    Catch::Contains("is no parameter of what is loaded"));
 }
 
 TEST_CASE("a file that one rank alone cannot open or write is an error of all") {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <meo/distributed/tensor_parallel.hpp>
+#include <meo/distributed/tensor_parallel_projections.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
@@ -26,6 +27,7 @@ namespace {
 using namespace meo;
 using namespace meo::test;
 using mpi::TensorParallel;
+using mpi::TensorParallelProjections;
 
 /// Random values for all parameters; the same on all ranks.
 template <class Layer>
@@ -90,9 +92,26 @@ void check_same(Layer& gathered, Layer& whole, double tolerance, const IsExact& 
   }
 }
 
-/// Two steps' gradients of a layer, split and whole.
-template <class Layer>
-void check_layer(const typename Layer::Options& options, Index features, Index outputs, bool is_exact) {
+/// The sum of the balance losses that a forward has left.
+double loss_of(const Context<double>& context) { return context.routing.loss; }
+double loss_of(const FeedForwardContext<double>& context) {
+  return context.up.routing.loss + context.gate_up.routing.loss + context.down.routing.loss;
+}
+
+template <class Layer, class Visit>
+void for_parts(TensorParallel<Layer>& split, const Visit& visit) {
+  visit(split.part());
+}
+template <class Layer, class Visit>
+void for_parts(TensorParallelProjections<Layer>& split, const Visit& visit) {
+  split.visit_projections([&](const std::string&, auto& projection) { visit(projection.part()); });
+}
+
+/// Two steps of a layer, split and whole. is_exact: whether a parameter's gradients, by its name, or those of
+/// "y" have to be equal to the bit.
+template <class Layer, class Split, class IsExact>
+void check_layer(const typename Layer::Options& options, Index features, Index outputs,
+                 const IsExact& is_exact) {
   // Sums of at most 2000 products, in two orders.
   constexpr double tolerance = 2 * 2000 * 1.2e-16;
   Generator rng(7);
@@ -102,9 +121,9 @@ void check_layer(const typename Layer::Options& options, Index features, Index o
   ContextOf<Layer> context;
   Layer gradients(options);
   Matrix<double> y(tokens, outputs), dx(tokens, features);
-  const TensorParallel<Layer> split(world(), whole);
-  typename TensorParallel<Layer>::Context split_context;
-  TensorParallel<Layer> split_gradients(world(), options);
+  const Split split(world(), whole);
+  typename Split::Context split_context;
+  Split split_gradients(world(), options);
   Matrix<double> split_y(tokens, outputs), split_dx(tokens, features);
 
   Layer gathered = split.whole(), expected = whole;
@@ -113,8 +132,8 @@ void check_layer(const typename Layer::Options& options, Index features, Index o
   for (int pass = 0; pass < 2; ++pass) {  // gradients accumulate
     whole.forward(batch.x, batch.inputs, y, context);
     const double loss = split.forward(batch.x, batch.inputs, split_y, split_context);
-    CHECK(loss == mpi::detail::Split<Layer>::routing(context).loss);
-    if (is_exact) CHECK(bit_difference(split_y, y) == "");
+    CHECK(loss == loss_of(context));
+    if (is_exact("y")) CHECK(bit_difference(split_y, y) == "");
     else CHECK(disagreement_in_max_norm(split_y, y, tolerance) == "");
     whole.backward(batch.x, batch.inputs, context, batch.dy, gradients, dx, 0.5);
     split.backward(batch.x, batch.inputs, split_context, batch.dy, split_gradients, split_dx, 0.5);
@@ -123,16 +142,26 @@ void check_layer(const typename Layer::Options& options, Index features, Index o
                                    context.task_embeddings_gradient(), tolerance) == "");
   }
   gathered = split_gradients.whole();
-  check_same(gathered, gradients, tolerance,
-             [&](const std::string& name) { return is_exact && name == "experts"; });
+  check_same(gathered, gradients, tolerance, is_exact);
 
   // What every rank has whole is the same on all.
-  for (const auto& values : mpi::detail::shared_values(split_gradients.part())) {
-    std::vector<double> first(values.begin(), values.end());
-    world().broadcast(std::span<double>(first));
-    CHECK(std::equal(first.begin(), first.end(), values.begin()));
-  }
+  for_parts(split_gradients, [](auto& part) {
+    for (const auto& values : mpi::detail::shared_values(part)) {
+      std::vector<double> first(values.begin(), values.end());
+      world().broadcast(std::span<double>(first));
+      CHECK(std::equal(first.begin(), first.end(), values.begin()));
+    }
+  });
 }
+
+template <class Layer, class IsExact>
+void check_tensor_parallel(const typename Layer::Options& options, Index features, Index outputs,
+                           const IsExact& is_exact) {
+  check_layer<Layer, TensorParallel<Layer>>(options, features, outputs, is_exact);
+}
+
+bool y_and_experts(const std::string& name) { return name == "y" || name == "experts"; }
+bool nothing(const std::string&) { return false; }
 
 }  // namespace
 
@@ -141,13 +170,13 @@ TEMPLATE_TEST_CASE("a layer split by outputs has the whole one's outputs, to the
   for (const Level level : all_levels) {
     for (const Index out_features : {4, 37}) {
       INFO("level " << to_string(level) << ", F " << out_features);
-      check_layer<TestType>(small_layer(level, 11, out_features), 11, out_features, true);
+      check_tensor_parallel<TestType>(small_layer(level, 11, out_features), 11, out_features, y_and_experts);
     }
   }
 }
 
 TEST_CASE("an uneven split of many outputs is the whole, to the bit") {
-  check_layer<MeoLayer<double>>(small_layer(Level::sequence, 3, 1003), 3, 1003, true);
+  check_tensor_parallel<MeoLayer<double>>(small_layer(Level::sequence, 3, 1003), 3, 1003, y_and_experts);
 }
 
 TEMPLATE_TEST_CASE("a block split by hidden features has the whole one's outputs and gradients", "",
@@ -156,7 +185,20 @@ TEMPLATE_TEST_CASE("a block split by hidden features has the whole one's outputs
     if (level == Level::token && TestType::Kind::has_token_attention) continue;
     for (const bool gated : {false, true}) {
       INFO("level " << to_string(level) << ", gated " << gated);
-      check_layer<TestType>(small_block(level, 9, 14, gated, true), 9, 9, false);
+      check_tensor_parallel<TestType>(small_block(level, 9, 14, gated, true), 9, 9, nothing);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE(
+    "a block with a router for each projection has the whole one's outputs, to the bit, and gradients", "",
+    MoeLayer<double>, MeoLayer<double>) {
+  const auto y_and_down = [](const std::string& name) { return name == "y" || name == "down.experts"; };
+  for (const Level level : all_levels) {
+    for (const bool gated : {false, true}) {
+      INFO("level " << to_string(level) << ", gated " << gated);
+      check_layer<FeedForward<TestType>, TensorParallelProjections<TestType>>(
+          small_block(level, 9, 14, gated, false), 9, 9, y_and_down);
     }
   }
 }
@@ -256,4 +298,9 @@ TEST_CASE("what cannot be split is refused") {
       Catch::Contains("shared_gate: expected a block with one decision"));
   CHECK_THAT(message([] { TensorParallel<Block>(world(), small_block(Level::token, 3, 8, false, true)); }),
              Catch::Contains("level: expected a block without token attention"));
+  CHECK_THAT(message([] {
+               TensorParallelProjections<MeoLayer<double>>(world(),
+                                                           small_block(Level::token, 3, 8, false, true));
+             }),
+             Catch::Contains("shared_gate: expected a block with a router for each projection"));
 }

@@ -72,6 +72,23 @@ TEST_CASE("no intervals to prefetch in are no division by zero", "[prefetch]") {
   CHECK(queue.lines() <= PrefetchQueue::max_lines);
 }
 
+TEST_CASE("what no rate suffices for is asked for in bursts, and nothing else is", "[prefetch]") {
+  const std::vector<char> memory(100 * line);
+  PrefetchQueue short_tiles, long_tiles;
+  for (PrefetchQueue* queue : {&short_tiles, &long_tiles}) queue->add(memory.data(), 100 * line);
+  short_tiles.spread(12, 4);  // 96 lines at most
+  long_tiles.spread(13, 4);
+  CHECK(short_tiles.lines() == 0);
+  CHECK(long_tiles.lines() > 0);
+  for (Index burst = 0; burst < 4; ++burst) {
+    CHECK(short_tiles.at() == memory.data() + 26 * burst * line);
+    CHECK(long_tiles.at() == memory.data());
+    short_tiles.burst();
+    long_tiles.burst();
+  }
+  CHECK(short_tiles.at() == nullptr);  // all are asked for
+}
+
 TEST_CASE("what no longer fits the queue is left out", "[prefetch]") {
   const std::vector<char> memory(200 * line);
   PrefetchQueue queue;

@@ -53,8 +53,8 @@ void load(const Communicator& communicator, const std::vector<TensorSlice<Scalar
           std::set<std::string> ignored = {});
 
 /// Fills a layer, or a block, that is split over ranks; file: open on each of them. See io::load.
-template <class Layer>
-void load(TensorParallel<Layer>& layer, const io::SafetensorsReader& file, std::string_view prefix = "param.",
+template <SplitOverRanks SplitLayer>
+void load(SplitLayer& layer, const io::SafetensorsReader& file, std::string_view prefix = "param.",
           const io::LoadOptions& options = {});
 
 /// Collects what ranks have and writes it as one file, byte for byte that of SafetensorsWriter on one rank
@@ -73,12 +73,12 @@ class CheckpointWriter {
   void add(const TensorSlice<Scalar>& slice);
 
   /// All of a layer or a block that is split over ranks, or that each of them has whole; see io::save.
-  template <class Layer>
-  void add(const TensorParallel<Layer>& layer, std::string_view prefix = "param.") {
+  template <SplitOverRanks SplitLayer>
+  void add(const SplitLayer& layer, std::string_view prefix = "param.") {
     for (const auto& slice : tensor_slices(layer, prefix)) add(slice);
   }
   template <class Layer>
-  requires requires { typename Layer::Kind; }
+  requires(!SplitOverRanks<Layer>) && requires { typename Layer::Kind; }
   void add(const Layer& layer, std::string_view prefix = "param.") {
     for (const auto& part : io::tensor_parts(layer, prefix)) {
       const std::vector<Index> shape = part.shape();
@@ -159,12 +159,12 @@ void load(const Communicator& communicator, const std::vector<TensorSlice<Scalar
   });
 }
 
-template <class Layer>
-void load(TensorParallel<Layer>& layer, const io::SafetensorsReader& file, std::string_view prefix,
+template <SplitOverRanks SplitLayer>
+void load(SplitLayer& layer, const io::SafetensorsReader& file, std::string_view prefix,
           const io::LoadOptions& options) {
   const auto slices = tensor_slices(layer, prefix);
-  using Scalar = typename Layer::Scalar;
-  using Projection = typename detail::Split<Layer>::Projection;
+  using Scalar = typename SplitLayer::Scalar;
+  using Projection = typename detail::Split<typename SplitLayer::Layer>::Projection;
   using Storage = typename Projection::Storage;
   if constexpr (io::FloatLike<Storage> && !std::same_as<Storage, Scalar>) {
     agree(layer.communicator(), [&] {

@@ -127,10 +127,10 @@ struct Split<FeedForward<LayerType, Activation>> {
   static void check(const FeedForwardOptions& options) {
     require(options.shared_gate,
             "shared_gate: expected a block with one decision to split it by hidden features, got false; "
-            "split each of its projections as a layer");
+            "TensorParallelProjections splits the others");
     require(!Layer::Kind::has_token_attention || options.routing.level != Level::token,
-            "level: expected a block without token attention to split it by hidden features, got token; "
-            "split each of its projections as a layer");
+            "level: expected a block without token attention to split it by hidden features, got token, at "
+            "which `down` has some over all of them");
   }
   static Layer like(const Layer& block, const FeedForwardOptions& options) {
     return Layer(options, block.activation());

@@ -82,13 +82,21 @@ struct CollectShapes {
 
 }  // namespace detail
 
-/// All tensors of a TensorParallel under the names that io/checkpoint.hpp has, which begin with `prefix`.
-/// They refer to it.
-template <class Split>
-requires requires { typename std::remove_const_t<Split>::Layer; }
-std::vector<TensorSlice<typename Split::Scalar>> tensor_slices(Split& layer, std::string_view prefix) {
-  using Layer = typename Split::Layer;
-  using Scalar = typename Split::Scalar;
+/// A TensorParallel, or TensorParallelProjections.
+template <class T>
+concept SplitOverRanks = requires(const T& layer) {
+  typename T::Layer;
+  layer.communicator();
+};
+
+/// All tensors of a TensorParallel or of TensorParallelProjections, under the names that io/checkpoint.hpp
+/// has, which begin with `prefix`. They refer to it.
+template <class SplitLayer>
+requires requires(const SplitLayer& layer) { layer.part(); }
+std::vector<TensorSlice<typename SplitLayer::Scalar>> tensor_slices(SplitLayer& layer,
+                                                                    std::string_view prefix) {
+  using Layer = typename SplitLayer::Layer;
+  using Scalar = typename SplitLayer::Scalar;
   // Where the whole and the part have other sizes, there the tensor is split.
   const typename io::detail::SizesOf<Layer>::Type sizes(layer.options());
   std::vector<std::vector<Index>> shapes;
@@ -108,6 +116,19 @@ std::vector<TensorSlice<typename Split::Scalar>> tensor_slices(Split& layer, std
     }
     slices.push_back({std::move(part), std::move(shape), std::move(begin), held});
   }
+  return slices;
+}
+template <class SplitBlock>
+requires requires(const SplitBlock& block) {
+  block.visit_projections([](std::string_view, const auto&) {});
+}
+std::vector<TensorSlice<typename SplitBlock::Scalar>> tensor_slices(SplitBlock& block,
+                                                                    std::string_view prefix) {
+  std::vector<TensorSlice<typename SplitBlock::Scalar>> slices;
+  block.visit_projections([&](std::string_view name, auto& projection) {
+    for (auto& slice : tensor_slices(projection, std::string(prefix).append(name)))
+      slices.push_back(std::move(slice));
+  });
   return slices;
 }
 

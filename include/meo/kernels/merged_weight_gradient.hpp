@@ -189,10 +189,15 @@ class MergedWeightGradient {
       ahead.add(bank_.panel(block.panel, expert) + first_value(block), bytes);
       ahead.add(gradients_of(block, expert) + first_value(block), bytes);
     });
-    Index stretches = 0;
-    for (Index q = 0; q < block.merges; ++q)
-      for_stretches(block.first_merge + q, [&](Index, Index) { ++stretches; });
-    ahead.spread_bursts(stretches * (block.inputs / Tile<Scalar>::rows));
+    Index intervals = 0, stretches = 0;
+    for (Index q = 0; q < block.merges; ++q) {
+      for_stretches(block.first_merge + q, [&](Index, Index tokens) {
+        intervals += tokens / prefetch_interval<Scalar>;
+        ++stretches;
+      });
+    }
+    const Index tiles = block.inputs / Tile<Scalar>::rows;
+    ahead.spread(intervals * tiles, stretches * tiles);
     return ahead;
   }
 

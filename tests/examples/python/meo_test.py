@@ -105,6 +105,13 @@ class ArrayTest(unittest.TestCase):
         numpy.testing.assert_array_equal(ragged[:6], self.y)
         self.assertEqual(decided.weights.shape, (2, 2))
 
+    def test_route_is_what_forward_decides(self):
+        both = numpy.stack([self.x, 2 * self.x])
+        _, decided = self.layer.forward(both)
+        routing = self.layer.route(both)
+        numpy.testing.assert_array_equal(routing.experts, decided.experts)
+        numpy.testing.assert_array_equal(routing.weights, decided.weights)
+
     def refused(self, error, message, *arguments, **named):
         with self.assertRaisesRegex(error, message):
             self.layer.forward(*arguments, **named)
@@ -203,6 +210,67 @@ class ParameterTest(unittest.TestCase):
         x, dy = numpy.zeros((6, 5)), numpy.zeros((6, 7))
         with self.assertRaisesRegex(ValueError, "context: expected what a forward leaves"):
             self.layer.backward(x, dy, self.layer.zeros_like(), meo.float64.Context())
+
+
+class MergedTest(unittest.TestCase):
+    """Kept experts against the mixtures that they were merged from, to the bit where those merge first."""
+
+    def setUp(self):
+        self.x = numpy.random.default_rng(1).standard_normal((2, 6, 5)).astype(numpy.float32)
+
+    def layer(self, kind="MeoLayer", **options):
+        layer = getattr(meo.float32, kind)(in_features=5, out_features=7, num_experts=4, top_k=3,
+                                           merge_order="merge_first", **options)
+        layer.initialize(1)
+        return layer
+
+    def test_expert(self):
+        for kind in ("MeoLayer", "MoeLayer"):
+            layer = self.layer(kind)
+            kept = meo.float32.MergedExpert(layer, layer.route(self.x))
+            y, _ = self.layer().forward(self.x)
+            self.assertEqual(kept.rows, 2)
+            numpy.testing.assert_array_equal(kept.forward(self.x), y)
+            one = meo.float32.MergedExpert(layer, layer.route(self.x), row=1)
+            numpy.testing.assert_array_equal(one.forward(self.x[1]), y[1])
+            out = numpy.zeros((8, 7), numpy.float32)
+            ragged = numpy.concatenate([self.x[0], self.x[1, :2]])
+            self.assertIs(kept.forward(ragged, lengths=[6, 2], y=out), out)
+            numpy.testing.assert_array_equal(out, numpy.concatenate([y[0], y[1, :2]]))
+
+    def test_merged_anew(self):
+        layer = self.layer()
+        kept = meo.float32.MergedExpert(layer, layer.route(-self.x))
+        kept.merge(layer, layer.route(self.x))
+        numpy.testing.assert_array_equal(kept.forward(self.x), layer.forward(self.x)[0])
+
+    def block(self, kind, shared_gate):
+        block = getattr(meo.float32, kind)(features=5, hidden_features=9, num_experts=4, top_k=3, gated=True,
+                                           shared_gate=shared_gate)
+        block.initialize(1)
+        return block
+
+    def test_block(self):
+        context = meo.float32.FeedForwardContext()
+        x = numpy.repeat(self.x, 32, axis=1)  # so many tokens that blocks merge first
+        for shared_gate in (False, True):
+            block = self.block("MeoFeedForward", shared_gate)
+            y, _ = block.forward(x, context=context)
+            kept = meo.float32.MergedFeedForward(block, context)
+            numpy.testing.assert_array_equal(kept.forward(x), y)
+            self.assertTrue((kept.forward(x[::-1].copy()) != y[::-1]).any())
+
+    def test_refused(self):
+        layer, block = self.layer(), self.block("MoeFeedForward", True)
+        kept = meo.float32.MergedExpert(layer, layer.route(self.x))
+        with self.assertRaisesRegex(ValueError, "sequences: expected 2, one for each merged row, got 1"):
+            kept.forward(self.x[0])
+        with self.assertRaisesRegex(ValueError, "row: expected 0 to 1, got 2"):
+            meo.float32.MergedExpert(layer, layer.route(self.x), row=2)
+        context = meo.float32.FeedForwardContext()
+        block.forward(self.x, context=context)
+        with self.assertRaisesRegex(ValueError, "whose experts are whole blocks"):
+            meo.float32.MergedFeedForward(block, context)
 
 
 class ThreadTest(unittest.TestCase):

@@ -59,8 +59,11 @@ void pack_columns(const Rows<const Scalar>& rows, Index first, Index count, Inde
 }
 
 /// out[i] (+)= Σ_t x_t[i] · dy_t for Count inputs of a packed tile; dy: tokens × NR, packed. Adds if `add`.
-template <int Count, class Scalar>
-void outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool add, Scalar* out) {
+/// Asks for Lines lines from `ahead` on at every prefetch interval, as far as `ahead_end`, and returns how
+/// far it came.
+template <int Count, int Lines, class Scalar>
+const char* outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool add, Scalar* out,
+                               const char* ahead = nullptr, const char* ahead_end = nullptr) {
   constexpr int packets = Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   Packet<Scalar> sums[Count][packets];
@@ -85,12 +88,50 @@ void outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, bool ad
     x += Tile<Scalar>::rows;
     dy += Tile<Scalar>::columns;
   };
-  MEO_UNROLL(8)
-  for (Index t = 0; t < tokens; ++t) add_token();
+  Index t = 0;
+  if constexpr (Lines > 0) {
+    constexpr Index interval = prefetch_interval<Scalar>;
+    for (; t + interval <= tokens; t += interval) {
+      for (int line = 0; line < Lines; ++line) prefetch(ahead + line * PrefetchQueue::line_bytes);
+      ahead = (std::min)(ahead + Lines * PrefetchQueue::line_bytes, ahead_end);
+      MEO_UNROLL(8)
+      for (Index step = 0; step < interval; ++step) add_token();
+    }
+    MEO_UNROLL(1)
+    for (; t < tokens; ++t) add_token();
+  } else {
+    MEO_UNROLL(8)
+    for (; t < tokens; ++t) add_token();
+  }
   MEO_UNROLL_ALL
   for (int i = 0; i < Count; ++i) {
     MEO_UNROLL_ALL
     for (int p = 0; p < packets; ++p) store<Scalar>(out + (i * packets + p) * size, sums[i][p]);
+  }
+  return ahead;
+}
+
+/// A full tile, with what is ahead.
+template <class Scalar>
+void outer_product_full_tile(const Scalar* x, const Scalar* dy, Index tokens, bool add, Scalar* out,
+                             PrefetchQueue& ahead) {
+  constexpr int rows = Tile<Scalar>::rows;
+  const auto with_lines = [&]<int Lines>() {
+    ahead.advance(outer_product_tile<rows, Lines>(x, dy, tokens, add, out, ahead.at(), ahead.end()));
+  };
+  switch (ahead.lines()) {
+    case 0:
+      outer_product_tile<rows, 0>(x, dy, tokens, add, out);
+      break;
+    case 1:
+    case 2:
+      with_lines.template operator()<2>();
+      break;
+    case 4:
+      with_lines.template operator()<4>();
+      break;
+    default:
+      with_lines.template operator()<PrefetchQueue::max_lines>();
   }
 }
 
@@ -99,13 +140,13 @@ template <int Count, class Scalar>
 void outer_product_last(const Scalar* x, Index inputs, const Scalar* dy, Index tokens, bool add,
                         Scalar* out) {
   if constexpr (Count > 0) {
-    if (inputs == Count) outer_product_tile<Count>(x, dy, tokens, add, out);
+    if (inputs == Count) outer_product_tile<Count, 0>(x, dy, tokens, add, out);
     else outer_product_last<Count - 1>(x, inputs, dy, tokens, add, out);
   }
 }
 
 /// out[d] (+)= Σ_t x_t[d] · dy_t for `inputs` inputs. x: padded_inputs × tokens, packed; dy: tokens × NR,
-/// packed; out: inputs × NR. Asks for what is ahead, a burst a tile.
+/// packed; out: inputs × NR. Asks for what is ahead.
 template <class Scalar>
 void outer_product(const Scalar* x, Index inputs, const Scalar* dy, Index tokens, bool add, Scalar* out,
                    PrefetchQueue& ahead) {
@@ -114,7 +155,7 @@ void outer_product(const Scalar* x, Index inputs, const Scalar* dy, Index tokens
   Index d = 0;
   for (; d + rows <= inputs; d += rows) {
     ahead.burst();
-    outer_product_tile<rows>(x + d * tokens, dy, tokens, add, out + d * columns);
+    outer_product_full_tile(x + d * tokens, dy, tokens, add, out + d * columns, ahead);
   }
   outer_product_last<rows - 1>(x + d * tokens, inputs - d, dy, tokens, add, out + d * columns);
 }

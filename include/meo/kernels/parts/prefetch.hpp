@@ -59,6 +59,13 @@ class PrefetchQueue {
     lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : lines <= 8 ? 4 : max_lines;
   }
 
+  /// The same; but where no rate suffices, because tiles are short, in `bursts` bursts between the tiles.
+  void spread(Index intervals, Index bursts) {
+    const Index lines = bytes_ / line_bytes;
+    if (lines <= max_lines * intervals) return spread(intervals);
+    burst_ = (lines + bursts) / (std::max<Index>)(bursts, 1);
+  }
+
   /// Lines that the next tile asks for in an interval: 0, 1, 2, 4 or 8.
   Index lines() const { return current_ < count_ ? lines_ : 0; }
 
@@ -66,10 +73,7 @@ class PrefetchQueue {
   const char* at() const { return stretches_[static_cast<std::size_t>(current_)].at; }
   const char* end() const { return stretches_[static_cast<std::size_t>(current_)].end; }
 
-  /// Sets the size of bursts so that `bursts` of them suffice for all.
-  void spread_bursts(Index bursts) { burst_ = (bytes_ / line_bytes + bursts) / (std::max<Index>)(bursts, 1); }
-
-  /// Asks for the next lines, where tiles are too short for a rate of their own.
+  /// Asks for the lines of a burst, if there are any.
   void burst() {
     for (Index line = 0; line < burst_ && current_ < count_; ++line) {
       prefetch(at());
