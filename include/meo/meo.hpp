@@ -8,6 +8,7 @@
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/any_activation.hpp>
 #include <meo/experts/expert_bank.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>
 #include <meo/layers/context.hpp>

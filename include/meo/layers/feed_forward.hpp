@@ -1,11 +1,11 @@
 #pragma once
 
 /// The feed-forward block of a transformer, y = down(activation(up(x))), or gated as in T5 v1.1,
-/// y = down(activation(up(x)) · gate_up(x)), with projections that are MoE or MEO layers.
+/// y = down(activation(up(x)) · gate_up(x)), with projections that are MoE or MEO layers. An activation of
+/// two inputs makes that y = down(activation(up(x), gate_up(x))).
 ///
 /// Letters: T tokens, D features, H hidden features.
 
-#include <concepts>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +19,7 @@
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/any_activation.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/experts/growing_matrix.hpp>
 #include <meo/layers/context.hpp>
 #include <meo/layers/forward_record.hpp>
@@ -141,8 +142,9 @@ struct FeedForwardOutput {
   Routing<Scalar> down;     ///< empty with a shared gate
 };
 
-/// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start
-/// from a dense block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
+/// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw, or of a
+/// gated block one of two scalars, as GptOssSwiglu; see experts/gated_activation.hpp. To start from a dense
+/// block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
 template <class LayerType, class Activation = Gelu>
 class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                                                   FeedForwardWorkspace<typename LayerType::Scalar>,
@@ -153,10 +155,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
   using Options = FeedForwardOptions;
-  static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
-                "meo: Activation must be callable as Scalar(Scalar) const");
+  static_assert(
+      detail::PlainActivation<Activation, Scalar> || detail::GatedActivation<Activation, Scalar>,
+      "meo: Activation must be callable as Scalar(Scalar) const, or as Scalar(Scalar, Scalar) const");
 
-  /// All parameters zero. Throws std::invalid_argument for options that make no block.
+  /// All parameters zero. Throws std::invalid_argument for options that make no block, as one that is not
+  /// gated of an Activation of two inputs.
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {});
 
   /// What it was made with, the number of experts filled in.
@@ -286,6 +290,8 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                     options.hidden_features);
     detail::require(options.has_router || options.shared_gate,
                     "has_router: expected true unless one routing serves the block, shared_gate = true");
+    detail::require(options.gated || !detail::GatedActivation<Activation, Scalar>,
+                    "gated: expected true, since the activation has two inputs, got false");
     return options;
   }
 
@@ -669,11 +675,9 @@ void FeedForward<LayerType, Activation>::check_gradients(const ConstMatrixRef<Sc
                                                          const ConstMatrixRef<Scalar>& dy,
                                                          const FeedForward& gradients,
                                                          const MatrixRef<Scalar>& dx) const {
-  static_assert(
-      requires(const Activation& f, const Scalar& value) {
-        { f.derivative(value) } -> std::convertible_to<Scalar>;
-      },
-      "meo: backward needs an Activation with a member Scalar derivative(Scalar) const");
+  static_assert(detail::DifferentiableActivation<Activation, Scalar>,
+                "meo: backward needs an Activation with a member Scalar derivative(Scalar) const, or of two "
+                "inputs GatedDerivative<Scalar> derivative(Scalar, Scalar) const");
   detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
                   " columns, got ", x.cols());
   detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");
