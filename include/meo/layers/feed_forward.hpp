@@ -38,6 +38,7 @@
 #include <meo/routing/offsets.hpp>
 #include <meo/routing/routing.hpp>
 #include <meo/routing/routing_options.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -48,8 +49,9 @@ struct FeedForwardOptions {
   Index hidden_features = 0;  ///< H
   Index num_experts = 0;      ///< N; 0: the count in the layers' type
   Index top_k = 1;            ///< K; with 1 gates learn nothing by default, see LayerOptions::top_k
-  bool bias = true;           ///< whether experts have biases
-  bool gated = false;         ///< whether there is a gate_up
+  SharedExpertOptions shared_experts = {};  ///< beside the N, in every projection; see LayerOptions
+  bool bias = true;                         ///< whether experts have biases
+  bool gated = false;                       ///< whether there is a gate_up
   /// One router, that of `up`, for the whole block, of which the other projections have none; else each
   /// projection has its own.
   bool shared_gate = false;
@@ -67,7 +69,8 @@ namespace detail {
 /// a projection's but its sizes and whether it has a router.
 template <class Options>
 auto common_options(Options& options) {
-  return std::tie(options.num_experts, options.top_k, options.bias, options.routing, options.merge_order);
+  return std::tie(options.num_experts, options.top_k, options.shared_experts, options.bias, options.routing,
+                  options.merge_order);
 }
 
 /// What a block and its backward keep beside their projections' memory.
@@ -332,7 +335,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   void check_routing(const Assignment<Scalar>& routing, const detail::Offsets& offsets) const {
     detail::require(options_.shared_gate,
                     "routing: expected a block with one for all projections, got shared_gate = false");
-    routing.check(up_.gated_rows(offsets), up_.num_experts());
+    routing.check(up_.gated_rows(offsets), up_.experts().num_experts());
   }
 
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
