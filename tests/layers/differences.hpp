@@ -77,7 +77,7 @@ void check_gradients(Model& model, Index features, Index outputs, const Inputs<d
   for (Index i = 0; i < x.size(); ++i) check(x.data()[i], dx.data()[i], "x");
   const auto values = parameters(model), expected = parameters(gradients);
   for (std::size_t r = 0; r < values.size(); ++r) {
-    const bool all = values[r].name.ends_with("w_gate");
+    const bool all = values[r].name.ends_with("gate");
     for (std::size_t i = 0; i < values[r].values.size(); i += all ? 1 : 7)
       check(values[r].values[i], expected[r].values[i], values[r].name);
   }
