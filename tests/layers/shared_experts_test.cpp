@@ -397,6 +397,15 @@ TEST_CASE("files have shared experts apart from the others", "[shared_experts]")
   check_file(random_model<FeedForward<Meo>>(block_options(routers()[0], 1, SharedWeight::one, true), rng),
              {"up.shared_weight", "up.shared_bias", "gate_up.shared_weight", "gate_up.shared_bias",
               "down.shared_weight", "down.shared_bias"});
+  // Of a block with a router for each projection, one with a single router leaves out the others'.
+  const auto apart =
+      random_model<FeedForward<Moe>>(block_options(routers()[0], 1, SharedWeight::sigmoid, false), rng);
+  FeedForward<Moe> block(block_options(routers()[0], 1, SharedWeight::sigmoid, true));
+  const std::vector<std::byte> of_apart = bytes_of(apart);
+  io::load(block, io::SafetensorsReader(of_apart, "f"), "");
+  CHECK(block.up().router().shared_expert_gate().weight() ==
+        apart.up().router().shared_expert_gate().weight());
+  CHECK(block.down().weight(num_experts) == apart.down().weight(num_experts));
 }
 
 TEST_CASE("options and decisions of shared experts are checked", "[shared_experts]") {
