@@ -271,14 +271,14 @@ TEST_CASE("a block's shared expert of S times the hidden features is S shared ex
     RoutingOptions routing{.level = Level::token};
     FeedForwardOptions options = block_options({"", 2, routing}, 2, weight, true);
     options.bias = false;
-    const auto block = random_model<FeedForward<Moe, Silu>>(options, rng);
+    const auto block = random_model<FeedForward<Moe>>(options, rng);
     const Matrix<double> x = random_normal<double>(rng, batch.tokens(), features);
     const auto output = block.forward(x, batch);
-    const auto silu = [](double value) { return Silu()(value); };
+    const auto gelu = [](double value) { return Gelu()(value); };
     const auto block_of = [&](const Matrix<double>& up, const Matrix<double>& gate_up,
                               const Matrix<double>& down) -> Matrix<double> {
       const Matrix<double> hidden =
-          (x * up.transpose()).unaryExpr(silu).cwiseProduct(x * gate_up.transpose());
+          (x * up.transpose()).unaryExpr(gelu).cwiseProduct(x * gate_up.transpose());
       return hidden * down.transpose();
     };
     Matrix<double> up(12, features), gate_up(12, features), down(features, 12);

@@ -148,6 +148,19 @@ struct FeedForwardOutput {
 /// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw, or of a
 /// gated block one of two scalars, as GptOssSwiglu; see experts/gated_activation.hpp. To start from a dense
 /// block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
+///
+/// With one router, no biases and Identity as Activation, experts are products of low rank B_i A_i, A_i of
+/// `up`, B_i of `down`, and hidden_features is the rank. MoeLayer weighs them as wholes, Σ g_i B_i A_i, as
+/// mixtures of LoRA do; MeoLayer merges the factors, (Σ g_i B_i)(Σ g_i A_i), as Poly does (Ponti et al. 2022,
+/// arXiv 2202.13914). What they are added to is a Linear beside them:
+///
+///     const meo::FeedForward<meo::MeoLayer<float>, meo::Identity> experts(
+///         {.features = 768, .hidden_features = 8, .num_experts = 16, .top_k = 4, .bias = false,
+///          .shared_gate = true});
+///     const meo::Matrix<float> y = dense.forward(x) + experts.forward(x, batch).y;
+///
+/// Of a projection to another width A and B are a layer each, and the decision of the first,
+/// a.forward(x, inputs, h, workspace), is the other's assignment in b.forward_routed.
 template <class LayerType, class Activation = Gelu>
 class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                                                   FeedForwardWorkspace<typename LayerType::Scalar>,

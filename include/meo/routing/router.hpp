@@ -33,25 +33,25 @@ namespace meo::inline MEO_ABI {
 /// Buffers of Router::route; they grow where they must and are kept.
 template <class Scalar>
 struct RouterWorkspace {
-  GateWorkspace<Scalar> gate;               ///< of the gate itself
-  AlignedVector<Scalar> gate_input;         ///< R × D_g, where it is not the tokens themselves
-  AlignedVector<Scalar> task_means;         ///< descriptions × S
-  AlignedVector<detail::Sum<Scalar>> sums;  ///< while means are formed
-  detail::SharedExpertMemory<Scalar> shared;
+  GateWorkspace<Scalar> gate;                 ///< of the gate itself
+  AlignedVector<Scalar> gate_input;           ///< R × D_g, where it is not the tokens themselves
+  AlignedVector<Scalar> task_means;           ///< descriptions × S
+  AlignedVector<detail::Sum<Scalar>> sums;    ///< while means are formed
+  detail::SharedExpertMemory<Scalar> shared;  ///< where there are shared experts
 };
 
 /// Buffers of Router::backward: gradients of what they are named after.
 template <class Scalar>
 struct RouterGradientWorkspace {
-  GateGradientWorkspace<Scalar> gate;             ///< of the gate itself
-  AlignedVector<Scalar> gate_input;               ///< R × D_g
-  AlignedVector<Scalar> task_inputs;              ///< descriptions × D_g
-  AlignedVector<Scalar> task_means;               ///< descriptions × S
-  detail::GrowingMatrix<Scalar> task_embeddings;  ///< description tokens × S
-  std::vector<Index> task_begins;                 ///< descriptions + 1, in task_order
-  std::vector<Index> task_order;                  ///< sequences, by description
-  AlignedVector<detail::Sum<Scalar>> sums;        ///< while those of a task are added up
-  detail::SharedExpertGradientMemory<Scalar> shared;
+  GateGradientWorkspace<Scalar> gate;                 ///< of the gate itself
+  AlignedVector<Scalar> gate_input;                   ///< R × D_g
+  AlignedVector<Scalar> task_inputs;                  ///< descriptions × D_g
+  AlignedVector<Scalar> task_means;                   ///< descriptions × S
+  detail::GrowingMatrix<Scalar> task_embeddings;      ///< description tokens × S
+  std::vector<Index> task_begins;                     ///< descriptions + 1, in task_order
+  std::vector<Index> task_order;                      ///< sequences, by description
+  AlignedVector<detail::Sum<Scalar>> sums;            ///< while those of a task are added up
+  detail::SharedExpertGradientMemory<Scalar> shared;  ///< where there are shared experts
   AlignedVector<Scalar> scratch;
 };
 
