@@ -146,7 +146,7 @@ TEMPLATE_TEST_CASE("shared experts are the last pairs of each row, and the gate 
           const double logit = layer.router().shared_expert_gate().weight().row(0).dot(mean);
           expected = 1 / (1 + std::exp(-logit));
         }
-        for (const std::size_t i : {0, 1}) {
+        for (std::size_t i = 0; i < 2; ++i) {
           CHECK(experts[of_gate.size() + i] == num_experts + Index(i));
           CHECK(weights[of_gate.size() + i] == Approx(expected).epsilon(1e-14));
         }

@@ -64,7 +64,7 @@ struct GptOssSwiglu {
   double alpha = 1.702;  ///< α, above 0
   double limit = 7;      ///< above 0
 
-  /// The function, its derivatives, and all of them on packets.
+  /// The function.
   template <class Scalar>
   Scalar operator()(const Scalar& activated, const Scalar& linear) const {
     if constexpr (detail::VectorMath<Scalar>) {
@@ -77,6 +77,7 @@ struct GptOssSwiglu {
     }
   }
 
+  /// Its derivatives.
   template <class Scalar>
   GatedDerivative<Scalar> derivative(const Scalar& activated, const Scalar& linear) const {
     if constexpr (detail::VectorMath<Scalar>) {
@@ -93,6 +94,7 @@ struct GptOssSwiglu {
     }
   }
 
+  /// All of them on packets.
   template <detail::VectorMath Scalar>
   MEO_INLINE detail::GatedValueAndSlopes<detail::Packet<Scalar>> packets(
       const detail::Packet<Scalar>& activated, const detail::Packet<Scalar>& linear) const {
