@@ -238,7 +238,14 @@ TEMPLATE_TEST_CASE("so are those of tasks that share a decision, of noise and of
     inputs.noise = Noise<double>(noise);
     check_gradients(layer, features, out_features, inputs, rng);
   }
+  // Rows of one merge, whose gates see different means.
   const Inputs<double> of_block{.sequences = &batch};
+  LayerOptions options =
+      layer_options({"", 1, {.scores = {.bias = true}}}, Level::sequence, 1, SharedWeight::sigmoid);
+  auto layer = random_model<TestType>(options, rng);
+  layer.gate().set_bias(9 * Vector<double>::Unit(num_experts, 1));
+  layer.router().shared_expert_gate().set_zero();
+  check_gradients(layer, features, out_features, of_block, rng);
   for (const Router& router : {routers()[2], routers()[4]}) {
     for (const bool shared_gate : {false, true}) {
       INFO(router.name << ", shared gate " << shared_gate);
