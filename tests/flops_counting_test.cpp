@@ -240,6 +240,38 @@ TEST_CASE("MEO's counted operations are those of flops.hpp, item by item", "[flo
   }
 }
 
+TEMPLATE_TEST_CASE("Shared experts are counted as they are executed", "[flops]", meo::MoeLayer<Counting>,
+                   meo::MeoLayer<Counting>) {
+  constexpr Method method = TestType::Kind::stacks_experts ? Method::meo : Method::moe;
+  const auto order = GENERATE(meo::MergeOrder::merge_first, meo::MergeOrder::combine_outputs);
+  for (const auto weight : {meo::SharedWeight::one, meo::SharedWeight::sigmoid}) {
+    for (const Level level : {Level::token, Level::sequence}) {
+      const bool is_weighed = weight == meo::SharedWeight::sigmoid;
+      CAPTURE(static_cast<int>(order), is_weighed, to_string(level));
+      const meo::LayerOptions options{.in_features = 9 * columns,
+                                      .out_features = 3 * columns,
+                                      .num_experts = 12,
+                                      .top_k = 2,
+                                      .shared_experts = {.count = 3, .weight = weight},
+                                      .routing = {.level = level, .reduce_factor = 9},
+                                      .merge_order = order};
+      const auto layer = random_layer<TestType>(options);
+      const Batch batch(options, 3, false);
+      const meo::LayerFlops cost = meo::flops(method, meo::layer_shape<Counting>(options, batch.sequences));
+      meo::Workspace<Counting> workspace;
+      meo::Matrix<Counting> y(batch.x.rows(), options.out_features);
+      // One output takes a whole panel.
+      CHECK(count_flops([&] { layer.route(batch.x, batch.inputs, workspace); }) ==
+            cost.gate + columns * cost.shared_expert_gate + cost.token_attention);
+      CHECK((cost.shared_expert_gate > 0) == is_weighed);
+      CHECK(cost_of(method, layer, batch.sequences, workspace.routing) == cost);
+      CHECK(count_flops([&] {
+              layer.forward_routed(batch.x, batch.inputs, workspace.routing, y, workspace);
+            }) == cost.token_attention + cost.merge + cost.product + cost.combine);
+    }
+  }
+}
+
 TEST_CASE("Sequences of one task share a merge, and empty sequences need none", "[flops]") {
   meo::LayerOptions options{
       .in_features = 8,

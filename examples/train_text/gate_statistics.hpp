@@ -22,7 +22,8 @@ class GateStatistics {
  public:
   void add(const std::string& gate, const meo::Routing<float>& routing) {
     auto at = std::find_if(gates_.begin(), gates_.end(), [&](const Gate& g) { return g.first == gate; });
-    if (at == gates_.end()) at = gates_.emplace(at, gate, meo::RoutingStatistics(routing.num_experts));
+    const auto routed = static_cast<Index>(routing.importance.size());  // without shared experts
+    if (at == gates_.end()) at = gates_.emplace(at, gate, meo::RoutingStatistics(routed));
     at->second.add(routing);
   }
   void reset() { gates_.clear(); }

@@ -46,6 +46,8 @@ struct LayerShape {
   Index reduce_factor = 64;       ///< at least 1
   Index task_features = 0;        ///< task level only
   bool has_router = true;         ///< else somebody else decides: neither gate nor task projection
+  Index shared_experts = 0;       ///< that every row has beside its K
+  bool weighs_shared = false;     ///< whether their weight is σ(z · s): SharedWeight::sigmoid
 };
 
 /// What the experts of a layer have to do for an assignment, of whatever numbers of experts and tokens a row;
@@ -62,8 +64,9 @@ struct AssignmentShape {
 /// with a bias) a merged expert, product 2·F·D a product and combine 2·F a combined output.
 struct LayerFlops {
   std::int64_t gate = 0;  ///< 2·R·D_g·N, twice that with noise; D_g = D, or max(1, ⌊S/r⌋) at task level
-  std::int64_t token_attention = 0;  ///< MEO at token level: 4·D·max(1, ⌊D/r⌋) a token
-  std::int64_t task_projection = 0;  ///< task level: 2·S·max(1, ⌊S/r⌋) a sequence
+  std::int64_t shared_expert_gate = 0;  ///< 2·R·D_g where shared experts are weighed
+  std::int64_t token_attention = 0;     ///< MEO at token level: 4·D·max(1, ⌊D/r⌋) a token
+  std::int64_t task_projection = 0;     ///< task level: 2·S·max(1, ⌊S/r⌋) a sequence
   std::int64_t merge = 0;  ///< MEO: 2·K·F·D a merge, and 2·K·F with a bias; half of both in Convention::paper
   /// 2·F·D a token, K times that for MoE and MEO's combined tokens; a bias is the accumulator's start and
   /// free
@@ -72,7 +75,7 @@ struct LayerFlops {
 
   /// Of all items.
   constexpr std::int64_t total() const {
-    return gate + token_attention + task_projection + merge + product + combine;
+    return gate + shared_expert_gate + token_attention + task_projection + merge + product + combine;
   }
   friend constexpr bool operator==(const LayerFlops&, const LayerFlops&) = default;
 };
@@ -83,9 +86,9 @@ constexpr std::int64_t flops_per_merged_multiply_add(Convention convention) {
   return convention == Convention::paper ? 1 : 2;
 }
 
-/// Of a layer all of whose rows have top_k experts.
+/// Of a layer all of whose rows have top_k experts and the shared ones.
 constexpr AssignmentShape uniform_assignment(Method method, const LayerShape& shape, Convention convention) {
-  const std::int64_t tokens = shape.tokens, top_k = shape.top_k;
+  const std::int64_t tokens = shape.tokens, top_k = shape.top_k + shape.shared_experts;
   if (method == Method::dense) return {.products = tokens};
   if (method == Method::moe) return {.products = top_k * tokens, .combined_outputs = top_k * tokens};
   const bool merges_by_default = top_k > 1 || convention == Convention::paper;
@@ -98,7 +101,8 @@ constexpr AssignmentShape uniform_assignment(Method method, const LayerShape& sh
 }  // namespace detail
 
 /// FLOPs of one forward pass of a layer of the given shape with the given assignment, which says it all of
-/// the experts: of the shape, top_k, merges and combined_tokens do not count. The gate's rows R are the
+/// the experts: of the shape, top_k, merges and combined_tokens do not count, nor how many are shared. The
+/// gate's rows R are the
 /// tokens for MoE at token level, else the sequences, or segments.
 constexpr LayerFlops flops(Method method, const LayerShape& shape, const AssignmentShape& assignment,
                            Convention convention = Convention::exact) {
@@ -112,6 +116,7 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape, const Assignm
       count.task_projection = 2 * rows * shape.task_features * gate_features;
     }
     count.gate = 2 * rows * gate_features * shape.num_experts * (shape.noise ? 2 : 1);
+    if (shape.shared_experts > 0 && shape.weighs_shared) count.shared_expert_gate = 2 * rows * gate_features;
   }
   if (method == Method::meo && shape.level == Level::token) {
     const std::int64_t hidden_features = detail::reduced_features(shape.in_features, shape.reduce_factor);
@@ -126,7 +131,7 @@ constexpr LayerFlops flops(Method method, const LayerShape& shape, const Assignm
   return count;
 }
 
-/// The same where every row has top_k experts.
+/// The same where every row has top_k experts. Shared ones count into the K of what follows.
 ///
 /// A merge counts K multiply-adds a parameter, as MeoLayer executes them; 2K − 1 operations would be the
 /// minimum. Where `merges` is −1, every sequence counts as a merge; for K = 1 none does, since MeoLayer uses

@@ -8,6 +8,7 @@
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/any_activation.hpp>
 #include <meo/experts/expert_bank.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/experts/linear.hpp>
 #include <meo/flops.hpp>
 #include <meo/layers/context.hpp>
@@ -37,6 +38,7 @@
 #include <meo/routing/scores.hpp>
 #include <meo/routing/selection.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/routing/statistics_reduction.hpp>
 #include <meo/training/adamw.hpp>
 #include <meo/training/gradient_norm.hpp>

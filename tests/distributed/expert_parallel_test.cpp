@@ -112,9 +112,10 @@ TEST_CASE("experts on several ranks give the bits of one rank") {
 TEST_CASE("any routing of experts on several ranks gives the bits of one rank") {
   Generator rng(1);
   LayerOptions options{.in_features = 5, .out_features = 9, .num_experts = 4, .top_k = 3};
-  // Segments of four tokens; tokens that find no room with an expert, or with any.
+  // Segments of four tokens; tokens that find no room with an expert, or with any; experts that all have.
   options.routing = GENERATE(RoutingOptions{.level = Level::segment, .segment_tokens = 4},
                              RoutingOptions{.level = Level::token, .selection = {.capacity = 2}});
+  options.shared_experts = GENERATE(SharedExpertOptions{}, SharedExpertOptions{2, SharedWeight::sigmoid});
   compare_with_one_rank(Moe(options), random_batch(rng, {3, 8, 17, 6, 5}, 5, 9, 0, true), Context<double>());
 }
 

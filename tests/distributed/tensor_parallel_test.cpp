@@ -8,12 +8,14 @@
 #include <string>
 #include <vector>
 
+#include <meo/distributed/gradient_norm.hpp>
 #include <meo/distributed/tensor_parallel.hpp>
 #include <meo/distributed/tensor_parallel_projections.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/training/gradient_norm.hpp>
 #include <meo/training/parameters.hpp>
 
 #include "distributed/world.hpp"
@@ -259,6 +261,29 @@ TEST_CASE("what is wrong on one rank throws on all, and changes nothing") {
   CHECK(bit_difference(dx, Matrix<double>::Constant(6, 5, 7)) == "");
   for (const auto& values : mpi::detail::shared_values(gradients.part()))
     CHECK(std::all_of(values.begin(), values.end(), [](double value) { return value == 3.0; }));
+}
+
+TEST_CASE("gradients of ranks have the norm of the whole, and are clipped by it") {
+  Generator rng(11);
+  using Layer = FeedForward<MeoLayer<double>>;
+  Layer gradients(small_block(Level::sequence, 6, 10, true, true));
+  gradients.initialize(rng);
+  TensorParallel<Layer> split(world(), gradients);
+  const auto ranges = mpi::split_parameters(split, "a.");
+  CHECK(ranges.parts.size() == 3);
+  CHECK(ranges.parts[0].name == "a.up.experts");
+  CHECK(ranges.shared[0].name == "a.up.w_gate");
+
+  // Squares of some 1000 values, in two orders.
+  const double norm = gradient_norm(parameters(gradients));
+  CHECK(std::abs(mpi::gradient_norm(world(), ranges) - norm) <= 1000 * 1.2e-16 * norm);
+  const double before = mpi::clip_gradient_norm(world(), ranges, norm / 4);
+  CHECK(std::abs(before - norm) <= 1000 * 1.2e-16 * norm);
+  clip_gradient_norm(parameters(gradients), norm / 4);
+  Layer gathered = split.whole();
+  check_same(gathered, gradients, 1000 * 1.2e-16, nothing);
+  CHECK_THROWS_WITH(mpi::clip_gradient_norm(world(), ranges, -1.0),
+                    Catch::Contains("max_norm: expected a positive"));
 }
 
 TEST_CASE("a layer is shared by processes, as the README has it") {

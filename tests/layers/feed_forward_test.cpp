@@ -378,6 +378,7 @@ TEST_CASE("a block's projections have its options", "[feed_forward]") {
                                .hidden_features = 7,
                                .num_experts = 4,
                                .top_k = 3,
+                               .shared_experts = {.count = 2, .weight = SharedWeight::sigmoid},
                                .bias = false,
                                .gated = true,
                                .shared_gate = true,
@@ -393,15 +394,16 @@ TEST_CASE("a block's projections have its options", "[feed_forward]") {
       const FeedForward<MeoLayer<double>> block(options);
       // An option more, of blocks or of layers, and these two no longer compile: see that it reaches
       // projections.
-      const auto& [features, hidden_features, num_experts, top_k, bias, gated, shared, routing, merge_order,
-                   any] = options;
+      const auto& [features, hidden_features, num_experts, top_k, shared_experts, bias, gated, shared,
+                   routing, merge_order, any] = options;
       const auto check = [&](const LayerOptions& layer, Index in, Index out, bool router) {
-        const auto& [in_features, out_features, experts, k, has_bias, layer_routing, order, layer_router] =
-            layer;
+        const auto& [in_features, out_features, experts, k, more_experts, has_bias, layer_routing, order,
+                     layer_router] = layer;
         CHECK(in_features == in);
         CHECK(out_features == out);
         CHECK(experts == set.num_experts);
         CHECK(k == set.top_k);
+        CHECK(more_experts == set.shared_experts);
         CHECK(has_bias == set.bias);
         CHECK(layer_routing == set.routing);
         CHECK(order == set.merge_order);

@@ -210,6 +210,17 @@ TEMPLATE_TEST_CASE("nor does it with other policies", "[noalloc]", MoeLayer<floa
   }
 }
 
+TEMPLATE_TEST_CASE("nor does it with shared experts", "[noalloc]", MoeLayer<float>, MeoLayer<float>) {
+  using S = typename TestType::Scalar;
+  for (const Level level : test::all_levels) {
+    INFO(to_string(level) << " level");
+    LayerOptions options = test::small_layer(level, features, out_features);
+    options.shared_experts = {.count = 2, .weight = SharedWeight::sigmoid};
+    check_passes<Workspace<S>, Context<S>>(random_library<TestType>(options), level,
+                                           TestType::Kind::routes_tokens, out_features);
+  }
+}
+
 TEMPLATE_TEST_CASE("nor does it where pairs are left out, for no more of them", "[noalloc]", MoeLayer<float>,
                    MeoLayer<float>) {
   using S = typename TestType::Scalar;

@@ -13,8 +13,8 @@
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/routing/routing_statistics.hpp>
-#include <meo/training/parameters.hpp>
 
+#include "layers/differences.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
@@ -119,62 +119,6 @@ Model random_model(const typename Model::Options& options, Generator& rng) {
   return model;
 }
 
-S loss_of(const Routing<S>& routing) { return routing.loss; }
-S loss_of(S loss) { return loss; }
-
-/// What every router of a layer or block selects.
-std::vector<Index> selections(const Moe&, const Context<S>& context) { return context.routing.experts; }
-std::vector<Index> selections(const Meo&, const Context<S>& context) { return context.routing.experts; }
-template <class Layer>
-std::vector<Index> selections(const FeedForward<Layer>& block, const FeedForwardContext<S>& context) {
-  std::vector<Index> all;
-  block.visit_routings(context, [&](const char*, const Routing<S>& routing) {
-    all.insert(all.end(), routing.experts.begin(), routing.experts.end());
-  });
-  return all;
-}
-
-/// Differences of Σ dy y + d_loss loss in every value of x and of the gates, and in some of all others.
-template <class Context, class Model>
-void check_gradients(Model& model, Index outputs, const Inputs<S>& inputs, Generator& rng) {
-  constexpr S d_loss = 0.75, step = 1e-5;
-  const Index tokens = inputs.sequences->tokens();
-  Matrix<S> x = random_normal<S>(rng, tokens, features), y(tokens, outputs), dx(tokens, features);
-  const Matrix<S> dy = random_matrix<S>(rng, tokens, outputs);
-  Context context;
-  const auto value = [&] {
-    const S loss = loss_of(model.forward(x, inputs, y, context));
-    return y.cwiseProduct(dy).sum() + d_loss * loss;
-  };
-  Model gradients(model.options());
-  value();
-  model.backward(x, inputs, context, dy, gradients, dx, d_loss);
-  const std::vector<Index> selected = selections(model, context);
-  int compared = 0, skipped = 0;
-  const auto check = [&](S& at, S gradient, const std::string& name) {
-    const S before = at;
-    at = before + step;
-    const S up = value();
-    bool is_smooth = selections(model, context) == selected;
-    at = before - step;
-    const S down = value();
-    is_smooth = is_smooth && selections(model, context) == selected;
-    at = before;
-    ++(is_smooth ? compared : skipped);
-    if (!is_smooth) return;
-    INFO(name);
-    CHECK(std::abs((up - down) / (2 * step) - gradient) < 1e-7);
-  };
-  for (Index i = 0; i < x.size(); ++i) check(x.data()[i], dx.data()[i], "x");
-  const auto values = parameters(model), expected = parameters(gradients);
-  for (std::size_t r = 0; r < values.size(); ++r) {
-    const bool all = values[r].name.ends_with("w_gate");
-    for (std::size_t i = 0; i < values[r].values.size(); i += all ? 1 : 7)
-      check(values[r].values[i], expected[r].values[i], values[r].name);
-  }
-  CHECK(skipped * 10 < compared);
-}
-
 TEMPLATE_TEST_CASE("a layer with any router applies its routing, and its gradients are differences",
                    "[routers]", Moe, Meo) {
   Generator rng(311);
@@ -192,7 +136,7 @@ TEMPLATE_TEST_CASE("a layer with any router applies its routing, and its gradien
       layer.forward_routed(x, inputs, routing, routed, other);
       CHECK(bit_difference(y, routed) == "");
       // Through the decision of a sequence's first segment no gradient goes, but differences do.
-      if (level != Level::segment) check_gradients<Context<S>>(layer, out_features, inputs, rng);
+      if (level != Level::segment) check_gradients(layer, features, out_features, inputs, rng);
     }
   }
 }
@@ -205,7 +149,7 @@ TEMPLATE_TEST_CASE("a block with any router has gradients that are differences",
     for (const bool shared_gate : {false, true}) {
       INFO(family.name << ", shared gate " << shared_gate);
       auto block = random_model<FeedForward<TestType>>(block_options(family, Level::token, shared_gate), rng);
-      check_gradients<FeedForwardContext<S>>(block, features, inputs, rng);
+      check_gradients(block, features, features, inputs, rng);
     }
   }
 }
@@ -225,9 +169,9 @@ TEST_CASE("a call has another K and leaves experts out", "[routers]") {
     for (Index row = 0; row < routing.rows; ++row) most = std::max(most, routing.row_experts(row).size());
     CHECK(most == 2);
     for (const Index expert : routing.experts) CHECK(allowed[std::size_t(expert)] != 0);
-    check_gradients<Context<S>>(layer, out_features, inputs, rng);
+    check_gradients(layer, features, out_features, inputs, rng);
     auto block = random_model<FeedForward<Moe>>(block_options(family, Level::token, true), rng);
-    check_gradients<FeedForwardContext<S>>(block, features, inputs, rng);
+    check_gradients(block, features, features, inputs, rng);
   }
 }
 

@@ -143,7 +143,8 @@ class ExpertParallelContext {
 /// the bit, on any number of ranks, and without losses of the router, d_loss = 0, dx as well: rows are
 /// multiplied by the kernels that one rank has, come to an expert in the order of the batch, and come back
 /// unsummed. Losses, see Inputs::reduction, and gradients of the router are sums over ranks, and the same to
-/// rounding, as is then dx. Capacity and expert choice count the rows of each rank by themselves.
+/// rounding, as is then dx. Shared experts are owned as others are: all tokens go to their owners. Capacity
+/// and expert choice count the rows of each rank by themselves.
 ///
 /// forward and backward are for all ranks to call, with tokens or without. What one rank throws leaves the
 /// others waiting for it: see run.
@@ -164,7 +165,7 @@ class ExpertParallel {
   ExpertParallel(const Communicator& communicator, const Options& options, const More&... more)
       : communicator_(communicator),
         options_(checked(options)),
-        router_(options.routing, in_features(), options.num_experts, options.top_k) {
+        router_(options.routing, in_features(), options.num_experts, options.top_k, options.shared_experts) {
     if (own().size() > 0) experts_.emplace(local(options, own().size()), more...);
   }
 
@@ -179,8 +180,8 @@ class ExpertParallel {
 
   /// What the whole layer is made with.
   const Options& options() const { return options_; }
-  /// This rank's experts; none where there are fewer than ranks.
-  RankRange own() const { return range_of(options_.num_experts, communicator_.size(), communicator_.rank()); }
+  /// This rank's experts, of those with the shared ones behind them; none where there are fewer than ranks.
+  RankRange own() const { return range_of(num_experts(), communicator_.size(), communicator_.rank()); }
 
   /// Each rank has the same; who changes one, changes all.
   Router<Scalar>& router() { return router_; }
@@ -204,10 +205,12 @@ class ExpertParallel {
         all.push_back({std::string(name), part.values()});
     };
     router_.gate().visit(add);
+    router_.visit_shared_expert_gate(add);
     router_.visit_task_projection(add);
     return all;
   }
-  /// Ranges of this rank's experts, whose gradients are complete as backward leaves them.
+  /// Ranges of this rank's experts, whose gradients are complete as backward leaves them. With those of the
+  /// router, once they are added up, they are the parts and what is shared of SplitParameters, to be clipped.
   Parameters<Scalar> expert_parameters() { return experts_ ? parameters(*experts_) : Parameters<Scalar>(); }
 
   /// x: T × D, this rank's tokens; y: T × F, overwritten. Returns context.routing. Throws
@@ -236,17 +239,20 @@ class ExpertParallel {
   static Options local(Options options, Index num_experts) {
     options.num_experts = num_experts;
     options.top_k = 1;
+    options.shared_experts = {};
     options.routing = {.level = Level::token};
     options.has_router = false;
     return options;
   }
 
+  /// With the shared ones.
+  Index num_experts() const { return options_.num_experts + options_.shared_experts.count; }
   Index in_features() const { return Spreadable::in_features(options_); }
   Index out_features() const { return Spreadable::out_features(options_); }
 
   void require_experts() const {
     meo::detail::require(experts_.has_value(), "experts: expected a rank that has some, got rank ",
-                         communicator_.rank(), " of ", communicator_.size(), " for ", options_.num_experts,
+                         communicator_.rank(), " of ", communicator_.size(), " for ", num_experts(),
                          " experts");
   }
 
@@ -360,8 +366,8 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
   const meo::detail::GateRows rows = rows_of(offsets, memory);
   router_.route(x, rows, inputs, context.routing, memory.router);
   auto& dispatch = memory.dispatch;
-  meo::detail::dispatch_tokens<Scalar>(meo::detail::pairs_of(context.routing), options_.num_experts,
-                                       rows.governed, dispatch);
+  meo::detail::dispatch_tokens<Scalar>(meo::detail::pairs_of(context.routing), num_experts(), rows.governed,
+                                       dispatch);
 
   memory.exchange.plan(communicator_, dispatch.begins);
   Scalar* const inputs_of_own =

@@ -9,6 +9,7 @@
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/evaluate.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/kernels/vector_math.hpp>
 #include <meo/parallel.hpp>
 #include <meo/types.hpp>
@@ -30,11 +31,58 @@ concept ChosenActivation = requires(const Activation& f) {
   f.visit([](const auto&) {});
 };
 
-/// y = f(x) · factor, the factor only where there is one. y may be x. An element's bits do not depend on
-/// where in an array it stands.
+/// The same of an activation of two inputs.
+template <class Activation, class Scalar>
+concept PacketGatedActivation = VectorMath<Scalar> && GatedActivation<Activation, Scalar> &&
+    requires(const Activation& f, const Packet<Scalar>& x) {
+  { f.template packets<Scalar>(x, x) } -> std::same_as<GatedValueAndSlopes<Packet<Scalar>>>;
+};
+
+/// y = f(activated, linear). y may be either of them. An element's bits do not depend on where in an array it
+/// stands.
+template <class Activation, class Scalar>
+void activate_gated(const Activation& f, const Scalar* activated, const Scalar* linear, Index count,
+                    Scalar* y) {
+  Index i = 0;
+  if constexpr (PacketGatedActivation<Activation, Scalar>) {
+    constexpr Index size = PacketOf<Scalar>::size;
+    for (; i + size <= count; i += size) {
+      store<Scalar>(y + i,
+                    f.template packets<Scalar>(load<Scalar>(activated + i), load<Scalar>(linear + i)).value);
+    }
+  }
+  for (; i < count; ++i) y[i] = evaluate(f, activated[i], linear[i]);
+}
+
+/// Gradients of activate_gated(f, activated, linear, count, y): from that of y to that of `activated` in
+/// place, and to that of `linear`.
+template <class Activation, class Scalar>
+void activate_gated_backward(const Activation& f, const Scalar* activated, const Scalar* linear, Index count,
+                             Scalar* gradient, Scalar* d_linear) {
+  Index i = 0;
+  if constexpr (PacketGatedActivation<Activation, Scalar>) {
+    constexpr Index size = PacketOf<Scalar>::size;
+    for (; i + size <= count; i += size) {
+      const auto at = f.template packets<Scalar>(load<Scalar>(activated + i), load<Scalar>(linear + i));
+      const Packet<Scalar> d = load<Scalar>(gradient + i);
+      store<Scalar>(d_linear + i, multiply(d, at.linear));
+      store<Scalar>(gradient + i, multiply(d, at.activated));
+    }
+  }
+  for (; i < count; ++i) {
+    const GatedDerivative<Scalar> slopes = evaluate_derivative(f, activated[i], linear[i]);
+    d_linear[i] = gradient[i] * slopes.linear;
+    gradient[i] = gradient[i] * slopes.activated;
+  }
+}
+
+/// y = f(x) · factor, the factor only where there is one; of an activation of two inputs, of which the factor
+/// is one, y = f(x, factor). y may be x. An element's bits do not depend on where in an array it stands.
 template <class Activation, class Scalar>
 void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index count, Scalar* y) {
-  if constexpr (ChosenActivation<Activation>) {
+  if constexpr (GatedActivation<Activation, Scalar>) {
+    activate_gated(f, x, factor, count, y);
+  } else if constexpr (ChosenActivation<Activation>) {
     f.visit([&](const auto& chosen) { activate(chosen, x, factor, count, y); });
   } else if constexpr (PacketActivation<Activation, Scalar>) {
     constexpr Index size = PacketOf<Scalar>::size;
@@ -63,7 +111,9 @@ void activate(const Activation& f, const Scalar* x, const Scalar* factor, Index 
 template <class Activation, class Scalar>
 void activate_backward(const Activation& f, const Scalar* x, const Scalar* factor, Index count,
                        Scalar* gradient, Scalar* d_factor) {
-  if constexpr (ChosenActivation<Activation>) {
+  if constexpr (GatedActivation<Activation, Scalar>) {
+    activate_gated_backward(f, x, factor, count, gradient, d_factor);
+  } else if constexpr (ChosenActivation<Activation>) {
     f.visit([&](const auto& chosen) { activate_backward(chosen, x, factor, count, gradient, d_factor); });
   } else if constexpr (PacketActivation<Activation, Scalar>) {
     constexpr Index size = PacketOf<Scalar>::size;
@@ -101,8 +151,8 @@ void activate_backward(const Activation& f, const Scalar* x, const Scalar* facto
 }  // namespace detail
 
 /// y = f(x), value by value, on as many threads as OpenMP is set to. x, y: rows × columns; y may be x. Throws
-/// std::invalid_argument for a y of another shape. Activation: as that of FeedForward.
-template <class Scalar, class Activation>
+/// std::invalid_argument for a y of another shape. Activation: as that of FeedForward, of one input.
+template <class Scalar, detail::PlainActivation<Scalar> Activation>
 void activate(const Activation& f, const MatrixView<Scalar>& x, MatrixRef<Scalar> y) {
   detail::require_shape(y, x.rows(), x.cols(), "y");
   detail::parallel_ranges(x.rows(), detail::max_threads(), [&](Index begin, Index end, Index) {
@@ -112,7 +162,7 @@ void activate(const Activation& f, const MatrixView<Scalar>& x, MatrixRef<Scalar
 }
 
 /// From the gradient of f(x) to that of x, in place; as activate.
-template <class Scalar, class Activation>
+template <class Scalar, detail::PlainActivation<Scalar> Activation>
 void activate_backward(const Activation& f, const MatrixView<Scalar>& x, MatrixRef<Scalar> gradient) {
   detail::require_shape(gradient, x.rows(), x.cols(), "gradient");
   detail::parallel_ranges(x.rows(), detail::max_threads(), [&](Index begin, Index end, Index) {

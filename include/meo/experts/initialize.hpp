@@ -35,10 +35,11 @@ void initialize_uniform(ExpertBank<Scalar>& bank, Generator& rng, double spread 
 }
 
 /// Weights uniform around those of `center` (out_features × in_features), off by at most `spread` times their
-/// root mean square; drawn in the order experts, weight row by row.
+/// root mean square, or for all but the first `count` experts uniform around 0; drawn in the order experts,
+/// weight row by row.
 template <class Scalar, class Generator>
-void initialize_around(ExpertBank<Scalar>& bank, const ConstMatrixRef<Scalar>& center, double spread,
-                       Generator& rng) {
+void initialize_around(ExpertBank<Scalar>& bank, Index count, const ConstMatrixRef<Scalar>& center,
+                       double spread, Generator& rng) {
   using std::sqrt;
   using Wide = std::conditional_t<std::is_constructible_v<double, Scalar>, double, Scalar>;
   const Matrix<Wide> values = center.unaryExpr([](const Scalar& value) { return static_cast<Wide>(value); });
@@ -46,8 +47,10 @@ void initialize_around(ExpertBank<Scalar>& bank, const ConstMatrixRef<Scalar>& c
   std::uniform_real_distribution<double> uniform(-spread, spread);
   Matrix<Scalar> weight(center.rows(), center.cols());
   for (Index expert = 0; expert < bank.num_experts(); ++expert) {
-    for (Index i = 0; i < weight.size(); ++i)
-      weight.data()[i] = static_cast<Scalar>(values.data()[i] + Wide(uniform(rng)) * size);
+    for (Index i = 0; i < weight.size(); ++i) {
+      const Wide middle = expert < count ? values.data()[i] : Wide(0);
+      weight.data()[i] = static_cast<Scalar>(middle + Wide(uniform(rng)) * size);
+    }
     bank.set_weight(expert, weight);
   }
 }

@@ -7,9 +7,11 @@
 ///     MoeLayer: experts.i.dense.weight (F × D), experts.i.dense.bias (F)
 ///     MeoLayer: weight (N × F × D), bias (N × F); at token level tokenatt.down_proj, tokenatt.up_proj
 ///     at task level: task_proj
+///     with S shared experts, by names of our own: shared_experts.i.dense.weight and .bias, or shared_weight
+///     (S × F × D) and shared_bias (S × F); for s shared_expert_gate.weight (1 × D_g)
 ///
-/// of which the last three are a `.weight` and a `.bias` each. A block has those of its projections under
-/// `up.`, `gate_up.` and `down.`; with one router for the block those of `up` alone are under its name.
+/// of which tokenatt's and task_proj are a `.weight` and a `.bias` each. A block has those of its projections
+/// under `up.`, `gate_up.` and `down.`; with one router for the block those of `up` alone are under its name.
 ///
 /// Letters: D in_features, F out_features, N num_experts, D_g features that the gate sees.
 
@@ -43,9 +45,10 @@ struct LoadOptions {
 namespace detail {
 
 /// What the authors' names begin with, up to the first dot.
-inline constexpr std::array<std::string_view, 11> first_words{
-    "w_gate",    "w_noise", "correction_bias", "weight", "bias", "experts", "tokenatt",
-    "task_proj", "up",      "gate_up",         "down"};
+inline constexpr std::array<std::string_view, 15> first_words{
+    "w_gate",  "w_noise",        "correction_bias", "weight",      "bias",
+    "experts", "tokenatt",       "task_proj",       "up",          "gate_up",
+    "down",    "shared_experts", "shared_weight",   "shared_bias", "shared_expert_gate"};
 
 /// Throws if there is a parameter under the prefix that is not among the names: an expert too many, a bias,
 /// another level. Other tensors may stand beside: inputs, where the prefix is empty, and the constants mean
@@ -127,8 +130,8 @@ inline std::set<std::string> ignored_names(const FeedForwardOptions& options, st
   std::set<std::string> names;
   if (!options.shared_gate) return names;
   for (const char* const projection : {"gate_up.", "down."}) {
-    for (const char* const name :
-         {"w_gate", "w_gate.bias", "w_noise", "correction_bias", "task_proj.weight", "task_proj.bias"})
+    for (const char* const name : {"w_gate", "w_gate.bias", "w_noise", "correction_bias",
+                                   "shared_expert_gate.weight", "task_proj.weight", "task_proj.bias"})
       names.insert(std::string(prefix).append(projection).append(name));
   }
   return names;

@@ -112,12 +112,12 @@ struct BankRows {
 
 /// Names the tensors of the parts that a visit of a layer names: calls take(name, shape, cols, bank, rows)
 /// for one after another, of which each has rows of `cols` columns. stacks_experts: all experts are one
-/// tensor.
+/// tensor, and the `num_shared` of them that are shared, the last ones, another.
 template <class Scalar, class Take>
 class TensorNamer {
  public:
-  TensorNamer(std::string_view prefix, bool stacks_experts, const Take& take)
-      : prefix_(prefix), stacks_experts_(stacks_experts), take_(take) {}
+  TensorNamer(std::string_view prefix, bool stacks_experts, Index num_shared, const Take& take)
+      : prefix_(prefix), stacks_experts_(stacks_experts), num_shared_(num_shared), take_(take) {}
 
   /// W (out × in) and b under a projection's name.
   template <class LinearType>
@@ -132,17 +132,23 @@ class TensorNamer {
   template <class LinearType>
   void operator()(std::string_view name, const TurnedBuffer<LinearType>& turned) const;
 
-  /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`.
+  /// experts.i.dense. for each expert, or weight (N × out × in) and bias (N × out) beside `experts`; for
+  /// shared ones shared_experts.i.dense., or shared_weight and shared_bias.
   template <class Bank>
   requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar, typename Bank::Storage>>
   void operator()(std::string_view name, Bank& experts) const;
 
  private:
+  /// `count` experts from `first` on, under `beside` and what is before their names.
+  template <class Bank>
+  void name_experts(const std::string& beside, const std::string& which, Bank& experts, Index first,
+                    Index count) const;
   template <class Bank>
   void name_expert(const std::string& name, Bank& experts, Index expert) const;
 
   std::string prefix_;
   bool stacks_experts_;
+  Index num_shared_;
   const Take& take_;
 };
 
@@ -179,17 +185,28 @@ template <class Scalar, class Take>
 template <class Bank>
 requires std::same_as<std::remove_const_t<Bank>, ExpertBank<Scalar, typename Bank::Storage>>
 void TensorNamer<Scalar, Take>::operator()(std::string_view name, Bank& experts) const {
-  const Index count = experts.num_experts(), out = experts.out_features(), in = experts.in_features();
+  const std::string beside(name.substr(0, name.size() - std::string_view("experts").size()));
+  const Index routed = experts.num_experts() - num_shared_;
+  name_experts(beside, "", experts, 0, routed);
+  if (num_shared_ > 0) name_experts(beside, "shared_", experts, routed, num_shared_);
+}
+
+template <class Scalar, class Take>
+template <class Bank>
+void TensorNamer<Scalar, Take>::name_experts(const std::string& beside, const std::string& which,
+                                             Bank& experts, Index first, Index count) const {
+  const Index out = experts.out_features(), in = experts.in_features();
   if (!stacks_experts_) {
-    for (Index expert = 0; expert < count; ++expert)
-      name_expert(std::string(name) + "." + std::to_string(expert) + ".dense.", experts, expert);
+    for (Index i = 0; i < count; ++i)
+      name_expert(beside + which + "experts." + std::to_string(i) + ".dense.", experts, first + i);
     return;
   }
-  const std::string beside =
-      prefix_ + std::string(name.substr(0, name.size() - std::string_view("experts").size()));
-  take_(beside + "weight", {count, out, in}, in, experts, BankRows{BankRows::Kind::weights});
-  if (experts.has_bias())
-    take_(beside + "bias", {count, out}, out, experts, BankRows{BankRows::Kind::biases});
+  take_(prefix_ + beside + which + "weight", {count, out, in}, in, experts,
+        BankRows{BankRows::Kind::weights, first});
+  if (experts.has_bias()) {
+    take_(prefix_ + beside + which + "bias", {count, out}, out, experts,
+          BankRows{BankRows::Kind::biases, first});
+  }
 }
 
 template <class Scalar, class Take>
@@ -204,7 +221,8 @@ void TensorNamer<Scalar, Take>::name_expert(const std::string& name, Bank& exper
 /// Of a MoeLayer, a MeoLayer or a block; names begin with `prefix`. take: see TensorNamer.
 template <class Layer, class Take>
 void name_tensors(Layer& layer, std::string_view prefix, const Take& take) {
-  layer.visit(TensorNamer<typename Layer::Scalar, Take>(prefix, Layer::Kind::stacks_experts, take));
+  layer.visit(TensorNamer<typename Layer::Scalar, Take>(prefix, Layer::Kind::stacks_experts,
+                                                        layer.options().shared_experts.count, take));
 }
 
 template <class Scalar>

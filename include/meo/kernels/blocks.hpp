@@ -66,8 +66,9 @@ struct Blocks {
   Index gradient_merges = max_gradient_merges;
 
   /// Inputs whose gradients of merged experts are formed, and spread, at a time: with those of all merges,
-  /// the rows of the experts that they are spread to are to stay in L2.
-  Index gradient_inputs = 96;
+  /// the rows of the experts that they are spread to are to stay in L2. With 32 of them a layer's backward
+  /// takes 2 to 10 % less than with 96 (Xeon, L2 of 2 MB).
+  Index gradient_inputs = 32;
 
   /// Outputs and inputs of the merged panels that the gradient of x multiplies with at a time. Every sum goes
   /// through memory once for each block of outputs, so that 192 of them cost little beside their

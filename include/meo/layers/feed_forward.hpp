@@ -1,11 +1,11 @@
 #pragma once
 
 /// The feed-forward block of a transformer, y = down(activation(up(x))), or gated as in T5 v1.1,
-/// y = down(activation(up(x)) · gate_up(x)), with projections that are MoE or MEO layers.
+/// y = down(activation(up(x)) · gate_up(x)), with projections that are MoE or MEO layers. An activation of
+/// two inputs makes that y = down(activation(up(x), gate_up(x))).
 ///
 /// Letters: T tokens, D features, H hidden features.
 
-#include <concepts>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +19,7 @@
 #include <meo/errors.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/any_activation.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/experts/growing_matrix.hpp>
 #include <meo/layers/context.hpp>
 #include <meo/layers/forward_record.hpp>
@@ -37,6 +38,7 @@
 #include <meo/routing/offsets.hpp>
 #include <meo/routing/routing.hpp>
 #include <meo/routing/routing_options.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -47,8 +49,9 @@ struct FeedForwardOptions {
   Index hidden_features = 0;  ///< H
   Index num_experts = 0;      ///< N; 0: the count in the layers' type
   Index top_k = 1;            ///< K; with 1 gates learn nothing by default, see LayerOptions::top_k
-  bool bias = true;           ///< whether experts have biases
-  bool gated = false;         ///< whether there is a gate_up
+  SharedExpertOptions shared_experts = {};  ///< beside the N, in every projection; see LayerOptions
+  bool bias = true;                         ///< whether experts have biases
+  bool gated = false;                       ///< whether there is a gate_up
   /// One router, that of `up`, for the whole block, of which the other projections have none; else each
   /// projection has its own.
   bool shared_gate = false;
@@ -66,7 +69,8 @@ namespace detail {
 /// a projection's but its sizes and whether it has a router.
 template <class Options>
 auto common_options(Options& options) {
-  return std::tie(options.num_experts, options.top_k, options.bias, options.routing, options.merge_order);
+  return std::tie(options.num_experts, options.top_k, options.shared_experts, options.bias, options.routing,
+                  options.merge_order);
 }
 
 /// What a block and its backward keep beside their projections' memory.
@@ -141,8 +145,22 @@ struct FeedForwardOutput {
   Routing<Scalar> down;     ///< empty with a shared gate
 };
 
-/// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw. To start
-/// from a dense block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
+/// LayerType is MoeLayer or MeoLayer, Activation any functor Scalar → Scalar that does not throw, or of a
+/// gated block one of two scalars, as GptOssSwiglu; see experts/gated_activation.hpp. To start from a dense
+/// block, start each projection from its projection; see MixtureLayer::initialize_from_dense.
+///
+/// With one router, no biases and Identity as Activation, experts are products of low rank B_i A_i, A_i of
+/// `up`, B_i of `down`, and hidden_features is the rank. MoeLayer weighs them as wholes, Σ g_i B_i A_i, as
+/// mixtures of LoRA do; MeoLayer merges the factors, (Σ g_i B_i)(Σ g_i A_i), as Poly does (Ponti et al. 2022,
+/// arXiv 2202.13914). What they are added to is a Linear beside them:
+///
+///     const meo::FeedForward<meo::MeoLayer<float>, meo::Identity> experts(
+///         {.features = 768, .hidden_features = 8, .num_experts = 16, .top_k = 4, .bias = false,
+///          .shared_gate = true});
+///     const meo::Matrix<float> y = dense.forward(x) + experts.forward(x, batch).y;
+///
+/// Of a projection to another width A and B are a layer each, and the decision of the first,
+/// a.forward(x, inputs, h, workspace), is the other's assignment in b.forward_routed.
 template <class LayerType, class Activation = Gelu>
 class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                                                   FeedForwardWorkspace<typename LayerType::Scalar>,
@@ -153,10 +171,12 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   using Kind = typename Layer::Kind;
   using Scalar = typename Layer::Scalar;
   using Options = FeedForwardOptions;
-  static_assert(std::is_invocable_r_v<Scalar, const Activation&, const Scalar&>,
-                "meo: Activation must be callable as Scalar(Scalar) const");
+  static_assert(
+      detail::PlainActivation<Activation, Scalar> || detail::GatedActivation<Activation, Scalar>,
+      "meo: Activation must be callable as Scalar(Scalar) const, or as Scalar(Scalar, Scalar) const");
 
-  /// All parameters zero. Throws std::invalid_argument for options that make no block.
+  /// All parameters zero. Throws std::invalid_argument for options that make no block, as one that is not
+  /// gated of an Activation of two inputs.
   explicit FeedForward(const FeedForwardOptions& options, Activation activation = {});
 
   /// What it was made with, the number of experts filled in.
@@ -286,6 +306,8 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
                     options.hidden_features);
     detail::require(options.has_router || options.shared_gate,
                     "has_router: expected true unless one routing serves the block, shared_gate = true");
+    detail::require(options.gated || !detail::GatedActivation<Activation, Scalar>,
+                    "gated: expected true, since the activation has two inputs, got false");
     return options;
   }
 
@@ -326,7 +348,7 @@ class FeedForward : private detail::RejectForward<typename LayerType::Scalar,
   void check_routing(const Assignment<Scalar>& routing, const detail::Offsets& offsets) const {
     detail::require(options_.shared_gate,
                     "routing: expected a block with one for all projections, got shared_gate = false");
-    routing.check(up_.gated_rows(offsets), up_.num_experts());
+    routing.check(up_.gated_rows(offsets), up_.experts().num_experts());
   }
 
   void check_gradients(const ConstMatrixRef<Scalar>& x, const ConstMatrixRef<Scalar>& dy,
@@ -669,11 +691,9 @@ void FeedForward<LayerType, Activation>::check_gradients(const ConstMatrixRef<Sc
                                                          const ConstMatrixRef<Scalar>& dy,
                                                          const FeedForward& gradients,
                                                          const MatrixRef<Scalar>& dx) const {
-  static_assert(
-      requires(const Activation& f, const Scalar& value) {
-        { f.derivative(value) } -> std::convertible_to<Scalar>;
-      },
-      "meo: backward needs an Activation with a member Scalar derivative(Scalar) const");
+  static_assert(detail::DifferentiableActivation<Activation, Scalar>,
+                "meo: backward needs an Activation with a member Scalar derivative(Scalar) const, or of two "
+                "inputs GatedDerivative<Scalar> derivative(Scalar, Scalar) const");
   detail::require(x.cols() == options_.features, "x: expected features = ", options_.features,
                   " columns, got ", x.cols());
   detail::require_shape(dy, x.rows(), options_.features, "dy (rows of x by features)");

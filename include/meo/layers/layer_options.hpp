@@ -5,6 +5,7 @@
 #include <meo/errors.hpp>
 #include <meo/mixing/merge_order.hpp>
 #include <meo/routing/routing_options.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -20,6 +21,7 @@ struct LayerOptions {
   /// more, or, as Switch, routing.scores.function = ScoreFunction::softmax: a weight of one expert that
   /// depends on all logits.
   Index top_k = 1;
+  SharedExpertOptions shared_experts = {};         ///< beside the N
   bool bias = true;                                ///< whether experts have biases
   RoutingOptions routing = {};                     ///< what a decision covers, and how it is made
   MergeOrder merge_order = MergeOrder::automatic;  ///< MEO: whether experts are merged or outputs combined
@@ -45,6 +47,7 @@ LayerOptions checked_options(LayerOptions options) {
   require(options.num_experts >= 1, "num_experts: expected at least 1, got ", options.num_experts);
   require(options.top_k >= 1 && options.top_k <= options.num_experts,
           "top_k: expected 1 to num_experts = ", options.num_experts, ", got ", options.top_k);
+  check_shared_experts(options.shared_experts, options.num_experts);
   check_routing_options<Scalar>(options.routing);
   check_selection<Scalar>(options.routing.selection, options.num_experts, options.top_k);
   require(options.merge_order == MergeOrder::automatic || options.merge_order == MergeOrder::merge_first ||

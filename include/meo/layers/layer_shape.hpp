@@ -37,7 +37,8 @@ inline GateRows decided_rows(const LayerOptions& options, const Sequences& batch
 /// that MeoLayer<Scalar> combines are told from those that it merges. What the layer saves where sequences
 /// have the same selection and weights, only their routing says, see assignment_shape: here each counts as a
 /// merge of its own, but for the second segment of a sequence, which without noise has the decision of the
-/// first. With expert choice and with capacities each row counts as if it had top_k experts.
+/// first. With expert choice and with capacities each row counts as if it had top_k experts beside the
+/// shared.
 ///
 ///     const auto cost = meo::flops(meo::Method::meo, meo::layer_shape<float>(layer.options(), batch));
 template <class Scalar>
@@ -56,14 +57,17 @@ LayerShape layer_shape(const LayerOptions& options, const Sequences& batch, bool
                    .noise = noise,
                    .reduce_factor = options.routing.reduce_factor,
                    .task_features = options.routing.task_features,
-                   .has_router = options.has_router};
-  const Index fewest =
-      fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level, options.top_k,
-                                     detail::is_single_weight_one(options.routing.scores));
+                   .has_router = options.has_router,
+                   .shared_experts = options.shared_experts.count,
+                   .weighs_shared = options.shared_experts.weight == SharedWeight::sigmoid};
+  const Index experts_of_row = options.top_k + options.shared_experts.count;
+  const bool is_weight_one = detail::is_single_weight_one(options.routing.scores);
+  const Index fewest = fewest_tokens_to_merge<Scalar>(options.merge_order, options.routing.level,
+                                                      experts_of_row, is_weight_one);
   for (Index row = 0; row < rows.size(); ++row) {
     if (rows.tokens(row) < fewest) {
       shape.combined_tokens += rows.tokens(row);
-    } else if (options.top_k > 1 || !detail::is_single_weight_one(options.routing.scores)) {
+    } else if (experts_of_row > 1 || !is_weight_one) {
       const bool shares_merge = !noise && rows.sees_as_before(row) && rows.tokens(row - 1) >= fewest;
       if (!shares_merge) ++shape.merges;
     }
@@ -97,7 +101,7 @@ AssignmentShape assignment_shape(Method method, const LayerOptions& options, con
   detail::GateRowsMemory memory;
   const detail::GateRows rows = routes_tokens ? detail::rows_of_tokens(batch.tokens(), memory)
                                               : detail::decided_rows(options, batch, memory);
-  assignment.check(rows.size(), options.num_experts);
+  assignment.check(rows.size(), options.num_experts + options.shared_experts.count);
 
   const detail::Pairs<Scalar> pairs = detail::pairs_of(assignment);
   AssignmentShape shape;

@@ -84,7 +84,7 @@ class MergedExpert : private detail::RejectForward<ScalarType, Workspace<ScalarT
   void merge(const MixtureLayer<Scalar, NumExperts, Kind, LayerStorage>& layer,
              const Assignment<Scalar>& assignment, std::optional<Index> row = std::nullopt) {
     detail::require_not_moved_from(layer.empty(), "layer");
-    check(assignment, layer.num_experts(), row);
+    check(assignment, layer.experts().num_experts(), row);
     if (Kind::has_token_attention && layer.options().routing.level == Level::token)
       token_attention_ = layer.token_attention();
     else token_attention_.reset();

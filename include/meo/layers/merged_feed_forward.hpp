@@ -130,10 +130,10 @@ class MergedFeedForward : private detail::RejectForward<ScalarType, FeedForwardW
     detail::require(!(block.options().shared_gate && Block::Kind::mixes_blocks),
                     "block: expected experts that are merged projection by projection, got a MoE block with "
                     "shared_gate = true, whose experts are whole blocks");
-    MergedExpert<Scalar, Storage>::check(up, block.up().num_experts(), row);
-    for (const Assignment<Scalar>* const other : {gated ? &gate_up : &up, &down}) {
-      other->check(up.rows, block.up().num_experts());
-    }
+    const Index num_experts = block.up().experts().num_experts();
+    MergedExpert<Scalar, Storage>::check(up, num_experts, row);
+    for (const Assignment<Scalar>* const other : {gated ? &gate_up : &up, &down})
+      other->check(up.rows, num_experts);
     keep(up_, block.up(), up, row);
     keep(down_, block.down(), down, row);
     if (gated) keep(gate_up_, block.gate_up(), gate_up, row);

@@ -4,7 +4,7 @@
 /// mixer that applies the router's assignment to them. MoeLayer and MeoLayer are its two kinds.
 ///
 /// Letters: T tokens of the batch, B sequences, D in_features, F out_features, N num_experts, R rows of the
-/// router, S task_features, r reduce_factor.
+/// router, r reduce_factor.
 
 #include <concepts>
 #include <optional>
@@ -82,6 +82,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   const LayerOptions& options() const { return options_; }
   Index in_features() const { return options_.in_features; }
   Index out_features() const { return options_.out_features; }
+  /// N, without shared experts. Of these, expert N + i is the i-th; experts().num_experts() counts all.
   Index num_experts() const {
     if constexpr (NumExperts == Eigen::Dynamic) return options_.num_experts;
     else return NumExperts;
@@ -132,7 +133,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// Calls visit(name, part) for each part that has parameters, in a fixed order and by the names of the MEO
   /// authors' state_dict: a TurnedWeight for w_gate and w_noise, a TurnedBuffer for correction_bias, an
-  /// ExpertBank for experts, a Linear for tokenatt.down_proj, tokenatt.up_proj and task_proj.
+  /// ExpertBank for experts, the shared ones among them, a Linear for shared_expert_gate, tokenatt.down_proj,
+  /// tokenatt.up_proj and task_proj.
   template <class Visitor>
   void visit(const Visitor& visit) {
     visit_parts(*this, visit);
@@ -142,8 +144,8 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
     visit_parts(*this, visit);
   }
 
-  /// Start values from the caller's generator: experts, biases, W_g, V, v and the task projection uniform in
-  /// ±1/√(inputs), as PyTorch's nn.Linear starts; W_n, U and u zero.
+  /// Start values from the caller's generator: experts, biases, W_g, s, V, v and the task projection uniform
+  /// in ±1/√(inputs), as PyTorch's nn.Linear starts; W_n, U and u zero.
   template <class Generator>
   void initialize(Generator& rng) {
     require_not_empty("layer");
@@ -159,11 +161,17 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   /// To compute with, not to train from: with zero gates every row selects the experts 0 … K − 1 with equal
   /// weights, and between equal experts the gate's gradient is 0. So these K get the same updates for ever,
   /// and the others none. Training needs Inputs::noise, or the start values below.
+  ///
+  /// Shared experts and their s start at zero: whatever their weight, they add nothing to the dense layer,
+  /// and learn from the first step on what is to be added. In a MoE block with one router, though, an expert
+  /// of which every projection is zero learns nothing: give it an expert_spread, or start its up and gate_up
+  /// by set_weight. A base weight W₀ with task vectors, instead of experts beside a zero, is for set_weight,
+  /// too: of expert N the dense weight, of the others what they differ by.
   void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias);
   void initialize_from_dense(const ConstMatrixRef<Scalar>& weight);
 
   /// The same for training: rows select different experts, which part from the first step on. Draws in the
-  /// order of initialize: what sets the experts apart, W_g, the task projection, V and v; see Upcycling.
+  /// order of initialize: what sets the experts apart, W_g, s, the task projection, V and v; see Upcycling.
   template <std::uniform_random_bit_generator Generator>
   void initialize_from_dense(const ConstMatrixRef<Scalar>& weight, const ConstVectorRef<Scalar>& bias,
                              Generator& rng, const Upcycling& upcycling = {}) {
@@ -229,11 +237,12 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// The experts, and token attention where there is some, with a routing from elsewhere, be there a router
   /// or not: any Assignment of gated_rows rows, one for each sequence, for each token of a MoeLayer at token
-  /// level, or for each segment at segment level. Its weights count as they are, whatever their sum. x: T ×
-  /// D; y: T × F; what it holds is overwritten, with zeros for tokens of a row without pairs. Of `inputs`
-  /// only the sequences count. Where backward_routed is to follow, the workspace is a Context; its `routing`
-  /// stays as it is. Throws std::invalid_argument for shapes or a routing that do not fit, or a y that
-  /// overlaps x, and then y is untouched. Allocates only where the workspace has to grow.
+  /// level, or for each segment at segment level. Its experts are all of experts(): those that are shared
+  /// have no other pairs than it says. Its weights count as they are, whatever their sum. x: T × D; y: T × F;
+  /// what it holds is overwritten, with zeros for tokens of a row without pairs. Of `inputs` only the
+  /// sequences count. Where backward_routed is to follow, the workspace is a Context; its `routing` stays as
+  /// it is. Throws std::invalid_argument for shapes or a routing that do not fit, or a y that overlaps x, and
+  /// then y is untouched. Allocates only where the workspace has to grow.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                       const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
                       Workspace<Scalar>& workspace) const;
@@ -298,7 +307,10 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   template <class Self, class Visitor>
   static void visit_parts(Self& self, const Visitor& visit) {
-    if (self.router_) self.router_->gate().visit(visit);
+    if (self.router_) {
+      self.router_->gate().visit(visit);
+      self.router_->visit_shared_expert_gate(visit);
+    }
     visit("experts", self.experts_);
     if (self.token_attention_) {
       visit("tokenatt.down_proj", self.token_attention_->down());
@@ -318,7 +330,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
   template <class Generator>
   void spread_apart(const ConstMatrixRef<Scalar>& weight, Generator& rng, const Upcycling& upcycling) {
     if (upcycling.expert_spread > 0)
-      detail::initialize_around(experts_, weight, upcycling.expert_spread, rng);
+      detail::initialize_around(experts_, num_experts(), weight, upcycling.expert_spread, rng);
     initialize_all_but_experts(rng, upcycling.router_spread);
   }
 
@@ -428,10 +440,12 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 template <class ScalarType, int NumExperts, class KindType, class StorageType>
 MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::MixtureLayer(const LayerOptions& options)
     : options_(detail::checked_options<Scalar, NumExperts>(options)),
-      experts_(options_.num_experts, options_.in_features, options_.out_features, options_.bias) {
+      experts_(options_.num_experts + options_.shared_experts.count, options_.in_features,
+               options_.out_features, options_.bias) {
   const RoutingOptions& routing = options_.routing;
   if (options_.has_router)
-    router_.emplace(routing, options_.in_features, options_.num_experts, options_.top_k);
+    router_.emplace(routing, options_.in_features, options_.num_experts, options_.top_k,
+                    options_.shared_experts);
   if (Kind::has_token_attention && routing.level == Level::token) {
     token_attention_.emplace(options_.in_features,
                              detail::reduced_features(options_.in_features, routing.reduce_factor));
@@ -530,7 +544,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::forward_routed
   auto& memory = memory_of(workspace);
   const detail::Offsets offsets = begin(x, inputs, memory);
   check_output(x, y);
-  routing.check(gated_rows(offsets), num_experts());
+  routing.check(gated_rows(offsets), experts_.num_experts());
   const detail::GateRows rows = gate_rows(offsets, memory.gate_rows);
   mixer().forward({experts_, routing, rows.governed}, attend(x, memory), y, memory.mixing);
   finish(offsets, inputs, false, memory);
@@ -563,7 +577,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::backward_route
     Context<Scalar>& context, const ConstMatrixRef<Scalar>& dy, MixtureLayer& gradients, MatrixRef<Scalar> dx,
     std::span<Scalar> d_weights) const {
   const detail::Offsets offsets = check(x, inputs);
-  routing.check(gated_rows(offsets), num_experts());
+  routing.check(gated_rows(offsets), experts_.num_experts());
   check_routed_context(offsets, context);
   check_gradients(x, dy, gradients, dx);
   check_weights_gradient(routing, d_weights);
@@ -591,7 +605,7 @@ void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_context(
 template <class ScalarType, int NumExperts, class KindType, class StorageType>
 void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::check_decision(
     std::span<const Index> offsets, const Context<Scalar>& context) const {
-  context.routing.check(gated_rows(offsets), num_experts());
+  context.routing.check(gated_rows(offsets), experts_.num_experts());
   router_->check_decision(context.routing, memory_of(context).router);
 }
 
@@ -642,6 +656,10 @@ void MixtureLayer<ScalarType, NumExperts, KindType, StorageType>::copy_to_expert
   for (Index expert = 0; expert < num_experts(); ++expert) {
     experts_.set_weight(expert, weight);
     if (bias != nullptr) experts_.set_bias(expert, *bias);
+  }
+  for (Index expert = num_experts(); expert < experts_.num_experts(); ++expert) {
+    experts_.set_weight(expert, Matrix<Scalar>::Zero(out_features(), in_features()));
+    if (bias != nullptr) experts_.set_bias(expert, Vector<Scalar>::Zero(out_features()));
   }
   if (router_) router_->reset_gate();
   if (token_attention_) token_attention_->reset();

@@ -14,9 +14,9 @@ struct Upcycling {
   /// selects does not depend on how large it is, but how much their weights differ does: with a small one
   /// they start near 1/K. The outputs start as the dense layer's all the same.
   double router_spread = 1;
-  /// To each weight of an expert is added a draw from ±expert_spread times the root mean square of the dense
-  /// layer's weights. Outputs then start only near the dense layer's. The gate has a gradient from the task
-  /// from the first step on, not just once the experts have parted.
+  /// To each weight of an expert, a shared one as well, is added a draw from ±expert_spread times the root
+  /// mean square of the dense layer's weights. Outputs then start only near the dense layer's. The gate has a
+  /// gradient from the task from the first step on, not just once the experts have parted.
   double expert_spread = 0;
 };
 

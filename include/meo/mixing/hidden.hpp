@@ -1,7 +1,7 @@
 #pragma once
 
-/// The hidden activations of a feed-forward block, hidden = f(pre_activation) or f(pre_activation) ·
-/// gate_hidden.
+/// The hidden activations of a feed-forward block, hidden = f(pre_activation), f(pre_activation) ·
+/// gate_hidden or f(pre_activation, gate_hidden).
 
 #include <meo/experts/activate.hpp>
 #include <meo/parallel.hpp>

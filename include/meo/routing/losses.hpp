@@ -61,18 +61,18 @@ Scalar share_loss(std::span<const Scalar> gradient, std::span<const Scalar> sums
 
 /// Σ z², z = log Σ exp ℓ of each row.
 template <class Scalar>
-Scalar sum_of_squares(std::span<const Scalar> log_sums) {
+Scalar z_loss_sum(std::span<const Scalar> log_sums) {
   return detail::pairwise_sum<Scalar>(0, static_cast<Index>(log_sums.size()), [&](Index row) {
     const Scalar& z = log_sums[static_cast<std::size_t>(row)];
     return Scalar(z * z);
   });
 }
 
-/// mean z², from the sum over the rows; its gradient is 2 z / R. 0 without rows.
+/// mean z², from z_loss_sum; its gradient is 2 z / R. 0 without rows.
 template <class Scalar>
-Scalar z_loss(const Scalar& sum_of_squares, Index rows) {
+Scalar z_loss(const Scalar& sum, Index rows) {
   if (rows == 0) return Scalar(0);
-  return sum_of_squares / static_cast<Scalar>(static_cast<double>(rows));
+  return sum / static_cast<Scalar>(static_cast<double>(rows));
 }
 
 }  // namespace meo

@@ -325,8 +325,7 @@ void sum_for_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory
     };
     sum_rows(Index{0}, call.rows, experts, p_of_row, resized(memory.loss_sums, experts), p + experts);
   }
-  if (losses.z_coefficient > 0)
-    memory.loss_sums.push_back(sum_of_squares(std::span<const S>(memory.log_sums)));
+  if (losses.z_coefficient > 0) memory.loss_sums.push_back(z_loss_sum(std::span<const S>(memory.log_sums)));
 }
 
 /// The losses beside cv², each times its coefficient, of so many rows; memory.loss_sums and counts (see

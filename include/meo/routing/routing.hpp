@@ -12,7 +12,8 @@ namespace meo::inline MEO_ABI {
 
 /// By default each row has K pairs, by descending logit, ties by ascending expert; their weights are the
 /// softmax over the selected logits of the row. See RoutingOptions for what else there is. With expert choice
-/// a row's pairs are by ascending expert.
+/// a row's pairs are by ascending expert. Where there are shared experts, their pairs are the last S of each
+/// row, and `num_experts` counts them; importance, load and loss are of the N others alone.
 template <class Scalar>
 struct Routing : Assignment<Scalar> {
   /// N; sum of an expert's weights over the rows, or over those of all processes, as Inputs::reduction adds

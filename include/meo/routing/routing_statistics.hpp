@@ -1,6 +1,6 @@
 #pragma once
 
-/// How a gate uses its experts, over a window of batches.
+/// How a gate uses its experts, over a window of batches. Shared experts, which every row has, do not count.
 
 #include <cmath>
 #include <ostream>
@@ -24,15 +24,18 @@ class RoutingStatistics {
   /// Throws std::invalid_argument for another number of experts, and then adds nothing.
   template <class Scalar>
   void add(const Routing<Scalar>& routing) {
-    detail::require(routing.num_experts == num_experts(), "routing: expected num_experts = ", num_experts(),
-                    ", got ", routing.num_experts);
+    detail::require(routing.num_experts >= num_experts(), "routing: expected num_experts = ", num_experts(),
+                    ", or more with shared experts, got ", routing.num_experts);
     detail::require(routing.importance.size() == experts_.size() && routing.load.size() == experts_.size(),
                     "routing: expected importance and load of ", num_experts(), " experts, got ",
                     routing.importance.size(), " and ", routing.load.size(), " values");
-    for (const Index expert : routing.experts) detail::require_expert(expert, num_experts());
+    for (const Index expert : routing.experts) detail::require_expert(expert, routing.num_experts);
     rows_ += routing.rows;
-    selections_ += static_cast<Index>(routing.experts.size());
-    for (const Index expert : routing.experts) ++experts_[static_cast<std::size_t>(expert)].count;
+    for (const Index expert : routing.experts) {
+      if (expert >= num_experts()) continue;
+      ++selections_;
+      ++experts_[static_cast<std::size_t>(expert)].count;
+    }
     for (std::size_t e = 0; e < experts_.size(); ++e) {
       experts_[e].importance += static_cast<double>(routing.importance[e]);
       experts_[e].load += static_cast<double>(routing.load[e]);
