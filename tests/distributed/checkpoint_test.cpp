@@ -16,6 +16,7 @@
 #include <meo/layers/feed_forward.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/training/parameters.hpp>
 
 #include "distributed/world.hpp"
@@ -96,7 +97,9 @@ TEST_CASE("a file that ranks write together is that of one rank, and any number 
   check_files<MoeLayer<double>>(small_layer(Level::token, 5, 37));
   check_files<MeoLayer<double>>(small_layer(Level::token, 20, 1003));
   check_files<FeedForward<MoeLayer<double>>>(small_block(Level::task, 3, 11, true, true));
-  check_files<FeedForward<MeoLayer<double>>>(small_block(Level::sequence, 3, 70, false, true));
+  FeedForwardOptions block = small_block(Level::sequence, 3, 70, false, true);
+  block.shared_experts = {.count = 1, .weight = SharedWeight::sigmoid};
+  check_files<FeedForward<MeoLayer<double>>>(block);
   check_files<FeedForward<MeoLayer<double>>, mpi::TensorParallelProjections<MeoLayer<double>>>(
       small_block(Level::token, 6, 9, true, false));
 }

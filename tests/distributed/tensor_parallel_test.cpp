@@ -15,6 +15,7 @@
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/training/gradient_norm.hpp>
 #include <meo/training/parameters.hpp>
 
@@ -203,6 +204,14 @@ TEMPLATE_TEST_CASE(
           small_block(level, 9, 14, gated, false), 9, 9, y_and_down);
     }
   }
+}
+
+TEMPLATE_TEST_CASE("shared experts are split as the others are", "", MoeLayer<double>, MeoLayer<double>) {
+  LayerOptions layer = small_layer(Level::sequence, 5, 13);
+  FeedForwardOptions block = small_block(Level::sequence, 6, 10, true, true);
+  layer.shared_experts = block.shared_experts = {.count = 2, .weight = SharedWeight::sigmoid};
+  check_tensor_parallel<TestType>(layer, 5, 13, y_and_experts);
+  check_tensor_parallel<FeedForward<TestType>>(block, 6, 6, nothing);
 }
 
 TEST_CASE("a block's biases are added once, and the others' stay zero") {
