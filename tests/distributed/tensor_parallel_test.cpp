@@ -302,12 +302,10 @@ TEST_CASE("a layer is shared by processes, as the README has it") {
   layer.initialize(rng);
   const meo::Matrix<float> x = random_matrix<float>(rng, 12, 30);
   meo::Matrix<float> y(12, 70);
-  const meo::mpi::Communicator world;  // after a meo::mpi::Environment, at the top of main
-  const meo::mpi::TensorParallel split(world,
-                                       layer);  // of a layer that is the same on all ranks, this rank's part
+  const meo::mpi::Communicator world;                  // after a meo::mpi::Environment, at the top of main
+  const meo::mpi::TensorParallel split(world, layer);  // this rank's part of a layer that all have alike
   decltype(split)::Context context;
-  const float loss =
-      split.forward(x, {}, y, context);  // all of y on every rank, to the bit as layer.forward(x)
+  const float loss = split.forward(x, {}, y, context);  // all of y on every rank: layer.forward(x)'s bits
   CHECK(bit_difference(y, layer.forward(x).y) == "");
   CHECK(loss == layer.forward(x).routing.loss);
 }
