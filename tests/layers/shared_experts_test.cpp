@@ -400,6 +400,7 @@ TEST_CASE("files have shared experts apart from the others", "[shared_experts]")
   const io::SafetensorsReader file(bytes, "f");
   file.check_shape("weight", {num_experts, out_features, features});
   file.check_shape("shared_weight", {2, out_features, features});
+  CHECK(file.read<double>("shared_weight")[out_features * features] == merged.weight(num_experts + 1)(0, 0));
   CHECK(file.read<double>("shared_bias")[out_features] == merged.bias(num_experts + 1)(0));
   check_file(random_model<FeedForward<Meo>>(block_options(routers()[0], 1, SharedWeight::one, true), rng),
              {"up.shared_weight", "up.shared_bias", "gate_up.shared_weight", "gate_up.shared_bias",
