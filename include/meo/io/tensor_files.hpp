@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include <meo/abi.hpp>
 #include <meo/compiled.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
