@@ -36,6 +36,7 @@ using test::Folder;
 using Path = std::filesystem::path;
 
 using Block = FeedForward<MoeLayer<float>, AnyActivation>;
+using GptOssBlock = FeedForward<MoeLayer<float>, GptOssSwiglu>;
 
 Path golden(const std::string& name) {
   return MEO_TEST_DATA_DIR "/goldens_families/" + name + ".safetensors";
@@ -82,10 +83,18 @@ Matrix<float> read_matrix(const FamilyModel& model, const std::string& name) {
   return file.read_matrix<float>(name, file.info(name).shape[0], file.info(name).shape[1]);
 }
 
-/// Loads the model's only block and runs it on its x.
-Matrix<float> output_of(const FamilyModel& model) {
-  return io::load_block<Block>(model, model.block()).forward(read_matrix(model, "x")).y;
+/// f(block) of the model's only one.
+template <class Function>
+auto with_block(const FamilyModel& model, const Function& f) {
+  if (model.activation() == "gpt_oss") return f(io::load_block<GptOssBlock>(model, model.block()));
+  return f(io::load_block<Block>(model, model.block()));
 }
+
+/// Of that one on the model's x.
+FeedForwardOutput<float> run(const FamilyModel& model) {
+  return with_block(model, [&](const auto& block) { return block.forward(read_matrix(model, "x")); });
+}
+Matrix<float> output_of(const FamilyModel& model) { return run(model).y; }
 Matrix<float> output_of(const Bytes& bytes) { return output_of(FamilyModel(SafetensorsReader(bytes, "f"))); }
 
 std::string difference(const Matrix<float>& actual, const Matrix<float>& expected) {
@@ -96,35 +105,37 @@ std::string fault(const Bytes& bytes) {
   return error_of([&] { output_of(bytes); });
 }
 
-/// The files whose family is here.
-std::vector<Path> goldens() {
-  std::vector<Path> paths;
-  for (const Path& path : test::golden_files("", "goldens_families"))
-    if (const auto n = path.filename().string(); n[0] != char(100) && n[0] != char(103) && n[0] != char(113)) paths.push_back(path);
-  return paths;
-}
+std::vector<Path> goldens() { return test::golden_files("", "goldens_families"); }
 
 TEST_CASE("blocks of public families compute what their makers' code does", "[families][golden]") {
-  CHECK(goldens().size() == 6);
+  CHECK(goldens().size() == 11);
   for (const Path& path : goldens()) {
     CAPTURE(path.filename().string());
     const FamilyModel model(path);
-    const Block block = io::load_block<Block>(model, model.block());
     const Matrix<float> x = read_matrix(model, "x");
-    const FeedForwardOutput<float> output = block.forward(x);
+    const FeedForwardOutput<float> output = run(model);
     CHECK(difference(output.y, read_matrix(model, "y")) == "");
     CHECK(output.loss == 0);
-    if (model.tensors().contains("router_logits"))
-      CHECK(difference(x * block.up().gate().weight(), read_matrix(model, "router_logits")) == "");
+    if (model.tensors().contains("router_logits")) {
+      const Matrix<float> logits = with_block(model, [&](const auto& block) {
+        Matrix<float> product = x * block.up().gate().weight();
+        if (block.options().routing.scores.bias) product.rowwise() += block.up().gate().bias().transpose();
+        return product;
+      });
+      CHECK(difference(logits, read_matrix(model, "router_logits")) == "");
+    }
     if (!model.tensors().contains("indices")) continue;
     // In the order of their code, which need not be that of the weights.
     const Matrix<float> weights = read_matrix(model, "weights"), indices = read_matrix(model, "indices");
-    Matrix<float> expected = Matrix<float>::Zero(x.rows(), block.options().num_experts), actual = expected;
+    Matrix<float> expected = Matrix<float>::Zero(x.rows(), model.options().num_experts), actual = expected;
     for (Index row = 0; row < x.rows(); ++row) {
       for (Index i = 0; i < weights.cols(); ++i)
         expected(row, static_cast<Index>(indices(row, i))) = weights(row, i);
-      CHECK(output.up.row_experts(row).size() == static_cast<std::size_t>(weights.cols()));
-      for (std::size_t i = 0; i < output.up.row_experts(row).size(); ++i)
+      // Shared experts come after them.
+      const auto selected = static_cast<std::size_t>(weights.cols());
+      CHECK(output.up.row_experts(row).size() ==
+            selected + static_cast<std::size_t>(model.options().shared_experts.count));
+      for (std::size_t i = 0; i < selected; ++i)
         actual(row, output.up.row_experts(row)[i]) = output.up.row_weights(row)[i];
     }
     CHECK(difference(actual, expected) == "");
@@ -134,10 +145,10 @@ TEST_CASE("blocks of public families compute what their makers' code does", "[fa
 TEST_CASE("parameters of 16 bits are loaded as the numbers that they are", "[families]") {
   for (const Path& path : goldens()) {
     CAPTURE(path.filename().string());
-    const auto round_to = [](auto type) {
-      return [type](const std::string& name, std::vector<float>& values) {
+    const auto round_to = []<class Small>(Small) {
+      return [](const std::string& name, std::vector<float>& values) {
         if (!is_parameter(name)) return;
-        for (float& value : values) value = static_cast<float>(static_cast<decltype(type)>(value));
+        for (float& value : values) value = static_cast<float>(static_cast<Small>(value));
       };
     };
     for (const auto& [dtype, round] : {std::pair{DType::BF16, Changes{.values = round_to(Eigen::bfloat16())}},
@@ -196,10 +207,14 @@ TEST_CASE("a block is saved under the names and in the shapes that it was loaded
     CAPTURE(path.filename().string());
     const FamilyModel model(path);
     const BlockFormat format = model.block();
-    const Block block = io::load_block<Block>(model, format);
-    SafetensorsWriter writer;
-    io::save(block, format, writer);
-    const Bytes bytes = writer.bytes();
+    const auto bytes_of = [&](DType dtype) {
+      return with_block(model, [&](const auto& block) {
+        SafetensorsWriter writer;
+        io::save(block, format, writer, dtype);
+        return writer.bytes();
+      });
+    };
+    const Bytes bytes = bytes_of(DType::F32);
     const SafetensorsReader saved(bytes, "saved"), file(path);
     std::size_t parameters = 0;
     for (const std::string& name : file.names()) parameters += is_parameter(name) ? 1 : 0;
@@ -210,12 +225,34 @@ TEST_CASE("a block is saved under the names and in the shapes that it was loaded
       CHECK(saved.read<float>(name) == file.read<float>(name));
     }
     // Rounded as it is written.
-    SafetensorsWriter small;
-    io::save(block, format, small, DType::BF16);
-    const Bytes small_bytes = small.bytes(), expected = changed(path, {.dtype = DType::BF16});
+    const Bytes small_bytes = bytes_of(DType::BF16), expected = changed(path, {.dtype = DType::BF16});
     const SafetensorsReader small_file(small_bytes, "small"), expected_file(expected, "expected");
     for (const std::string& name : small_file.names())
       CHECK(small_file.read<float>(name) == expected_file.read<float>(name));
+  }
+}
+
+TEST_CASE("every layout of a family holds the same block", "[families]") {
+  for (const Path& path : goldens()) {
+    CAPTURE(path.filename().string());
+    const FamilyModel model(path);
+    const Matrix<float> x = read_matrix(model, "x"), y = output_of(model);
+    for (const io::FamilyLayout& layout : model.family().layouts) {
+      BlockFormat format = model.block();
+      format.layout = layout;
+      format.prefix = "h.3.";
+      SafetensorsWriter writer;
+      for (const auto& [key, value] : SafetensorsReader(path).metadata()) writer.set_metadata(key, value);
+      writer.add("x", x);
+      const Bytes bytes = with_block(model, [&](const auto& block) {
+        io::save(block, format, writer);
+        return writer.bytes();
+      });
+      const FamilyModel saved{SafetensorsReader(bytes, "f")};
+      CHECK(saved.block().layout.data() == layout.data());
+      CHECK(saved.layer(3).prefix == "h.3.");
+      CHECK(test::bit_difference(output_of(saved), y) == "");
+    }
   }
 }
 
@@ -236,17 +273,95 @@ TEST_CASE("a block that has had other parameters is that of its file", "[familie
 TEMPLATE_TEST_CASE("experts are stored as the block's type says", "[families]", Eigen::bfloat16,
                    std::int8_t) {
   using Small = FeedForward<MoeLayer<float, Eigen::Dynamic, TestType>, AnyActivation>;
-  for (const char* const name : {"mixtral", "mixtral_fused"}) {
+  // Per expert, fused, input-major, and with a shared expert that is filled up.
+  for (const char* const name : {"mixtral", "mixtral_fused", "gpt_oss", "qwen2_moe"}) {
     CAPTURE(name);
     const FamilyModel model{golden(name)};
-    const Small small = io::load_block<Small>(model, model.block());
-    const Small expected(io::load_block<Block>(model, model.block()));
-    for (Index expert = 0; expert < 8; ++expert) {
-      CHECK(small.up().weight(expert) == expected.up().weight(expert));
-      CHECK(small.gate_up().weight(expert) == expected.gate_up().weight(expert));
-      CHECK(small.down().weight(expert) == expected.down().weight(expert));
+    Small small(model.options(), AnyActivation::Kind::silu);
+    io::load(small, model.block(), model.tensors());
+    Block block(model.options(), AnyActivation::Kind::silu);
+    io::load(block, model.block(), model.tensors());
+    const Small expected(block);
+    for (Index expert = 0; expert < block.up().experts().num_experts(); ++expert) {
+      CHECK(small.up().experts().weight(expert) == expected.up().experts().weight(expert));
+      CHECK(small.gate_up().experts().weight(expert) == expected.gate_up().experts().weight(expert));
+      CHECK(small.down().experts().weight(expert) == expected.down().experts().weight(expert));
     }
+    if (block.options().bias) CHECK(small.up().bias(7) == block.up().bias(7));
   }
+}
+
+TEST_CASE("a shared expert that is no multiple of the others is filled up with zeros", "[families]") {
+  // 28 hidden features in two experts of 20.
+  const FamilyModel model(golden("qwen2_moe"));
+  CHECK(model.shared_features() == 28);
+  CHECK(model.options().shared_experts == SharedExpertOptions{2, SharedWeight::sigmoid});
+  Block block(model.options(), AnyActivation::Kind::silu);
+  std::mt19937_64 rng(3);
+  block.initialize(rng);
+  SafetensorsWriter writer;
+  CHECK(error_of([&] { io::save(block, model.block(), writer); }) ==
+        "meo: expected a shared expert of 28 hidden features, got one with weights for more");
+  io::load(block, model.block(), model.tensors());
+  CHECK(block.up().experts().weight(9).bottomRows(12).isZero(0));
+  CHECK(block.gate_up().experts().weight(9).bottomRows(12).isZero(0));
+  CHECK(block.down().experts().weight(9).rightCols(12).isZero(0));
+  CHECK_FALSE(block.up().experts().weight(9).row(7).isZero(0));
+  CHECK_FALSE(block.down().experts().weight(9).col(7).isZero(0));
+  io::save(block, model.block(), writer);
+  CHECK(test::bit_difference(block.forward(read_matrix(model, "x")).y, output_of(model)) == "");
+
+  // Without one there are no tensors of it.
+  const std::string prefix = "model.layers.0.mlp.shared_expert";
+  for (const std::string value : {"0", ""}) {
+    const Bytes none =
+        changed(golden("qwen2_moe"),
+                {.rename = [&](const std::string& name) { return name.starts_with(prefix) ? "" : name; },
+                 .metadata = {{"shared_expert_intermediate_size", value}}});
+    const Bytes olmoe =
+        changed(golden("qwen2_moe"),
+                {.rename = [&](const std::string& name) { return name.starts_with(prefix) ? "" : name; },
+                 .metadata = {{"family", "olmoe"}}});
+    CHECK(test::bit_difference(output_of(none), output_of(olmoe)) == "");
+  }
+  CHECK(fault(changed(golden("qwen2_moe"), {.metadata = {{"shared_expert_intermediate_size", "0"}}})) ==
+        "meo: f: tensor \"" + prefix + ".down_proj.weight\": is no parameter of what is loaded");
+}
+
+TEST_CASE("a block of another form than its file is refused", "[families]") {
+  const auto fault_of = [](const char* name, const std::function<void(FeedForwardOptions&)>& change) {
+    const FamilyModel model{golden(name)};
+    FeedForwardOptions options = model.options();
+    change(options);
+    Block block(options, AnyActivation::Kind::silu);
+    try {
+      io::load(block, model.block(), model.tensors());
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  using Options = FeedForwardOptions;
+  const std::string wanted = ": expected true, as the format of the file has it, got false",
+                    unwanted = ": expected false, as the format of the file has it, got true";
+  CHECK(fault_of("mixtral", [](Options&) {}) == "no error");
+  CHECK(fault_of("mixtral", [](Options& options) { options.gated = false; }) == "meo: gated" + wanted);
+  CHECK(fault_of("mixtral", [](Options& options) { options.bias = true; }) == "meo: bias" + unwanted);
+  CHECK(fault_of("mixtral", [](Options& options) { options.shared_gate = false; }) ==
+        "meo: shared_gate" + wanted);
+  CHECK(fault_of("mixtral", [](Options& options) { options.has_router = false; }) ==
+        "meo: shared_gate" + wanted);
+  CHECK(fault_of("gpt_oss", [](Options& options) { options.routing.scores.bias = false; }) ==
+        "meo: routing.scores.bias" + wanted);
+  CHECK(fault_of("deepseek_v3", [](Options& options) {
+          options.routing.selection.correction_bias = false;
+        }) == "meo: routing.selection.correction_bias" + wanted);
+  CHECK(fault_of("mixtral", [](Options& options) { options.shared_experts.count = 1; }) ==
+        "meo: shared experts" + unwanted);
+  CHECK(fault_of("qwen2_moe", [](Options& options) { options.shared_experts.weight = SharedWeight::one; }) ==
+        "meo: the shared experts' weight sigmoid" + wanted);
+  CHECK(fault_of("qwen2_moe", [](Options& options) { options.shared_experts.count = 3; }) ==
+        "meo: shared_experts.count: expected 2 of 20 features for 28, got 3");
 }
 
 TEST_CASE("families that differ in names alone compute the same", "[families]") {
@@ -265,6 +380,24 @@ TEST_CASE("families that differ in names alone compute the same", "[families]") 
   }
   const Bytes qwen3 = changed(golden("olmoe_norm"), {.metadata = {{"family", "qwen3_moe"}}});
   CHECK(test::bit_difference(output_of(qwen3), output_of(FamilyModel(golden("olmoe_norm")))) == "");
+  // Groups count for nothing in DeepSeek-V2-Lite.
+  const Matrix<float> grouped = output_of(FamilyModel(golden("deepseek_v2")));
+  const Bytes greedy = changed(golden("deepseek_v2"), {.metadata = {{"topk_method", "greedy"}}}),
+              one_group =
+                  changed(golden("deepseek_v2"), {.metadata = {{"n_group", "1"}, {"topk_group", "1"}}}),
+              no_group =
+                  changed(golden("deepseek_v2"), {.metadata = {{"n_group", "None"}, {"topk_group", "None"}}});
+  CHECK(test::bit_difference(output_of(greedy), grouped) != "");
+  CHECK(test::bit_difference(output_of(greedy), output_of(one_group)) == "");
+  CHECK(test::bit_difference(output_of(greedy), output_of(no_group)) == "");
+  // gpt-oss' older configs have no alpha.
+  const Bytes usual = changed(golden("gpt_oss"), {.metadata = {{"swiglu_alpha", ""}, {"swiglu_limit", ""}}}),
+              other = changed(golden("gpt_oss"), {.metadata = {{"swiglu_alpha", "1.5"}}}),
+              narrow = changed(golden("gpt_oss"), {.metadata = {{"swiglu_limit", "0.01"}}});
+  const Matrix<float> gpt_oss = output_of(FamilyModel(golden("gpt_oss")));
+  CHECK(test::bit_difference(output_of(usual), gpt_oss) == "");
+  CHECK(test::bit_difference(output_of(other), gpt_oss) != "");
+  CHECK(test::bit_difference(output_of(narrow), gpt_oss) != "");
   // OLMoE's own config has the experts' size in another field.
   const Bytes olmoe = changed(
       golden("olmoe"),
@@ -408,6 +541,23 @@ TEST_CASE("a config that says no block is refused by the field's name", "[famili
   CHECK(config_fault("mixtral", "family", "7") == "meo: f: family: expected a text, got 7");
   CHECK(config_fault("mixtral", "family", "dbrx")
             .starts_with("meo: f: family: expected one of mixtral, olmoe, "));
+  CHECK(config_fault("deepseek_v2", "routed_scaling_factor", "") ==
+        "meo: f: routed_scaling_factor: expected a value, got none");
+  CHECK(config_fault("deepseek_v2", "routed_scaling_factor", "-1") ==
+        "meo: f: routed_scaling_factor: expected a number above 0, got -1");
+  CHECK(config_fault("deepseek_v2", "norm_topk_prob", "True") ==
+        "meo: f: norm_topk_prob: expected false, got true");
+  CHECK(config_fault("deepseek_v3", "scoring_func", "softmax") ==
+        "meo: f: scoring_func: expected \"sigmoid\", got \"softmax\"");
+  CHECK(config_fault("deepseek_v3", "n_group", "0.5") ==
+        "meo: f: n_group: expected a whole number from 1 to 2147483647, got 0.5");
+  CHECK(config_fault("deepseek_v3", "n_shared_experts", "-1") ==
+        "meo: f: n_shared_experts: expected a whole number from 0 to 2147483647, got -1");
+  CHECK(config_fault("deepseek_v3", "n_shared_experts", "3") ==
+        "meo: f: tensor \"model.layers.0.mlp.shared_experts.gate_proj.weight\": expected shape [60, 32], got "
+        "[40, 32]");
+  CHECK(config_fault("gpt_oss", "swiglu_limit", "wide") ==
+        "meo: f: swiglu_limit: expected a number above 0, got \"wide\"");
   // No memory is taken for experts that are not there.
   CHECK(config_fault("mixtral", "num_local_experts", "2000000000") ==
         "meo: f: tensor \"model.layers.0.block_sparse_moe.gate.weight\": expected shape [2000000000, 32], "

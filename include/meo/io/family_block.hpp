@@ -17,6 +17,7 @@
 #include <concepts>
 #include <cstddef>
 #include <filesystem>
+#include <initializer_list>
 #include <map>
 #include <span>
 #include <string>
@@ -29,6 +30,7 @@
 #include <meo/compiled.hpp>
 #include <meo/experts/activation.hpp>
 #include <meo/experts/any_activation.hpp>
+#include <meo/experts/gated_activation.hpp>
 #include <meo/io/checkpoint.hpp>
 #include <meo/io/error.hpp>
 #include <meo/io/model_config.hpp>
@@ -46,6 +48,9 @@ namespace meo::inline MEO_ABI::io {
 struct BlockFormat {
   std::string prefix;   ///< what their names begin with, as "model.layers.3.mlp."
   FamilyLayout layout;  ///< what follows
+  /// I_s, hidden features of the shared expert, of which each of the block's S shared experts has I; the last
+  /// may be filled with zeros. 0: S · I.
+  Index shared_features = 0;
 
   /// The layer's number: the first number in the prefix, or −1.
   Index layer() const;
@@ -67,10 +72,13 @@ class FamilyModel {
   /// Of a block. Throws Error for a field of the config that is missing or wrong.
   FeedForwardOptions options() const;
 
-  /// The name of a block's activation, as "silu". Throws Error as options does.
+  /// The name of a block's activation: relu, silu or gpt_oss. Throws Error as options does.
   std::string_view activation() const;
 
-  /// All blocks, in alphabetical order.
+  /// I_s, or 0 where there is no shared expert. Throws Error as options does.
+  Index shared_features() const;
+
+  /// All blocks, in alphabetical order. Throws Error as options does.
   std::vector<BlockFormat> blocks() const;
 
   /// The one whose prefix begins with these words, as "encoder" or "model.layers.3.mlp". Throws Error unless
@@ -169,13 +177,15 @@ MEO_IO_INLINE FeedForwardOptions FamilyModel::options() const {
       .bias = family.bias,
       .gated = family.gated,
       .shared_gate = true};
+  options.shared_experts.count = (shared_features() + options.hidden_features - 1) / options.hidden_features;
+  options.shared_experts.weight = family.shared_weight;
   options.routing.level = Level::token;
   options.routing.loss_coefficient = 0;
   ScoreOptions& scores = options.routing.scores;
   scores.function = family.scores;
   scores.normalize = family.normalizes;
   if (!family.normalize.empty()) scores.normalize = config_.flag(family.normalize, family.normalizes);
-  if (!family.scale.empty()) scores.scale = config_.number(family.scale, 1);
+  if (!family.scale.empty()) scores.scale = config_.number(family.scale);
   scores.bias = family.router_bias;
   SelectionOptions& selection = options.routing.selection;
   selection.correction_bias = family.correction_bias;
@@ -189,9 +199,17 @@ MEO_IO_INLINE FeedForwardOptions FamilyModel::options() const {
 }
 
 MEO_IO_INLINE std::string_view FamilyModel::activation() const {
-  const auto [field, name] = family_->activation;
-  config_.require(field, name);
-  return name.substr(1, name.size() - 2);
+  config_.require(family_->activation_field.field, family_->activation_field.value);
+  return family_->activation;
+}
+
+MEO_IO_INLINE Index FamilyModel::shared_features() const {
+  const auto count_if_there = [&](std::string_view field) {
+    return field.empty() || !config_.has(field) ? Index{0} : config_.count(field, 0);
+  };
+  return count_if_there(family_->shared_features) +
+         count_if_there(family_->shared_experts) *
+             config_.count(detail::field_of(config_, family_->hidden_features));
 }
 
 MEO_IO_INLINE std::vector<BlockFormat> FamilyModel::blocks() const {
@@ -211,7 +229,7 @@ MEO_IO_INLINE std::vector<BlockFormat> FamilyModel::blocks() const {
   std::vector<BlockFormat> blocks;
   for (const auto& [prefix, of_prefix] : counts) {
     const auto most = std::max_element(of_prefix.begin(), of_prefix.end()) - of_prefix.begin();
-    blocks.push_back({prefix, family_->layouts[static_cast<std::size_t>(most)]});
+    blocks.push_back({prefix, family_->layouts[static_cast<std::size_t>(most)], shared_features()});
   }
   return blocks;
 }
@@ -253,33 +271,69 @@ struct BlockSizes {
   Index features;         ///< D
   Index hidden_features;  ///< I
   Index num_experts;      ///< N
-
-  explicit BlockSizes(const FeedForwardOptions& options)
-      : features(options.features),
-        hidden_features(options.hidden_features),
-        num_experts(options.num_experts) {}
+  Index shared_experts;   ///< S
+  Index shared_features;  ///< I_s
 };
 
-/// Where the numbers of a tensor lie: in one bank of experts, or in those of Gate and Up.
+/// Throws std::invalid_argument for options of a block that has other tensors than the format.
+MEO_IO_INLINE BlockSizes sizes_of(const FeedForwardOptions& options, const BlockFormat& format);
+
+#if defined(MEO_DEFINES_IO)
+
+MEO_IO_INLINE BlockSizes sizes_of(const FeedForwardOptions& options, const BlockFormat& format) {
+  const auto has = [&](std::initializer_list<BlockPart> parts) {
+    return std::any_of(format.layout.begin(), format.layout.end(), [&](const FamilyTensor& tensor) {
+      return std::find(parts.begin(), parts.end(), tensor.part) != parts.end();
+    });
+  };
+  const auto check = [](std::string_view name, bool has_one, bool expected) {
+    meo::detail::require(has_one == expected, name, ": expected ", expected ? "true" : "false",
+                         ", as the format of the file has it, got ", has_one ? "true" : "false");
+  };
+  check("shared_gate", options.shared_gate && options.has_router, true);
+  check("gated", options.gated, has({BlockPart::up, BlockPart::gate_and_up}));
+  check("bias", options.bias, has({BlockPart::down_bias}));
+  check("routing.scores.bias", options.routing.scores.bias, has({BlockPart::router_bias}));
+  check("routing.selection.correction_bias", options.routing.selection.correction_bias,
+        has({BlockPart::correction_bias}));
+  const Index shared = options.shared_experts.count, hidden = options.hidden_features;
+  if (shared > 0) {
+    check("shared experts", true, has({BlockPart::shared_down}));
+    check("the shared experts' weight sigmoid", options.shared_experts.weight == SharedWeight::sigmoid,
+          has({BlockPart::shared_weight}));
+  }
+  const Index shared_features = format.shared_features == 0 ? shared * hidden : format.shared_features;
+  meo::detail::require((shared_features + hidden - 1) / hidden == shared, "shared_experts.count: expected ",
+                       (shared_features + hidden - 1) / hidden, " of ", hidden, " features for ",
+                       shared_features, ", got ", shared);
+  return {options.features, hidden, options.num_experts, shared, shared_features};
+}
+
+#endif
+
+/// Where the numbers of a tensor lie: in one bank of experts, or in those of Gate and Up. Of the shared
+/// expert, those of the first I hidden features in one expert of the bank, those of the next I in the next.
 struct FamilyRows {
   Index first_expert = 0;
-  Index inputs = 1;   ///< of an expert; 1 of biases
-  Index outputs = 1;  ///< of an expert in the tensor: of both banks where there are two
+  Index inputs = 1;   ///< of an expert, in the tensor; 1 of biases
+  Index outputs = 1;  ///< the same: of both banks where there are two
+  bool is_bias = false;
   bool input_major = false;
   bool interleaved = false;
-  bool is_bias = false;
 
   /// Numbers that are written at a time: a row of the bank at least, since one of 8 bits has a scale of its
   /// own; so of a turned weight those of an expert.
   Index unit() const { return input_major ? inputs * outputs : is_bias ? outputs : inputs; }
 };
 
-/// Whether a part belongs to the router, of which there is one.
-constexpr bool is_of_router(BlockPart part) {
-  return part == BlockPart::router || part == BlockPart::router_bias || part == BlockPart::correction_bias;
+/// Whether there is one for each expert.
+constexpr bool is_of_experts(BlockPart part) {
+  return BlockPart::gate <= part && part <= BlockPart::down_bias;
 }
+constexpr bool is_shared(BlockPart part) { return part >= BlockPart::shared_gate; }
 
-/// Where the numbers of a part of the first expert lie, in a tensor of the plainest form.
+/// Where the numbers of a part lie, of the first expert where there are several, in a tensor of the plainest
+/// form.
 constexpr FamilyRows rows_of(BlockPart part, const BlockSizes& sizes) {
   switch (part) {
     case BlockPart::router:
@@ -298,15 +352,23 @@ constexpr FamilyRows rows_of(BlockPart part, const BlockSizes& sizes) {
     case BlockPart::gate_and_up_bias:
       return {.outputs = 2 * sizes.hidden_features, .is_bias = true};
     case BlockPart::down_bias:
+      return {.outputs = sizes.features, .is_bias = true};
+    case BlockPart::shared_gate:
+    case BlockPart::shared_up:
+      return {.first_expert = sizes.num_experts, .inputs = sizes.features, .outputs = sizes.shared_features};
+    case BlockPart::shared_down:
+      return {.first_expert = sizes.num_experts, .inputs = sizes.shared_features, .outputs = sizes.features};
+    case BlockPart::shared_weight:
       break;
   }
-  return {.outputs = sizes.features, .is_bias = true};
+  return {.inputs = sizes.features};
 }
 
 /// Calls take(name, shape, part, rows) for one tensor of a block after another, that of the router first.
 template <class Take>
 void for_each_tensor(const BlockSizes& sizes, const BlockFormat& format, const Take& take) {
   for (const FamilyTensor& tensor : format.layout) {
+    if (is_shared(tensor.part) && sizes.shared_features == 0) continue;
     FamilyRows rows = rows_of(tensor.part, sizes);
     rows.input_major = tensor.input_major;
     rows.interleaved = tensor.interleaved;
@@ -314,7 +376,7 @@ void for_each_tensor(const BlockSizes& sizes, const BlockFormat& format, const T
     if (!rows.is_bias && tensor.part != BlockPart::correction_bias)
       shape.insert(rows.input_major ? shape.begin() : shape.end(), rows.inputs);
     if (!tensor.is_per_expert()) {
-      if (!is_of_router(tensor.part)) shape.insert(shape.begin(), sizes.num_experts);
+      if (is_of_experts(tensor.part)) shape.insert(shape.begin(), sizes.num_experts);
       take(format.prefix + std::string(tensor.name), shape, tensor.part, rows);
       continue;
     }
@@ -334,56 +396,81 @@ template <class Scalar, class Bank>
 class FamilyAccess {
  public:
   /// second: of Up, where the tensor has that too, or null.
-  FamilyAccess(const FamilyRows& rows, Bank* first, Bank* second)
-      : rows_(rows), first_(first), second_(second) {}
+  FamilyAccess(const FamilyRows& rows, Bank& first, Bank* second)
+      : rows_(rows), first_(&first), second_(second) {}
 
   /// values.size() numbers of a unit from number `col` on.
   void read(Index unit, Index col, std::span<Scalar> values) const {
-    if (!rows_.input_major && !rows_.is_bias) {
-      const Place place = at(unit / rows_.outputs, unit % rows_.outputs);
-      return place.bank->read_row(place.expert, place.out, col, values);
-    }
-    for (Scalar& value : values) {
-      const Place place = at(unit, col % rows_.outputs);
-      if (rows_.is_bias) place.bank->read_bias(place.expert, place.out, {&value, 1});
-      else place.bank->read_row(place.expert, place.out, col / rows_.outputs, {&value, 1});
-      ++col;
+    while (!values.empty()) {
+      Place place;
+      std::size_t count = 1;
+      if (rows_.is_bias) {
+        place = at(unit, col, 0);
+        place.bank->read_bias(place.expert, place.out, values.first(count));
+      } else if (rows_.input_major) {
+        place = at(unit, col % rows_.outputs, col / rows_.outputs);
+        place.bank->read_row(place.expert, place.out, place.in, values.first(count));
+      } else {
+        place = at(unit / rows_.outputs, unit % rows_.outputs, col);
+        count = (std::min)(values.size(), static_cast<std::size_t>(first_->in_features() - place.in));
+        place.bank->read_row(place.expert, place.out, place.in, values.first(count));
+      }
+      values = values.subspan(count);
+      col += static_cast<Index>(count);
     }
   }
 
   /// All of a unit.
   void write(Index unit, std::span<const Scalar> values) const {
-    if (!rows_.input_major && !rows_.is_bias) {
-      const Place place = at(unit / rows_.outputs, unit % rows_.outputs);
-      return place.bank->write_row(place.expert, place.out, 0, values);
-    }
-    std::vector<Scalar> row(static_cast<std::size_t>(rows_.is_bias ? 0 : rows_.inputs));
-    for (Index output = 0; output < rows_.outputs; ++output) {
-      const Place place = at(unit, output);
-      auto next = static_cast<std::size_t>(output);
-      if (rows_.is_bias) {
-        place.bank->write_bias(place.expert, place.out, values.subspan(next, 1));
-        continue;
+    if (rows_.is_bias) {
+      for (Index output = 0; output < rows_.outputs; ++output) {
+        const Place place = at(unit, output, 0);
+        place.bank->write_bias(place.expert, place.out, values.subspan(static_cast<std::size_t>(output), 1));
       }
-      for (Scalar& value : row)
-        value = values[std::exchange(next, next + static_cast<std::size_t>(rows_.outputs))];
-      place.bank->write_row(place.expert, place.out, 0, row);
+    } else if (rows_.input_major) {
+      std::vector<Scalar> row(static_cast<std::size_t>(rows_.inputs));
+      for (Index output = 0; output < rows_.outputs; ++output) {
+        auto next = static_cast<std::size_t>(output);
+        for (Scalar& value : row) {
+          value = values[next];
+          next += static_cast<std::size_t>(rows_.outputs);
+        }
+        write_row(unit, output, row);
+      }
+    } else {
+      write_row(unit / rows_.outputs, unit % rows_.outputs, values);
     }
   }
 
  private:
   struct Place {
     Bank* bank;
-    Index expert, out;
+    Index expert, out, in;
   };
 
-  /// Of an output of the tensor's expert number `expert`.
-  Place at(Index expert, Index output) const {
-    expert += rows_.first_expert;
-    if (second_ == nullptr) return {first_, expert, output};
-    if (rows_.interleaved) return {output % 2 == 0 ? first_ : second_, expert, output / 2};
-    const Index half = rows_.outputs / 2;
-    return output < half ? Place{first_, expert, output} : Place{second_, expert, output - half};
+  /// Of a weight of the tensor's expert number `expert`, or a bias of it.
+  Place at(Index expert, Index output, Index input) const {
+    const Index outputs = first_->out_features(), inputs = first_->in_features();
+    expert += rows_.first_expert + input / inputs;
+    input %= inputs;
+    if (second_ == nullptr) return {first_, expert + output / outputs, output % outputs, input};
+    if (rows_.interleaved) return {output % 2 == 0 ? first_ : second_, expert, output / 2, input};
+    return {output < outputs ? first_ : second_, expert, output % outputs, input};
+  }
+
+  /// All weights of an output; zeros beyond them, where the last expert has room for more.
+  void write_row(Index expert, Index output, std::span<const Scalar> values) const {
+    const auto inputs = static_cast<std::size_t>(first_->in_features());
+    for (Index input = 0; !values.empty(); input += first_->in_features()) {
+      const Place place = at(expert, output, input);
+      if (values.size() < inputs) {
+        std::vector<Scalar> row(inputs);
+        std::copy(values.begin(), values.end(), row.begin());
+        return place.bank->write_row(place.expert, place.out, 0, row);
+      }
+      place.bank->write_row(place.expert, place.out, 0, values.first(inputs));
+      values = values.subspan(inputs);
+    }
   }
 
   FamilyRows rows_;
@@ -392,7 +479,7 @@ class FamilyAccess {
 
 template <class Scalar, class Bank>
 TensorPart<Scalar> family_part(const std::string& name, const std::vector<Index>& shape,
-                               const FamilyRows& rows, Bank* first, Bank* second) {
+                               const FamilyRows& rows, Bank& first, Bank* second = nullptr) {
   const FamilyAccess<Scalar, Bank> access(rows, first, second);
   typename TensorPart<Scalar>::Write write;
   if constexpr (!std::is_const_v<Bank>) {
@@ -403,47 +490,79 @@ TensorPart<Scalar> family_part(const std::string& name, const std::vector<Index>
           std::move(write)};
 }
 
-/// The tensors of a block, const or not, which has to outlive them.
+/// The tensors of a block's projections, Layer being const or not. They have to outlive them.
+template <class Layer>
+auto family_parts(Layer& gate, Layer* up, Layer& down, const BlockSizes& sizes, const BlockFormat& format) {
+  using Scalar = typename Layer::Scalar;
+  std::vector<TensorPart<Scalar>> parts;
+  const auto take = [&](const std::string& name, const std::vector<Index>& shape, BlockPart part,
+                        const FamilyRows& rows) {
+    const auto add = [&](auto& first) { parts.push_back(family_part<Scalar>(name, shape, rows, first)); };
+    switch (part) {
+      case BlockPart::router:
+      case BlockPart::router_bias:
+        return gate.gate().visit([&](std::string_view of_gate, const auto& projection) {
+          if (of_gate == "w_gate") add(projection.linear().bank());
+        });
+      case BlockPart::correction_bias:
+        return gate.gate().visit([&](std::string_view of_gate, const auto& projection) {
+          if (of_gate == "correction_bias") add(projection.linear().bank());
+        });
+      case BlockPart::shared_weight:
+        return add(gate.router().shared_expert_gate().bank());
+      case BlockPart::gate:
+      case BlockPart::shared_gate:
+        return add(gate.experts());
+      case BlockPart::up:
+      case BlockPart::shared_up:
+        return add(up->experts());
+      case BlockPart::gate_and_up:
+      case BlockPart::gate_and_up_bias:
+        return parts.push_back(family_part<Scalar>(name, shape, rows, gate.experts(), &up->experts()));
+      case BlockPart::down:
+      case BlockPart::down_bias:
+      case BlockPart::shared_down:
+        return add(down.experts());
+    }
+  };
+  for_each_tensor(sizes, format, take);
+  return parts;
+}
 template <class Block>
 auto family_parts(Block& block, const BlockFormat& format) {
+  return family_parts(block.up(), block.options().gated ? &block.gate_up() : nullptr, block.down(),
+                      sizes_of(block.options(), format), format);
+}
+
+/// Of the last shared expert, the hidden features that no tensor has: fills those of Gate and Up with zeros,
+/// those of Down being written with its rows.
+template <class Block>
+void clear_filling(Block& block, const BlockFormat& format) {
   using Scalar = typename Block::Scalar;
-  constexpr bool is_const = std::is_const_v<Block>;
-  using Bank = std::remove_reference_t<decltype(block.up().experts())>;
-  using RouterBank = std::conditional_t<is_const, const ExpertBank<Scalar>, ExpertBank<Scalar>>;
-  RouterBank *router = nullptr, *correction = nullptr;
-  block.up().gate().visit([&](std::string_view name, const auto& part) {
-    if (name == "w_gate") router = &part.linear().bank();
-    if (name == "correction_bias") correction = &part.linear().bank();
-  });
-  Bank* const gate = &block.up().experts();
-  Bank* const up = block.options().gated ? &block.gate_up().experts() : nullptr;
-  Bank* const down = &block.down().experts();
-  std::vector<TensorPart<Scalar>> parts;
-  for_each_tensor(
-      BlockSizes(block.options()), format,
-      [&](const std::string& name, const std::vector<Index>& shape, BlockPart part, const FamilyRows& rows) {
-        const auto add = [&](auto* first, decltype(first) second = nullptr) {
-          parts.push_back(family_part<Scalar>(name, shape, rows, first, second));
-        };
-        switch (part) {
-          case BlockPart::router:
-          case BlockPart::router_bias:
-            return add(router);
-          case BlockPart::correction_bias:
-            return add(correction);
-          case BlockPart::gate:
-            return add(gate);
-          case BlockPart::up:
-            return add(up);
-          case BlockPart::gate_and_up:
-          case BlockPart::gate_and_up_bias:
-            return add(gate, up);
-          case BlockPart::down:
-          case BlockPart::down_bias:
-            return add(down);
-        }
-      });
-  return parts;
+  const BlockSizes sizes = sizes_of(block.options(), format);
+  const std::vector<Scalar> zeros(static_cast<std::size_t>(sizes.features), Scalar(0));
+  const Index first = sizes.shared_features % sizes.hidden_features;
+  for (Index out = first; first > 0 && out < sizes.hidden_features; ++out) {
+    const Index expert = sizes.num_experts + sizes.shared_experts - 1;
+    block.up().experts().write_row(expert, out, 0, zeros);
+    if (block.options().gated) block.gate_up().experts().write_row(expert, out, 0, zeros);
+  }
+}
+
+/// Throws Error if those features have weights, which would be lost.
+template <class Block>
+void check_filling(const Block& block, const BlockFormat& format) {
+  const BlockSizes sizes = sizes_of(block.options(), format);
+  const Index first = sizes.shared_features % sizes.hidden_features;
+  if (first == 0) return;
+  std::vector<typename Block::Scalar> values(static_cast<std::size_t>(sizes.hidden_features - first));
+  for (Index out = 0; out < sizes.features; ++out) {
+    block.down().experts().read_row(sizes.num_experts + sizes.shared_experts - 1, out, first, values);
+    if (std::any_of(values.begin(), values.end(), [](const auto& value) { return value != 0; })) {
+      throw Error("", text_of({"expected a shared expert of ", sizes.shared_features,
+                               " hidden features, got one with weights for more"}));
+    }
+  }
 }
 
 /// First words of the names of all families' tensors: what is refused beside a block without a prefix.
@@ -476,6 +595,17 @@ Activation activation_of(const FamilyModel& model) {
   if constexpr (std::same_as<Activation, Relu>) {
     if (name == "relu") return {};
   }
+  if constexpr (std::same_as<Activation, GptOssSwiglu>) {
+    if (name == "gpt_oss") {
+      GptOssSwiglu activation;
+      const auto take = [&](std::string_view field, double& value) {
+        if (!field.empty() && model.config().has(field)) value = model.config().number(field);
+      };
+      take(model.family().alpha, activation.alpha);
+      take(model.family().limit, activation.limit);
+      return activation;
+    }
+  }
   throw Error(model.config().file(), text_of({"expected a block whose activation can be ", name}));
 }
 
@@ -489,7 +619,7 @@ MEO_IO_INLINE void check_shapes(const FeedForwardOptions& options, const BlockFo
 
 MEO_IO_INLINE void check_shapes(const FeedForwardOptions& options, const BlockFormat& format,
                                 const TensorFiles& files) {
-  detail::for_each_tensor(detail::BlockSizes(options), format,
+  detail::for_each_tensor(detail::sizes_of(options, format), format,
                           [&](const std::string& name, const std::vector<Index>& shape, BlockPart,
                               const detail::FamilyRows&) { files.file_of(name).check_shape(name, shape); });
 }
@@ -498,9 +628,9 @@ MEO_IO_INLINE void check_shapes(const FeedForwardOptions& options, const BlockFo
 
 /// Fills a block of MoE layers, whose options are those of the model, or differ in what is no size. Needs all
 /// tensors of the block, each in its shape and in any type that can be read, and no other under its prefix;
-/// else throws Error and leaves the block as it was. The files are read twice, see load of checkpoint.hpp;
-/// beside the block there is memory for 4096 numbers, or a row, or where the file has turned weights for
-/// those of an expert, and about 1 kB for each tensor.
+/// else throws Error, or std::invalid_argument for a block of another form, and leaves it as it was. The
+/// files are read twice, see load of checkpoint.hpp; beside the block there is memory for 4096 numbers, or a
+/// row, or where the file has turned weights for those of an expert, and about 1 kB for each tensor.
 template <class Block>
 void load(Block& block, const BlockFormat& format, const TensorFiles& files,
           const LoadOptions& options = {}) {
@@ -513,6 +643,7 @@ void load(Block& block, const BlockFormat& format, const TensorFiles& files,
   detail::load_parts<Scalar>(parts, files, format.prefix, detail::load_options<Layer>(options), {}, words);
   const auto& sizes = block.options();
   block.up().gate().set_noise_weight(Matrix<Scalar>::Zero(sizes.features, sizes.num_experts));
+  detail::clear_filling(block, format);
 }
 
 /// A block of a model, FeedForward of MoeLayers and AnyActivation or the model's own activation. Throws Error
@@ -537,6 +668,7 @@ void save(const Block& block, const BlockFormat& format, SafetensorsWriter& writ
   if (!block.up().gate().noise_weight().isZero(0))
     throw Error("",
                 "expected a gate without noise, which no family has a tensor for, got w_noise that is not 0");
+  detail::check_filling(block, format);
   detail::save_parts(detail::family_parts(block, format), writer, dtype);
 }
 

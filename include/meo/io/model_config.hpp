@@ -45,8 +45,8 @@ class ModelConfig {
   /// A whole number, `least` or more. Throws Error if there is none.
   Index count(std::string_view name, Index least = 1) const;
 
-  /// A number above 0, if there is one.
-  double number(std::string_view name, double otherwise) const;
+  /// A number above 0. Throws Error if there is none.
+  double number(std::string_view name) const;
 
   /// True or false, if there is either.
   bool flag(std::string_view name, bool otherwise) const;
@@ -116,8 +116,7 @@ MEO_IO_INLINE Index ModelConfig::count(std::string_view name, Index least) const
   return count;
 }
 
-MEO_IO_INLINE double ModelConfig::number(std::string_view name, double otherwise) const {
-  if (!has(name)) return otherwise;
+MEO_IO_INLINE double ModelConfig::number(std::string_view name) const {
   double number = 0;
   if (!detail::is_number(value(name), number) || !(number > 0)) fail(name, "a number above 0");
   return number;

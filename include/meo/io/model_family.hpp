@@ -5,7 +5,7 @@
 ///
 /// Sources: the families' published checkpoints, their configs and the code that came with them.
 ///
-/// Letters: N experts, D features, I hidden features of an expert.
+/// Letters: N experts, D features, I hidden features of an expert, I_s those of the shared one.
 
 #include <array>
 #include <span>
@@ -16,6 +16,7 @@
 #include <meo/io/error.hpp>
 #include <meo/routing/scores.hpp>
 #include <meo/routing/selection.hpp>
+#include <meo/routing/shared_experts.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::io {
@@ -31,7 +32,11 @@ enum class BlockPart {
   gate_and_up,       ///< 2I × D, the outputs of Gate before those of Up
   down,              ///< D × I
   gate_and_up_bias,  ///< 2I
-  down_bias          ///< D
+  down_bias,         ///< D
+  shared_gate,       ///< I_s × D, from here on of the shared expert
+  shared_up,         ///< I_s × D
+  shared_down,       ///< D × I_s
+  shared_weight      ///< 1 × D: s of its weight σ(x · s)
 };
 
 /// A tensor of a block, or one of each of its experts.
@@ -71,7 +76,7 @@ struct ModelFamily {
   ScoreFunction scores = ScoreFunction::softmax_selected;  ///< how weights are made
   std::string_view normalize = {};                         ///< whether they are divided by their sum
   bool normalizes = false;                                 ///< where the field is not there
-  std::string_view scale = {};                             ///< what they are multiplied by
+  std::string_view scale = {};                             ///< what they are multiplied by; has to be there
   std::string_view groups = {};                            ///< G
   std::string_view top_groups = {};                        ///< the groups that a row selects from
   FieldValue ungrouped = {};                               ///< where groups do not count
@@ -81,9 +86,16 @@ struct ModelFamily {
   std::string_view capacity = {};                          ///< tokens that an expert takes
 
   // Experts
-  bool gated = true;                                   ///< whether there is an Up
-  bool bias = false;                                   ///< whether experts have biases
-  FieldValue activation = {"hidden_act", "\"silu\""};  ///< its field; the text is what it is without one
+  bool gated = true;                                      ///< whether there is an Up
+  bool bias = false;                                      ///< whether experts have biases
+  std::string_view activation = "silu";                   ///< or relu or gpt_oss
+  FieldValue activation_field{"hidden_act", "\"silu\""};  ///< what says so
+  std::string_view alpha = {}, limit = {};                ///< of gpt_oss, where they are not the usual ones
+
+  // The shared expert, where there is one: either of its sizes, I_s over I or I_s
+  std::string_view shared_experts = {};            ///< I_s / I
+  std::string_view shared_features = {};           ///< I_s
+  SharedWeight shared_weight = SharedWeight::one;  ///< of what it gives
 
   std::span<const FieldValue> required = {};  ///< what else has to be so where it is said
   std::span<const FamilyLayout> layouts;      ///< the first is that of the published checkpoints
@@ -109,11 +121,78 @@ inline constexpr FamilyTensor switch_experts[] = {{"router.classifier.weight", B
                                                   {"experts.expert_{}.wi.weight", BlockPart::gate},
                                                   {"experts.expert_{}.wo.weight", BlockPart::down}};
 
+inline constexpr FamilyTensor qwen2_experts[] = {{"gate.weight", BlockPart::router},
+                                                 {"experts.{}.gate_proj.weight", BlockPart::gate},
+                                                 {"experts.{}.up_proj.weight", BlockPart::up},
+                                                 {"experts.{}.down_proj.weight", BlockPart::down},
+                                                 {"shared_expert.gate_proj.weight", BlockPart::shared_gate},
+                                                 {"shared_expert.up_proj.weight", BlockPart::shared_up},
+                                                 {"shared_expert.down_proj.weight", BlockPart::shared_down},
+                                                 {"shared_expert_gate.weight", BlockPart::shared_weight}};
+inline constexpr FamilyTensor qwen2_fused[] = {{"gate.weight", BlockPart::router},
+                                               {"experts.gate_up_proj", BlockPart::gate_and_up},
+                                               {"experts.down_proj", BlockPart::down},
+                                               {"shared_expert.gate_proj.weight", BlockPart::shared_gate},
+                                               {"shared_expert.up_proj.weight", BlockPart::shared_up},
+                                               {"shared_expert.down_proj.weight", BlockPart::shared_down},
+                                               {"shared_expert_gate.weight", BlockPart::shared_weight}};
+inline constexpr FamilyTensor deepseek_v2_experts[] = {
+    {"gate.weight", BlockPart::router},
+    {"experts.{}.gate_proj.weight", BlockPart::gate},
+    {"experts.{}.up_proj.weight", BlockPart::up},
+    {"experts.{}.down_proj.weight", BlockPart::down},
+    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
+    {"shared_experts.up_proj.weight", BlockPart::shared_up},
+    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
+inline constexpr FamilyTensor deepseek_v2_fused[] = {
+    {"gate.weight", BlockPart::router},
+    {"experts.gate_up_proj", BlockPart::gate_and_up},
+    {"experts.down_proj", BlockPart::down},
+    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
+    {"shared_experts.up_proj.weight", BlockPart::shared_up},
+    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
+inline constexpr FamilyTensor deepseek_v3_experts[] = {
+    {"gate.weight", BlockPart::router},
+    {"gate.e_score_correction_bias", BlockPart::correction_bias},
+    {"experts.{}.gate_proj.weight", BlockPart::gate},
+    {"experts.{}.up_proj.weight", BlockPart::up},
+    {"experts.{}.down_proj.weight", BlockPart::down},
+    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
+    {"shared_experts.up_proj.weight", BlockPart::shared_up},
+    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
+inline constexpr FamilyTensor deepseek_v3_fused[] = {
+    {"gate.weight", BlockPart::router},
+    {"gate.e_score_correction_bias", BlockPart::correction_bias},
+    {"experts.gate_up_proj", BlockPart::gate_and_up},
+    {"experts.down_proj", BlockPart::down},
+    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
+    {"shared_experts.up_proj.weight", BlockPart::shared_up},
+    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
+inline constexpr FamilyTensor gpt_oss_experts[] = {
+    {.name = "router.weight", .part = BlockPart::router},
+    {.name = "router.bias", .part = BlockPart::router_bias},
+    {.name = "experts.gate_up_proj",
+     .part = BlockPart::gate_and_up,
+     .input_major = true,
+     .interleaved = true},
+    {.name = "experts.gate_up_proj_bias", .part = BlockPart::gate_and_up_bias, .interleaved = true},
+    {.name = "experts.down_proj", .part = BlockPart::down, .input_major = true},
+    {.name = "experts.down_proj_bias", .part = BlockPart::down_bias}};
+
 inline constexpr FamilyLayout mixtral_layouts[] = {mixtral_experts, fused_experts};
 inline constexpr FamilyLayout named_layouts[] = {named_experts, fused_experts};
+inline constexpr FamilyLayout qwen2_layouts[] = {qwen2_experts, qwen2_fused};
+inline constexpr FamilyLayout deepseek_v2_layouts[] = {deepseek_v2_experts, deepseek_v2_fused};
+inline constexpr FamilyLayout deepseek_v3_layouts[] = {deepseek_v3_experts, deepseek_v3_fused};
+inline constexpr FamilyLayout gpt_oss_layouts[] = {gpt_oss_experts};
 inline constexpr FamilyLayout granite_layouts[] = {granite_experts};
 inline constexpr FamilyLayout switch_layouts[] = {switch_experts};
 
+// The makers' code of V2 scales no weights that it normalizes.
+inline constexpr FieldValue deepseek_v2_required[] = {{"scoring_func", "\"softmax\""},
+                                                      {"norm_topk_prob", "false"}};
+inline constexpr FieldValue deepseek_v3_required[] = {{"scoring_func", "\"sigmoid\""},
+                                                      {"topk_method", "\"noaux_tc\""}};
 inline constexpr FieldValue switch_required[] = {{"router_bias", "false"}};
 
 }  // namespace detail
@@ -129,6 +208,44 @@ inline constexpr ModelFamily model_families[] = {
      .scores = ScoreFunction::softmax,
      .normalize = "norm_topk_prob",
      .layouts = detail::named_layouts},
+    {.names = {"qwen2_moe", "qwen2_moe"},
+     .scores = ScoreFunction::softmax,
+     .normalize = "norm_topk_prob",
+     .shared_features = "shared_expert_intermediate_size",
+     .shared_weight = SharedWeight::sigmoid,
+     .layouts = detail::qwen2_layouts},
+    {.names = {"deepseek_v2", "deepseek_v2"},
+     .hidden_features = {"moe_intermediate_size"},
+     .num_experts = {"n_routed_experts"},
+     .scores = ScoreFunction::softmax,
+     .scale = "routed_scaling_factor",
+     .groups = "n_group",
+     .top_groups = "topk_group",
+     .ungrouped = {"topk_method", "\"greedy\""},
+     .shared_experts = "n_shared_experts",
+     .required = detail::deepseek_v2_required,
+     .layouts = detail::deepseek_v2_layouts},
+    {.names = {"deepseek_v3", "deepseek_v3"},
+     .hidden_features = {"moe_intermediate_size"},
+     .num_experts = {"n_routed_experts"},
+     .scores = ScoreFunction::sigmoid,
+     .normalize = "norm_topk_prob",
+     .normalizes = true,
+     .scale = "routed_scaling_factor",
+     .groups = "n_group",
+     .top_groups = "topk_group",
+     .group_score = GroupScore::two_largest,
+     .correction_bias = true,
+     .shared_experts = "n_shared_experts",
+     .required = detail::deepseek_v3_required,
+     .layouts = detail::deepseek_v3_layouts},
+    {.names = {"gpt_oss", "gpt_oss"},
+     .router_bias = true,
+     .bias = true,
+     .activation = "gpt_oss",
+     .alpha = "swiglu_alpha",
+     .limit = "swiglu_limit",
+     .layouts = detail::gpt_oss_layouts},
     {.names = {"granitemoe", "granite_moe"}, .layouts = detail::granite_layouts},
     {.names = {"switch", "switch_transformers"},
      .features = "d_model",
@@ -138,7 +255,8 @@ inline constexpr ModelFamily model_families[] = {
      .scores = ScoreFunction::softmax,
      .capacity = "expert_capacity",
      .gated = false,
-     .activation = {"dense_act_fn", "\"relu\""},
+     .activation = "relu",
+     .activation_field = {"dense_act_fn", "\"relu\""},
      .required = detail::switch_required,
      .layouts = detail::switch_layouts},
 };
