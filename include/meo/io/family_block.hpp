@@ -492,7 +492,9 @@ TensorPart<Scalar> family_part(const std::string& name, const std::vector<Index>
 
 /// The tensors of a block's projections, Layer being const or not. They have to outlive them.
 template <class Layer>
-auto family_parts(Layer& gate, Layer* up, Layer& down, const BlockSizes& sizes, const BlockFormat& format) {
+std::vector<TensorPart<typename Layer::Scalar>> family_parts(Layer& gate, Layer* up, Layer& down,
+                                                             const BlockSizes& sizes,
+                                                             const BlockFormat& format) {
   using Scalar = typename Layer::Scalar;
   std::vector<TensorPart<Scalar>> parts;
   const auto take = [&](const std::string& name, const std::vector<Index>& shape, BlockPart part,
@@ -672,4 +674,16 @@ void save(const Block& block, const BlockFormat& format, SafetensorsWriter& writ
   detail::save_parts(detail::family_parts(block, format), writer, dtype);
 }
 
+namespace detail {
+
+#define MEO_INSTANCES(instance, Scalar)                                                                   \
+  instance std::vector<TensorPart<Scalar>> family_parts(                                                  \
+      MoeLayer<Scalar>&, MoeLayer<Scalar>*, MoeLayer<Scalar>&, const BlockSizes&, const BlockFormat&);    \
+  instance std::vector<TensorPart<Scalar>> family_parts(const MoeLayer<Scalar>&, const MoeLayer<Scalar>*, \
+                                                        const MoeLayer<Scalar>&, const BlockSizes&,       \
+                                                        const BlockFormat&);
+MEO_IO_INSTANCES(MEO_INSTANCES)
+#undef MEO_INSTANCES
+
+}  // namespace detail
 }  // namespace meo::io
