@@ -643,8 +643,9 @@ void load(Block& block, const BlockFormat& format, const TensorFiles& files,
   std::vector<std::string_view> words;
   if (format.prefix.empty()) words = detail::family_words();
   detail::load_parts<Scalar>(parts, files, format.prefix, detail::load_options<Layer>(options), {}, words);
-  const auto& sizes = block.options();
-  block.up().gate().set_noise_weight(Matrix<Scalar>::Zero(sizes.features, sizes.num_experts));
+  block.up().gate().visit([](std::string_view name, const auto& part) {
+    if (name == "w_noise") part.linear().set_zero();
+  });
   detail::clear_filling(block, format);
 }
 
@@ -667,9 +668,14 @@ Block load_block(const FamilyModel& model, const BlockFormat& format, const Load
 template <class Block>
 void save(const Block& block, const BlockFormat& format, SafetensorsWriter& writer,
           DType dtype = dtype_of<typename Block::Scalar>) {
-  if (!block.up().gate().noise_weight().isZero(0))
-    throw Error("",
-                "expected a gate without noise, which no family has a tensor for, got w_noise that is not 0");
+  block.up().gate().visit([](std::string_view name, const auto& part) {
+    const auto values = part.values();
+    const auto is_zero = [](const auto& value) { return value == 0; };
+    if (name == "w_noise" && !std::all_of(values.begin(), values.end(), is_zero)) {
+      throw Error(
+          "", "expected a gate without noise, which no family has a tensor for, got w_noise that is not 0");
+    }
+  });
   detail::check_filling(block, format);
   detail::save_parts(detail::family_parts(block, format), writer, dtype);
 }

@@ -90,7 +90,8 @@ struct ModelFamily {
   bool bias = false;                                      ///< whether experts have biases
   std::string_view activation = "silu";                   ///< or relu or gpt_oss
   FieldValue activation_field{"hidden_act", "\"silu\""};  ///< what says so
-  std::string_view alpha = {}, limit = {};                ///< of gpt_oss, where they are not the usual ones
+  std::string_view alpha = {};                            ///< of gpt_oss: α, where it is not the usual one
+  std::string_view limit = {};                            ///< the same of its limit
 
   // The shared expert, where there is one: either of its sizes, I_s over I or I_s
   std::string_view shared_experts = {};            ///< I_s / I
