@@ -49,6 +49,7 @@
 #define max(a, b) (((a) > (b)) ? (a) : (b))
 
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 

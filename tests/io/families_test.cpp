@@ -391,6 +391,11 @@ TEST_CASE("families that differ in names alone compute the same", "[families]") 
   CHECK(test::bit_difference(output_of(greedy), grouped) != "");
   CHECK(test::bit_difference(output_of(greedy), output_of(one_group)) == "");
   CHECK(test::bit_difference(output_of(greedy), output_of(no_group)) == "");
+  // DeepSeek-V3 normalizes unless it is said otherwise, the others do not.
+  const Bytes v3 = changed(golden("deepseek_v3"), {.metadata = {{"norm_topk_prob", ""}}}),
+              unnormalized = changed(golden("deepseek_v3"), {.metadata = {{"norm_topk_prob", "False"}}});
+  CHECK(test::bit_difference(output_of(v3), output_of(FamilyModel(golden("deepseek_v3")))) == "");
+  CHECK(test::bit_difference(output_of(v3), output_of(unnormalized)) != "");
   // gpt-oss' older configs have no alpha.
   const Bytes usual = changed(golden("gpt_oss"), {.metadata = {{"swiglu_alpha", ""}, {"swiglu_limit", ""}}}),
               other = changed(golden("gpt_oss"), {.metadata = {{"swiglu_alpha", "1.5"}}}),
