@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <clocale>
 #include <cmath>
@@ -21,6 +22,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <locale>
 #include <map>
 #include <memory>
 #include <mutex>
