@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <clocale>
 #include <cmath>
@@ -21,6 +22,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <locale>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -49,6 +51,7 @@
 #define max(a, b) (((a) > (b)) ? (a) : (b))
 
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 
