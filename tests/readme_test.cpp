@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <random>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/meo.hpp>
 
 #include "support/catch.hpp"
@@ -168,10 +170,34 @@ TEST_CASE("Weights are loaded from a safetensors file, as the README has it", "[
   std::filesystem::remove("layer.safetensors");
 }
 
+TEST_CASE("A block of a public model is loaded, as the README has it", "[readme]") {
+  const std::filesystem::path folder = "OLMoE-1B-7B-0924";
+  std::filesystem::create_directory(folder);
+  const meo::io::SafetensorsReader file(MEO_TEST_DATA_DIR "/goldens_families/olmoe.safetensors");
+  meo::io::SafetensorsWriter writer;
+  for (std::string name : file.names()) {
+    const std::vector<float> values = file.read<float>(name);
+    const std::vector<meo::Index> shape = file.info(name).shape;
+    if (const auto layer = name.find("layers.0"); layer != name.npos) name.replace(layer, 8, "layers.3");
+    writer.add(name, shape, values);
+  }
+  writer.write(folder / "model.safetensors");
+  std::ofstream(folder / "config.json") << R"({"model_type": "olmoe", "hidden_size": 32, "num_experts": 8,
+    "intermediate_size": 20, "num_experts_per_tok": 2, "norm_topk_prob": false})";
+  const auto x = file.read_matrix<float>("x", 11, 32);
+  using Block = meo::FeedForward<meo::MoeLayer<float>, meo::AnyActivation>;
+  const meo::io::FamilyModel model("OLMoE-1B-7B-0924");
+  const Block block = meo::io::load_block<Block>(model, model.layer(3));
+  const meo::Matrix<float> output = block.forward(x).y;
+  const auto y = file.read_matrix<float>("y", 11, 32);
+  CHECK((output - y).cwiseAbs().maxCoeff() <= 2e-6f * y.cwiseAbs().maxCoeff());
+  std::filesystem::remove_all(folder);
+}
+
 TEST_CASE("The README's snippets are an example, in this file or in a test of several processes",
           "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
-  REQUIRE(blocks.size() == 10);
+  REQUIRE(blocks.size() == 11);
   CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
   const std::vector<std::string> here =
       lines_of(read_text("readme_test.cpp") + read_text("distributed/tensor_parallel_test.cpp"));

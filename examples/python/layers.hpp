@@ -59,14 +59,14 @@ void bind_routing(py::module_& module) {
           "load",
           [](const py::object& self) {
             const auto& routing = self.cast<const Routing&>();
-            return view_of(routing.load, {routing.num_experts}, self);
+            return view_of(routing.load, {static_cast<Index>(routing.load.size())}, self);
           },
           "How many rows select each expert, or the smooth estimate of it with noise.")
       .def_property_readonly(
           "importance",
           [](const py::object& self) {
             const auto& routing = self.cast<const Routing&>();
-            return view_of(routing.importance, {routing.num_experts}, self);
+            return view_of(routing.importance, {static_cast<Index>(routing.importance.size())}, self);
           },
           "The sum of each expert's weights.")
       .def_readonly("loss", &Routing::loss, "The balance loss times its coefficient.")

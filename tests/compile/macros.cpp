@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <clocale>
 #include <cmath>
@@ -22,6 +23,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <locale>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -60,6 +62,7 @@
 #include <meo/distributed/tensor_parallel_projections.hpp>
 #endif
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 

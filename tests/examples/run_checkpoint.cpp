@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -213,6 +214,107 @@ TEST_CASE("run_checkpoint heeds the metadata, of layers and of blocks", "[run_ch
   CHECK(written(folder, changed(folder, noisy_block, {{"shared_gate", "True"}}, without_gates)) == shared);
 }
 
+// A file as a folder with config.json and two files of tensors; `layers` copies of its block.
+void write_folder(const Path& folder, const Path& path, int layers,
+                  const std::set<std::string>& without = {}) {
+  std::filesystem::create_directories(folder);
+  const SafetensorsReader file(path);
+  std::string config = "{\"model_type\": \"" + file.metadata("family") + "\"", map;
+  for (const auto& [key, value] : file.metadata()) {
+    const bool is_text = value.find_first_not_of("0123456789.") != std::string::npos;
+    config += ", \"" + key + "\": " + (is_text ? "\"" + value + "\"" : value);
+  }
+  SafetensorsWriter writers[2];
+  std::size_t place = 0;
+  for (const std::string& name : file.names()) {
+    if (without.contains(name)) continue;
+    const auto number = name.find("layers.0.");
+    for (int layer = 0; layer < (number == name.npos ? 1 : layers); ++layer) {
+      std::string copy = name;
+      if (number != name.npos) copy.replace(number + 7, 1, std::to_string(layer));
+      writers[place % 2].add(copy, file.info(name).shape, file.read<float>(name), file.info(name).dtype);
+      map += (map.empty() ? "\"" : ", \"") + copy + "\": \"" + std::to_string(place++ % 2) + ".safetensors\"";
+    }
+  }
+  writers[0].write(folder / "0.safetensors");
+  writers[1].write(folder / "1.safetensors");
+  meo::test::save(folder / "config.json", meo::test::to_bytes(config + "}"));
+  meo::test::save(folder / "model.safetensors.index.json",
+                  meo::test::to_bytes("{\"weight_map\": {" + map + "}}"));
+}
+
+TEST_CASE("run_checkpoint runs blocks of public families", "[run_checkpoint][golden]") {
+  const Folder folder;
+  const auto paths = meo::test::golden_files("", "goldens_families");
+  CHECK(paths.size() == 11);
+  for (const Path& path : paths) {
+    CAPTURE(path.filename().string());
+    const SafetensorsReader expected(path);
+    const Bytes bytes = written(folder, path);
+    const SafetensorsReader result(bytes, "written");
+    CHECK(result.names() == std::vector<std::string>{"loss", "y"});
+    CHECK(result.info("y").shape == expected.info("y").shape);
+    CHECK(meo::test::disagreement_in_max_norm(row(result, "y"), row(expected, "y"), 2e-6L) == "");
+    // In double, the same within the roundings of float.
+    const Path doubled = changed(
+        folder, path, {},
+        [](const std::string& name) { return name == "x" || name == "indices" ? "" : name; },
+        [&](SafetensorsWriter& writer) {
+          writer.add("x", expected.info("x").shape, expected.read<double>("x"));
+        });
+    const Bytes double_bytes = written(folder, doubled);
+    const SafetensorsReader of_double(double_bytes, "written");
+    CHECK(of_double.info("loss").dtype == DType::F64);
+    CHECK(meo::test::disagreement_in_max_norm(row(of_double, "y"), row(expected, "y"), 2e-6L) == "");
+  }
+}
+
+TEST_CASE("run_checkpoint runs a layer of a folder", "[run_checkpoint]") {
+  const Folder folder;
+  const Path path = MEO_TEST_DATA_DIR "/goldens_families/gpt_oss.safetensors", model = folder / "m";
+  write_folder(model, path, 3);
+  const Bytes expected = written(folder, path);
+  CHECK(written(folder, model, {"--layer", "2"}) == expected);
+  CHECK(written(folder, model, {"--prefix", "model.layers.1"}) == expected);
+  CHECK(run(folder, {model.string(), "--layer", "1"}).says("\nblock: model.layers.1.mlp. of gpt_oss\n"));
+  const auto fault = [&](const std::vector<std::string>& arguments) {
+    const Outcome outcome = run(folder, arguments);
+    CHECK(outcome.exit_code == 1);
+    CHECK(outcome.output == "");
+    return outcome.errors;
+  };
+  const std::string start =
+      "run_checkpoint: meo: " + (model / "model.safetensors.index.json").string() + ": ";
+  CHECK(fault({model.string()}) ==
+        start +
+            "expected one block of gpt_oss whose names begin with \"\", found 3: model.layers.0.mlp., "
+            "model.layers.1.mlp., model.layers.2.mlp.\n");
+  CHECK(fault({model.string(), "--layer", "3"}) ==
+        start + "expected one block of gpt_oss of layer 3, found none\n");
+  CHECK(fault({model.string(), "--layer", "1", "--input", "z"}) ==
+        start + "tensor \"z\": is not in the file\n");
+
+  // x from another file; without one it is drawn.
+  const Path other = folder / "other", x = folder / "x.safetensors";
+  write_folder(other, path, 1, {"x", "y"});
+  SafetensorsWriter writer;
+  const SafetensorsReader file(path);
+  for (const char* const name : {"x", "y"}) writer.add(name, file.info(name).shape, file.read<float>(name));
+  writer.write(x);
+  CHECK(written(folder, other, {"--layer", "0", "--input", x.string()}) == expected);
+  const Outcome drawn = run(folder, {other.string()});
+  CHECK(drawn.exit_code == 0);
+  CHECK(drawn.output.starts_with(
+      "x: 16 x 32\nx is drawn\nblock: model.layers.0.mlp. of gpt_oss\ny: 16 x 32\n"));
+  CHECK(SafetensorsReader(written(folder, other).empty() ? x : folder / "written.safetensors")
+            .info("y")
+            .shape == std::vector<Index>{16, 32});
+
+  std::filesystem::remove(model / "config.json");
+  CHECK(fault({model.string(), "--layer", "1"}) ==
+        "run_checkpoint: meo: " + (model / "config.json").string() + ": cannot be opened\n");
+}
+
 TEST_CASE("run_checkpoint prints shapes, the selected experts and the time", "[run_checkpoint]") {
   const Folder folder;
   const Path path = golden("053_");
@@ -265,7 +367,10 @@ TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
   check({"--prefix", "p"}, "expected a file");
   check({"a", "b"}, "expected one file, got also 'b'");
   check({"a", "--colour"}, "unknown option '--colour'");
-  for (const std::string option : {"--prefix", "--input", "--output"}) {
+  for (const std::string layer : {"one", "-1", "1.5", ""})
+    check({"a", "--layer", layer}, "--layer: expected a number, got '" + layer + "'");
+  check({golden("053_").string(), "--layer", "0"}, "--layer is for models of a family");
+  for (const std::string option : {"--prefix", "--layer", "--input", "--output"}) {
     check({"a", option}, option + " needs a value");
   }
 
@@ -277,6 +382,14 @@ TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
   check({model.string(), "--output", other_name},
         "--output would replace the file that it runs, '" + model.string() + "'");
   CHECK(meo::test::load_bytes(model) == before);
+  for (const char* const file : {"m/0.safetensors", "m/config.json"}) {
+    write_folder(folder / "m", MEO_TEST_DATA_DIR "/goldens_families/mixtral.safetensors", 1);
+    const Path part = folder / file;
+    const Bytes kept = meo::test::load_bytes(part);
+    check({(folder / "m").string(), "--output", part.string()},
+          "--output would replace the file that it runs, '" + (folder / "m").string() + "'");
+    CHECK(meo::test::load_bytes(part) == kept);
+  }
 }
 
 TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {

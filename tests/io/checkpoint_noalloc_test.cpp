@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>
 #include <meo/meo.hpp>
 
@@ -88,6 +89,44 @@ TEMPLATE_TEST_CASE("nor does it for a block", "[noalloc]", FeedForward<MoeLayer<
                    FeedForward<MeoLayer<double>>) {
   for (const bool shared_gate : {false, true})
     check_memory<TestType, TestType>(test::small_block(Level::token, 256, 512, true, shared_gate));
+}
+
+TEST_CASE("loading a block of a public model holds an expert's tensor beside it at most", "[noalloc]") {
+  using Block = FeedForward<MoeLayer<float>, AnyActivation>;
+  constexpr Index features = 128, hidden = 256, experts = 32;
+  const test::Folder folder;
+  for (const char* const family : {"mixtral", "granitemoe", "gpt_oss"}) {
+    CAPTURE(family);
+    const bool is_turned = family == std::string("gpt_oss");
+    const io::ModelFamily& table = io::model_family(family, "");
+    const io::BlockFormat format{.prefix = "h.0.", .layout = table.layouts[0]};
+    FeedForwardOptions options{.features = features,
+                               .hidden_features = hidden,
+                               .num_experts = experts,
+                               .bias = is_turned,
+                               .gated = true,
+                               .shared_gate = true,
+                               .routing = {.scores = {.bias = is_turned}}};
+    const auto path = folder / family;
+    const std::size_t block_bytes = peak_of([&] { const Block block(options, AnyActivation::Kind::silu); });
+    CHECK(block_bytes > 12'000'000);
+    // Besides numbers in pieces, 1 kB for each of three tensors an expert, and Gate and Up of one.
+    const std::size_t most = 32768 + 3 * experts * 1024 + (is_turned ? 2 * features * hidden * 4 : 0);
+    const std::size_t saving = peak_of([&] {
+      const Block block(options, AnyActivation::Kind::silu);
+      io::SafetensorsWriter writer;
+      io::save(block, format, writer);
+      writer.write(path);
+    });
+    CHECK(saving <= block_bytes + most);
+    const std::size_t loading = peak_of([&] {
+      const io::TensorFiles files{io::SafetensorsReader(path)};
+      Block block(options, AnyActivation::Kind::silu);
+      io::load(block, format, files, {.require_finite = true});
+    });
+    CHECK(loading <= block_bytes + most);
+    CHECK(loading > block_bytes);
+  }
 }
 
 }  // namespace

@@ -396,10 +396,15 @@ TEST_CASE("files have shared experts apart from the others", "[shared_experts]")
               "shared_experts.1.dense.weight", "shared_experts.1.dense.bias"});
   const auto merged = random_model<Meo>(options, rng);
   check_file(merged, {"shared_expert_gate.weight", "shared_weight", "shared_bias"});
+  const LayerOptions of_weight_one = layer_options(routers()[0], Level::sequence, 1, SharedWeight::one);
+  check_file(random_model<Moe>(of_weight_one, rng),
+             {"shared_experts.0.dense.weight", "shared_experts.0.dense.bias"});
+  check_file(random_model<Meo>(of_weight_one, rng), {"shared_weight", "shared_bias"});
   const std::vector<std::byte> bytes = bytes_of(merged);
   const io::SafetensorsReader file(bytes, "f");
   file.check_shape("weight", {num_experts, out_features, features});
   file.check_shape("shared_weight", {2, out_features, features});
+  CHECK(file.read<double>("shared_weight")[out_features * features] == merged.weight(num_experts + 1)(0, 0));
   CHECK(file.read<double>("shared_bias")[out_features] == merged.bias(num_experts + 1)(0));
   check_file(random_model<FeedForward<Meo>>(block_options(routers()[0], 1, SharedWeight::one, true), rng),
              {"up.shared_weight", "up.shared_bias", "gate_up.shared_weight", "gate_up.shared_bias",

@@ -4,29 +4,39 @@
 /// index.
 
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <span>
 #include <string>
 #include <system_error>
 #include <variant>
 
+#include <nlohmann/json.hpp>
+
 #include <meo/io/error.hpp>
 #include <meo/io/output_file.hpp>
 #include <meo/io/safetensors_writer.hpp>
+#include <meo/io/tensor_files.hpp>
 
 #include "any_model.hpp"
 #include "config_json.hpp"
-#include "tensor_files.hpp"
 #include "weights.hpp"
 
 namespace transformer {
+
+using meo::io::index_file;
+using meo::io::tensors_file;
 
 inline constexpr const char* config_file = "config.json";
 
 /// Throws meo::io::Error for a config.json that cannot be read or says of no model here.
 inline Config load_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / config_file;
-  return config_from_json(read_json(path), path.string());
+  std::ifstream file(path);
+  if (!file) throw meo::io::Error(path.string(), "cannot be opened");
+  const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object()) throw meo::io::Error(path.string(), "expected a JSON object");
+  return config_from_json(json, path.string());
 }
 
 /// The same with a mixture instead of dense blocks, where one is asked for. Throws meo::io::Error also where

@@ -20,14 +20,16 @@
 #include <meo/io/error.hpp>
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
+#include <meo/io/tensor_files.hpp>
 #include <meo/io/tensor_parts.hpp>
 
 #include "config.hpp"
 #include "parameter.hpp"
 #include "projection.hpp"
-#include "tensor_files.hpp"
 
 namespace transformer {
+
+using meo::io::TensorFiles;
 
 /// A tensor of a file and how it is read from the model and written to it.
 template <class Scalar>

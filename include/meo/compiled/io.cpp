@@ -5,4 +5,5 @@
 #define MEO_DEFINES_IO
 
 #include <meo/io/checkpoint.hpp>
+#include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>

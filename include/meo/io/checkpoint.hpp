@@ -29,6 +29,7 @@
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
 #include <meo/io/size_only.hpp>
+#include <meo/io/tensor_files.hpp>
 #include <meo/io/tensor_parts.hpp>
 #include <meo/layers/feed_forward.hpp>
 #include <meo/types.hpp>
@@ -50,43 +51,56 @@ inline constexpr std::array<std::string_view, 15> first_words{
     "experts", "tokenatt",       "task_proj",       "up",          "gate_up",
     "down",    "shared_experts", "shared_weight",   "shared_bias", "shared_expert_gate"};
 
-/// Throws if there is a parameter under the prefix that is not among the names: an expert too many, a bias,
-/// another level. Other tensors may stand beside: inputs, where the prefix is empty, and the constants mean
-/// and std of the authors' normal distribution.
-MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_view prefix,
-                                  const std::set<std::string>& names);
+/// Throws if there is a parameter under the prefix that is not among those used: an expert too many, a bias,
+/// another level. Tensors that do not begin with one of the words, where there are any, may stand beside:
+/// inputs, where the prefix is empty, and the constants mean and std of the authors' normal distribution.
+/// names: of all tensors of the file.
+MEO_IO_INLINE void check_all_used(const std::string& file, const std::vector<std::string>& names,
+                                  std::string_view prefix, std::span<const std::string_view> words,
+                                  const std::set<std::string>& used);
 
 #if defined(MEO_DEFINES_IO)
 
-MEO_IO_INLINE void check_all_used(const SafetensorsReader& file, std::string_view prefix,
-                                  const std::set<std::string>& names) {
-  for (const std::string& name : file.names()) {
-    if (!name.starts_with(prefix) || names.contains(name)) continue;
+MEO_IO_INLINE void check_all_used(const std::string& file, const std::vector<std::string>& names,
+                                  std::string_view prefix, std::span<const std::string_view> words,
+                                  const std::set<std::string>& used) {
+  for (const std::string& name : names) {
+    if (!name.starts_with(prefix) || used.contains(name)) continue;
     const std::string_view rest = std::string_view(name).substr(prefix.size());
     const std::string_view word = rest.substr(0, rest.find('.'));
-    if (std::find(first_words.begin(), first_words.end(), word) != first_words.end())
-      throw Error(file.file(), name, "is no parameter of what is loaded");
+    if (words.empty() || std::find(words.begin(), words.end(), word) != words.end())
+      throw Error(file, name, "is no parameter of what is loaded");
   }
 }
 
 #endif
+
+/// The file of a tensor, be there one file or several; what messages call them.
+inline const SafetensorsReader& file_of(const SafetensorsReader& file, std::string_view) { return file; }
+inline const SafetensorsReader& file_of(const TensorFiles& files, std::string_view name) {
+  return files.file_of(name);
+}
+inline const std::string& name_of(const SafetensorsReader& file) { return file.file(); }
+inline const std::string& name_of(const TensorFiles& files) { return files.name(); }
 
 /// The most numbers that are held beside a layer while it is loaded, unless a row has more.
 inline constexpr Index load_elements = 4096;
 
 /// First all is looked at, every byte of it, and then written over what the parts had, a piece at a time:
 /// what does not fit, or cannot be read, is known before anything has changed. `ignored`: names that may be
-/// there.
-template <class Scalar>
-void load_parts(const std::vector<TensorPart<Scalar>>& parts, const SafetensorsReader& file,
-                std::string_view prefix, const LoadOptions& options, std::set<std::string> ignored = {}) {
+/// there; words: see check_all_used. Files: a SafetensorsReader, or TensorFiles without a prefix.
+template <class Scalar, class Files>
+void load_parts(const std::vector<TensorPart<Scalar>>& parts, const Files& files, std::string_view prefix,
+                const LoadOptions& options, std::set<std::string> ignored = {},
+                std::span<const std::string_view> words = first_words) {
   for (const TensorPart<Scalar>& part : parts) {
-    file.check<Scalar>(part.name(), part.shape(), options.require_finite);
+    file_of(files, part.name()).template check<Scalar>(part.name(), part.shape(), options.require_finite);
     ignored.insert(part.name());
   }
-  check_all_used(file, prefix, ignored);
+  check_all_used(name_of(files), files.names(), prefix, words, ignored);
   std::vector<Scalar> buffer;
   for (const TensorPart<Scalar>& part : parts) {
+    const SafetensorsReader& file = file_of(files, part.name());
     // Whole rows: a quantized one has a scale that all of it decides on.
     const Index piece = (std::max<Index>)(load_elements / part.cols(), 1) * part.cols();
     for (Index first = 0; first < part.size(); first += piece) {
@@ -138,13 +152,14 @@ inline std::set<std::string> ignored_names(const FeedForwardOptions& options, st
 }
 
 /// Throws unless all that is to be stored in 16 bits fits them.
-template <class Layer>
-void check_range(const std::vector<TensorPart<typename Layer::Scalar>>& parts, const SafetensorsReader& file,
+template <class Layer, class Files>
+void check_range(const std::vector<TensorPart<typename Layer::Scalar>>& parts, const Files& files,
                  const LoadOptions& options) {
   using Storage = typename Layer::Storage;
   if constexpr (FloatLike<Storage> && !std::same_as<Storage, typename Layer::Scalar>) {
     if (!options.require_finite) return;
     for (const auto& part : parts) {
+      const SafetensorsReader& file = file_of(files, part.name());
       file.check_shape(part.name(), part.shape());
       file.template check_finite<Storage>(part.name());
     }
@@ -152,17 +167,22 @@ void check_range(const std::vector<TensorPart<typename Layer::Scalar>>& parts, c
 }
 
 template <class Scalar>
-void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter& writer) {
+void save_parts(const std::vector<TensorPart<Scalar>>& parts, SafetensorsWriter& writer,
+                DType dtype = dtype_of<Scalar>) {
   for (const TensorPart<Scalar>& part : parts) {
-    writer.add_deferred<Scalar>(part.name(), part.shape(),
-                                [part](Index first, std::span<Scalar> values) { part.read(first, values); });
+    writer.add_deferred<Scalar>(
+        part.name(), part.shape(),
+        [part](Index first, std::span<Scalar> values) { part.read(first, values); }, dtype);
   }
 }
 
-#define MEO_INSTANCES(instance, Scalar)                                                      \
-  instance void load_parts(const std::vector<TensorPart<Scalar>>&, const SafetensorsReader&, \
-                           std::string_view, const LoadOptions&, std::set<std::string>);     \
-  instance void save_parts(const std::vector<TensorPart<Scalar>>&, SafetensorsWriter&);
+#define MEO_INSTANCES(instance, Scalar)                                                                   \
+  instance void load_parts(const std::vector<TensorPart<Scalar>>&, const SafetensorsReader&,              \
+                           std::string_view, const LoadOptions&, std::set<std::string>,                   \
+                           std::span<const std::string_view>);                                            \
+  instance void load_parts(const std::vector<TensorPart<Scalar>>&, const TensorFiles&, std::string_view,  \
+                           const LoadOptions&, std::set<std::string>, std::span<const std::string_view>); \
+  instance void save_parts(const std::vector<TensorPart<Scalar>>&, SafetensorsWriter&, DType);
 MEO_IO_INSTANCES(MEO_INSTANCES)
 #undef MEO_INSTANCES
 
