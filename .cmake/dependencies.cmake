@@ -78,6 +78,23 @@ macro(meo_find_json)
   endif()
 endmacro()
 
+# Optional: only meo::mpi needs it. Not where programs are for another system, whose MPI the compiler's wrappers of this
+# one do not know.
+macro(meo_find_mpi)
+  if(NOT TARGET MPI::MPI_CXX AND NOT MEO_MPI STREQUAL OFF)
+    if(NOT CMAKE_CROSSCOMPILING OR NOT MEO_MPI STREQUAL AUTO)
+      set(MPI_CXX_SKIP_MPICXX ON)
+      find_package(MPI QUIET COMPONENTS CXX)
+    endif()
+    if(NOT MPI_CXX_FOUND AND NOT MEO_MPI STREQUAL AUTO)
+      message(FATAL_ERROR "meo: MPI was not found. Install it, on Debian by\n"
+                          "  apt-get install libopenmpi-dev openmpi-bin")
+    elseif(NOT MPI_CXX_FOUND)
+      message(STATUS "meo: no MPI (Debian: libopenmpi-dev openmpi-bin), so meo::mpi and its tests are left out")
+    endif()
+  endif()
+endmacro()
+
 # Optional: without it the tests are left out.
 macro(meo_find_catch)
   if(NOT TARGET Catch2::Catch2)

@@ -1,6 +1,9 @@
 // The groups of the reference, one for each folder of include/meo but kernels/, which is no interface; read by
 // Doxygen alone.
 
+/// @defgroup distributed Several processes
+/// Ranks, what they do in common and how their errors end; the only headers that need MPI.
+
 /// @defgroup io Files
 /// Safetensors files, and checkpoints of layers in them; the only headers that need nlohmann_json.
 
@@ -24,6 +27,9 @@
 
 /// @namespace meo
 /// All of the library; what is in a namespace detail is no interface, and not here.
+
+/// @namespace meo::mpi
+/// What several processes do together.
 
 /// @namespace meo::io
 /// What reads and writes files.

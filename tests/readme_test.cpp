@@ -194,11 +194,13 @@ TEST_CASE("A block of a public model is loaded, as the README has it", "[readme]
   std::filesystem::remove_all(folder);
 }
 
-TEST_CASE("The README's snippets are an example or in this file", "[readme]") {
+TEST_CASE("The README's snippets are an example, in this file or in a test of several processes",
+          "[readme]") {
   const std::vector<std::string> blocks = cpp_blocks(read_text("../README.md"));
-  REQUIRE(blocks.size() == 10);
+  REQUIRE(blocks.size() == 11);
   CHECK(blocks[0] == read_text("../examples/quickstart/main.cpp"));
-  const std::vector<std::string> here = lines_of(read_text("readme_test.cpp"));
+  const std::vector<std::string> here =
+      lines_of(read_text("readme_test.cpp") + read_text("distributed/tensor_parallel_test.cpp"));
   for (std::size_t i = 1; i < blocks.size(); ++i) {
     CAPTURE(blocks[i]);
     const std::vector<std::string> snippet = lines_of(blocks[i]);

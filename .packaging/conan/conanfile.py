@@ -48,6 +48,7 @@ class MeoConan(ConanFile):
         toolchain = CMakeToolchain(self)
         for part in ("TESTS", "EXAMPLES", "BENCHMARKS"):
             toolchain.cache_variables[f"MEO_BUILD_{part}"] = "OFF"
+        toolchain.cache_variables["MEO_MPI"] = "OFF"
         toolchain.generate()
         CMakeDeps(self).generate()
 

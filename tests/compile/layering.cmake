@@ -1,11 +1,11 @@
 # cmake -D INCLUDE=… -P layering.cmake
 #
 # Passes if the headers in the folder INCLUDE include none of a layer above their own, in the order below; if only kernels/
-# includes kernels/parts/; if only kernels/parts/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, which
-# the library does without; and if every name lies in the inline namespace of abi.hpp.
+# includes kernels/parts/; if only kernels/parts/packet.hpp names Eigen::internal; if only io/ names nlohmann_json, and
+# only distributed/ MPI, which the library does without; and if every name lies in the inline namespace of abi.hpp.
 
 # Folders of meo/ from the bottom to the top; `.` are the headers in meo/ itself, but for meo.hpp.
-set(order . kernels experts routing mixing layers training meo.hpp io)
+set(order . kernels experts routing mixing layers training meo.hpp io distributed)
 
 # meo_layer(<path within meo/> <variable>): its place in the order.
 function(meo_layer path variable)
@@ -58,5 +58,8 @@ foreach(header IN LISTS headers)
   endif()
   if(NOT header MATCHES "^io/" AND text MATCHES "nlohmann")
     message(SEND_ERROR "${header} names nlohmann, which only io/ needs")
+  endif()
+  if(NOT header MATCHES "^distributed/" AND text MATCHES "mpi\\.h")
+    message(SEND_ERROR "${header} names mpi.h, which only distributed/ needs")
   endif()
 endforeach()

@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -40,16 +41,26 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 #include <Eigen/Core>
 #include <nlohmann/json.hpp>
+#if __has_include(<mpi.h>)
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
+#endif
 // clang-format on
 
 #define min(a, b) (((a) < (b)) ? (a) : (b))
 #define max(a, b) (((a) > (b)) ? (a) : (b))
 
+#if __has_include(<mpi.h>)
+#include <meo/distributed/checkpoint.hpp>
+#include <meo/distributed/gradient_norm.hpp>
+#include <meo/distributed/tensor_parallel_projections.hpp>
+#endif
 #include <meo/io/checkpoint.hpp>
 #include <meo/io/family_block.hpp>
 #include <meo/io/safetensors.hpp>

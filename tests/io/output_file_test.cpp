@@ -32,6 +32,7 @@ extern "C" int fsync(int descriptor) {
 
 namespace {
 
+using meo::io::PlacedOutput;
 using meo::io::require_writable;
 using meo::io::detail::OutputFile;
 using meo::test::Bytes;
@@ -79,6 +80,29 @@ TEST_CASE("a file gets what is written, when it is complete", "[io][output_file]
   write("f", "third");
   std::filesystem::current_path(before);
   CHECK(load_text(path) == "third");
+}
+
+TEST_CASE("several write to one file, each at places of its own", "[io][output_file]") {
+  const Folder folder;
+  const Path path = folder / "f";
+  OutputFile file(path);
+  {
+    PlacedOutput one(file.partial()), other(file.partial());
+    one.write(6, meo::test::to_bytes("one"));
+    other.write(0, meo::test::to_bytes("other"));
+    one.write(11, meo::test::to_bytes("!"));
+    CHECK(one.file() == file.partial().string());
+    one.close();
+    other.close();
+    CHECK(error_of([&] { other.write(0, {}); }) ==
+          "meo: " + file.partial().string() + ": cannot be written: Bad file descriptor");
+  }
+  CHECK(names_in(folder) == Names{file.partial().filename().string()});
+  file.commit();
+  CHECK(load_text(path) == std::string("other\0one\0\0!", 12));
+  CHECK(error_of([&] { PlacedOutput(folder / "none"); }) ==
+        "meo: " + (folder / "none").string() + ": cannot be opened for writing: No such file or directory");
+  CHECK(names_in(folder) == Names{"f"});
 }
 
 TEST_CASE("two that write the same file do not meet", "[io][output_file]") {
@@ -243,6 +267,11 @@ TEST_CASE("a full disk leaves the old file", "[io][output_file]") {
   std::signal(SIGXFSZ, handler);
   CHECK(error == "meo: " + path.string() + ": cannot be written: File too large");
   CHECK(load_text(path) == "old");
+#if defined(__linux__)
+  PlacedOutput full("/dev/full");
+  CHECK(error_of([&] { full.write(7, meo::test::to_bytes("x")); }) ==
+        "meo: /dev/full: cannot be written: No space left on device");
+#endif
   CHECK(names_in(folder) == Names{"f"});
 }
 #endif

@@ -430,6 +430,31 @@ TEST_CASE("a tensor is checked without being kept", "[io][reader]") {
         "meo: " + path.string() + ": tensor \"t\": its data cannot be read any more");
 }
 
+TEST_CASE("a part of a tensor is checked, and no more", "[io][reader]") {
+  const Bytes bytes = file_of("F64", "[2,2]",
+                              little_endian(0) + little_endian(std::bit_cast<std::uint64_t>(1e300)) +
+                                  little_endian(0) + little_endian(0x7ff0000000000000));
+  const SafetensorsReader file(bytes, "f");
+  const std::string t = "meo: f: tensor \"t\": ";
+  const auto fault_of = [&](Index begin, Index count, bool finite) {
+    return error_of([&] { file.check<float>("t", begin, count, finite); });
+  };
+  const auto unfit = [&](Index begin, Index count) {
+    return error_of([&] { file.check_finite<float>("t", begin, count); });
+  };
+  CHECK(fault_of(0, 4, false) == "no error");
+  CHECK(fault_of(0, 1, true) == "no error");
+  CHECK(unfit(0, 1) == "no error");
+  CHECK(fault_of(2, 1, true) == "no error");
+  CHECK(unfit(2, 1) == "no error");
+  for (const std::string& fault : {fault_of(0, 2, true), unfit(1, 3)})
+    CHECK(fault == t + "element 1: expected -3.40282e+38 to 3.40282e+38, got 1e+300");
+  for (const std::string& fault : {fault_of(2, 2, true), unfit(3, 1)})
+    CHECK(fault == t + "element 3: expected a finite number, got inf");
+  for (const std::string& fault : {fault_of(2, 3, false), unfit(2, 3)})
+    CHECK(fault == t + "expected a range within its 4 elements, got 3 from 2");
+}
+
 TEST_CASE("files without data", "[io][reader]") {
   CHECK(read<float>(file_of("F32", "[0]", {})).empty());
   CHECK(read<float>(file_of("F32", "[3,0]", {})).empty());

@@ -233,6 +233,49 @@ TEST_CASE("what is deferred is written as a copy is, in pieces from first to las
   }
 }
 
+TEST_CASE("a file is written in parts, by writers that each have a part of it", "[io][writer]") {
+  constexpr Index piece = SafetensorsWriter::deferred_elements, size = 2 * piece + 5, cut = piece + 1;
+  std::vector<double> values;
+  for (Index i = 0; i < size; ++i) values.push_back(1.0 / static_cast<double>(i + 1));
+  const std::array<int, 3> before{1, 2, 3};
+  SafetensorsWriter whole;
+  whole.add("before", {3}, before);
+  whole.add("t", {size}, values);
+
+  const Folder folder;
+  const auto path = folder / "f.safetensors";
+  meo::test::save(path, whole.head());
+  std::vector<std::pair<Index, Index>> asked;
+  for (const bool is_first : {false, true}) {
+    SafetensorsWriter part;
+    part.add("before", {3}, before);
+    part.add_deferred<double>("t", {size}, [&](Index first, std::span<double> out) {
+      asked.emplace_back(first, static_cast<Index>(out.size()));
+      std::copy_n(values.begin() + first, out.size(), out.begin());
+    });
+    meo::io::PlacedOutput file(path);
+    part.write_elements(file, [&](const std::string& name, const SafetensorsWriter::VisitElements& visit) {
+      if (name == "t") return is_first ? visit(0, cut) : visit(cut, size - cut);
+      visit(is_first ? 0 : 2, 1);
+      if (is_first) visit(1, 1);
+    });
+    for (const auto& [first, count] :
+         std::vector<std::pair<Index, Index>>{{-1, 1}, {2, 2}, {4, 0}, {0, -1}}) {
+      CHECK_THAT(error_of([&, first = first, count = count] {
+                   part.write_elements(file, [&](const std::string& name, const auto& visit) {
+                     if (name == "before") visit(first, count);
+                   });
+                 }),
+                 Catch::Contains("tensor \"before\": expected a range within its 3 elements, got " +
+                                 std::to_string(count) + " from " + std::to_string(first)));
+    }
+    file.close();
+  }
+  CHECK((load_bytes(path) == whole.bytes()));
+  CHECK(asked ==
+        std::vector<std::pair<Index, Index>>{{cut, piece}, {cut + piece, 4}, {0, piece}, {piece, 1}});
+}
+
 TEST_CASE("what is deferred is read each time that it is written", "[io][writer]") {
   float value = 1;
   SafetensorsWriter writer;

@@ -7,7 +7,8 @@ cmake_path(APPEND port ../../.. OUTPUT_VARIABLE source)
 cmake_path(NORMAL_PATH source)
 
 vcpkg_cmake_configure(SOURCE_PATH ${source}
-  OPTIONS -DMEO_BUILD_TESTS=OFF -DMEO_BUILD_EXAMPLES=OFF -DMEO_BUILD_BENCHMARKS=OFF -DMEO_INSTALL=ON)
+  OPTIONS -DMEO_BUILD_TESTS=OFF -DMEO_BUILD_EXAMPLES=OFF -DMEO_BUILD_BENCHMARKS=OFF -DMEO_MPI=OFF
+          -DMEO_INSTALL=ON)
 vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH share/cmake/meo)
 vcpkg_fixup_pkgconfig()

@@ -138,6 +138,19 @@ LoadOptions load_options(LoadOptions options) {
   return options;
 }
 
+/// Parameters that a file may have besides those of a layer or block of these options.
+inline std::set<std::string> ignored_names(const LayerOptions&, std::string_view) { return {}; }
+inline std::set<std::string> ignored_names(const FeedForwardOptions& options, std::string_view prefix) {
+  std::set<std::string> names;
+  if (!options.shared_gate) return names;
+  for (const char* const projection : {"gate_up.", "down."}) {
+    for (const char* const name : {"w_gate", "w_gate.bias", "w_noise", "correction_bias",
+                                   "shared_expert_gate.weight", "task_proj.weight", "task_proj.bias"})
+      names.insert(std::string(prefix).append(projection).append(name));
+  }
+  return names;
+}
+
 /// Throws unless all that is to be stored in 16 bits fits them.
 template <class Layer, class Files>
 void check_range(const std::vector<TensorPart<typename Layer::Scalar>>& parts, const Files& files,
@@ -208,17 +221,10 @@ void load(Layer& layer, const SafetensorsReader& file, std::string_view prefix =
 template <class Layer, class Activation>
 void load(FeedForward<Layer, Activation>& block, const SafetensorsReader& file,
           std::string_view prefix = "param.", const LoadOptions& options = {}) {
-  std::set<std::string> ignored;
-  if (block.options().shared_gate) {
-    for (const char* const projection : {"gate_up.", "down."}) {
-      for (const char* const name : {"w_gate", "w_gate.bias", "w_noise", "correction_bias",
-                                     "shared_expert_gate.weight", "task_proj.weight", "task_proj.bias"})
-        ignored.insert(std::string(prefix).append(projection).append(name));
-    }
-  }
   const auto parts = tensor_parts(block, prefix);
   detail::check_range<Layer>(parts, file, options);
-  detail::load_parts(parts, file, prefix, detail::load_options<Layer>(options), std::move(ignored));
+  detail::load_parts(parts, file, prefix, detail::load_options<Layer>(options),
+                     detail::ignored_names(block.options(), prefix));
 }
 
 /// Adds the parameters of a MoeLayer, a MeoLayer or a block, or of one that holds their gradients or moments,

@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -45,6 +47,32 @@ inline int create_file(const std::filesystem::path& path) {
   return descriptor;
 #else
   return ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+#endif
+}
+
+/// Descriptor of a file that is there, open for writing; its bytes stay.
+inline int open_to_write(const std::filesystem::path& path) {
+#if defined(_WIN32)
+  int descriptor = -1;
+  _wsopen_s(&descriptor, path.c_str(), _O_WRONLY | _O_BINARY | _O_NOINHERIT, _SH_DENYNO,
+            _S_IREAD | _S_IWRITE);
+  return descriptor;
+#else
+  return ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+#endif
+}
+
+/// What is written next goes to so many bytes from the beginning.
+inline int seek(int descriptor, std::uint64_t place) {
+#if defined(_WIN32)
+  return _lseeki64(descriptor, static_cast<std::int64_t>(place), SEEK_SET) < 0 ? -1 : 0;
+#else
+  const auto offset = static_cast<::off_t>(place);
+  if (offset < 0 || static_cast<std::uint64_t>(offset) != place) {
+    errno = EFBIG;
+    return -1;
+  }
+  return ::lseek(descriptor, offset, SEEK_SET) < 0 ? -1 : 0;
 #endif
 }
 
@@ -105,6 +133,9 @@ class OutputFile {
 
   /// Throws Error if not all can be written.
   void write(std::span<const std::byte> bytes);
+
+  /// The new file, which others may write to as well until it is committed.
+  const std::filesystem::path& partial() const { return partial_; }
 
   /// Takes the place of the old file, with its permissions. Throws Error, and has then replaced it only if it
   /// says so.
@@ -191,6 +222,65 @@ MEO_IO_INLINE void OutputFile::fail(const char* what, std::error_code why) const
 #endif
 
 }  // namespace detail
+
+/// A file that is there already, and is written to at places of the caller's choice: by several processes at
+/// the same time, if each has places of its own.
+class PlacedOutput {
+ public:
+  /// Throws Error unless the file can be opened for writing.
+  explicit PlacedOutput(const std::filesystem::path& path);
+  ~PlacedOutput();
+  PlacedOutput(const PlacedOutput&) = delete;
+  PlacedOutput& operator=(const PlacedOutput&) = delete;
+
+  /// The file's name as messages have it.
+  const std::string& file() const { return file_; }
+
+  /// From byte number `place` on; what lies between places that were written to is zero. Throws Error if not
+  /// all can be written.
+  void write(std::uint64_t place, std::span<const std::byte> bytes);
+
+  /// To the disk; nothing can be written after it. Throws Error if it cannot.
+  void close();
+
+ private:
+  [[noreturn]] void fail(const char* what) const;
+
+  std::string file_;
+  int descriptor_ = -1;
+};
+
+#if defined(MEO_DEFINES_IO)
+
+MEO_IO_INLINE PlacedOutput::PlacedOutput(const std::filesystem::path& path)
+    : file_(detail::in_utf8(path)), descriptor_(detail::open_to_write(path)) {
+  if (descriptor_ < 0) fail("cannot be opened for writing");
+}
+
+MEO_IO_INLINE PlacedOutput::~PlacedOutput() {
+  if (descriptor_ >= 0) detail::close_file(descriptor_);
+}
+
+MEO_IO_INLINE void PlacedOutput::write(std::uint64_t place, std::span<const std::byte> bytes) {
+  if (detail::seek(descriptor_, place) < 0) fail("cannot be written");
+  while (!bytes.empty()) {
+    const std::ptrdiff_t written = detail::write_some(descriptor_, bytes);
+    if (written >= 0) bytes = bytes.subspan(static_cast<std::size_t>(written));
+    else if (errno != EINTR) fail("cannot be written");
+  }
+}
+
+MEO_IO_INLINE void PlacedOutput::close() {
+  if (detail::write_to_disk(descriptor_) < 0) fail("cannot be written to the disk");
+  if (detail::close_file(std::exchange(descriptor_, -1)) < 0) fail("cannot be written");
+}
+
+MEO_IO_INLINE void PlacedOutput::fail(const char* what) const {
+  const std::error_code why(errno, std::generic_category());
+  throw Error(file_, detail::text_of({what, ": ", why.message()}));
+}
+
+#endif
 
 /// Throws Error unless a file can be written at the path: where the folder is missing or not writable, where
 /// a folder or a device is, …; for programs that write only after a long time. Leaves everything as it was,

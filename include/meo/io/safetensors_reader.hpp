@@ -129,10 +129,17 @@ class SafetensorsReader {
   /// within what S holds; names the first that is not. Also with -ffast-math.
   template <FloatLike S = double>
   void check_finite(std::string_view name) const {
+    check_finite<S>(name, 0, readable(name).size);
+  }
+
+  /// The same of `count` elements from `begin` on, in row-major order.
+  template <FloatLike S = double>
+  void check_finite(std::string_view name, Index begin, Index count) const {
+    check_range(name, begin, count);
     const auto check = [&](Index first, std::span<const std::byte> bytes) {
       check_finite(name, first, bytes, detail::largest_finite<S>());
     };
-    for_each_chunk(name, 0, readable(name).size, std::ref(check));
+    for_each_chunk(name, begin, count, std::ref(check));
   }
 
   /// Throws where read_matrix and its like would, without keeping what they would give: unless the tensor is
@@ -140,6 +147,10 @@ class SafetensorsReader {
   /// check_finite, too. Reads the tensor once.
   template <Element S>
   void check(std::string_view name, const std::vector<Index>& shape, bool require_finite = false) const;
+
+  /// The same of `count` elements from `begin` on, of a tensor of any shape, which alone it reads.
+  template <Element S>
+  void check(std::string_view name, Index begin, Index count, bool require_finite = false) const;
 
   /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
   /// another shape or size than asked for, or holds what S cannot.
@@ -208,11 +219,17 @@ template <Element S>
 void SafetensorsReader::check(std::string_view name, const std::vector<Index>& shape,
                               bool require_finite) const {
   check_shape(name, shape);
+  check<S>(name, 0, info(name).size, require_finite);
+}
+
+template <Element S>
+void SafetensorsReader::check(std::string_view name, Index begin, Index count, bool require_finite) const {
+  check_range(name, begin, count);
   std::vector<S> values;
   convert_each<S>(
-      name, 0, info(name).size,
-      [&](Index, std::size_t count) {
-        values.resize(count);
+      name, begin, count,
+      [&](Index, std::size_t piece) {
+        values.resize(piece);
         return std::span<S>(values);
       },
       require_finite);
@@ -394,6 +411,7 @@ MEO_IO_INLINE void SafetensorsReader::for_each_chunk(
 
 #define MEO_INSTANCES(instance, Scalar)                                                                    \
   instance void SafetensorsReader::check<Scalar>(std::string_view, const std::vector<Index>&, bool) const; \
+  instance void SafetensorsReader::check<Scalar>(std::string_view, Index, Index, bool) const;              \
   instance std::vector<Scalar> SafetensorsReader::read<Scalar>(std::string_view, Index, Index) const;      \
   instance void SafetensorsReader::read_into(std::string_view, Index, std::span<Scalar>) const;            \
   instance void SafetensorsReader::read(std::string_view, std::span<Scalar>) const;                        \

@@ -128,6 +128,20 @@ class SafetensorsWriter {
   /// file that somebody has open, be it a SafetensorsReader.
   void write(const std::filesystem::path& path) const;
 
+  /// What comes before the data in the file; for those who write it in parts, as the next does.
+  std::vector<std::byte> head() const { return header("", in_order()); }
+
+  /// Calls visit(first, count) for elements, from number `first` in row-major order on.
+  using VisitElements = std::function<void(Index first, Index count)>;
+
+  /// Writes a part of what comes after the head to where it lies in the file, and nothing else: for several
+  /// processes that write one file, each with a writer to which it has added the same tensors. elements(name,
+  /// visit): has to visit those elements of the tensor that are to be written. What is deferred is read for
+  /// these alone.
+  void write_elements(
+      PlacedOutput& file,
+      const std::function<void(const std::string& name, const VisitElements& visit)>& elements) const;
+
  private:
   using Sink = std::function<void(std::span<const std::byte>)>;
 
@@ -135,7 +149,8 @@ class SafetensorsWriter {
     DType dtype;
     std::vector<Index> shape;
     std::uint64_t size;  // in bytes
-    std::function<void(std::string_view file, const Sink&)> write;
+    Index elements() const { return static_cast<Index>(size / size_of(dtype)); }
+    std::function<void(std::string_view file, Index first, Index count, const Sink&)> write;
   };
   using Entry = std::pair<const std::string, Tensor>;
 
@@ -173,11 +188,11 @@ void SafetensorsWriter::add_deferred(const std::string& name, const std::vector<
         detail::text_of({"expected a shape of at most ", most, " bytes, got ", detail::in_brackets(shape)}));
   }
   const auto encode = encoder<S>(name, dtype);
-  const auto write = [=, count = *size](std::string_view file, const Sink& sink) {
+  const auto write = [=](std::string_view file, Index first, Index count, const Sink& sink) {
     std::vector<S> values;
     std::vector<std::byte> bytes;
-    for (Index first = 0; first < count; first += deferred_elements) {
-      values.resize(static_cast<std::size_t>((std::min)(deferred_elements, count - first)));
+    for (const Index end = first + count; first < end; first += deferred_elements) {
+      values.resize(static_cast<std::size_t>((std::min)(deferred_elements, end - first)));
       bytes.resize(values.size() * size_of(dtype));
       read(first, values);
       encode(file, first, values, bytes.data());
@@ -200,9 +215,13 @@ void SafetensorsWriter::add_values(const std::string& name, const std::vector<In
   std::vector<std::byte> bytes(values.size() * size_of(dtype));
   encoder<S>(name, dtype)("", 0, values, bytes.data());
   const std::uint64_t bytes_size = bytes.size();
-  tensors_.emplace(name,
-                   Tensor{dtype, shape, bytes_size,
-                          [bytes = std::move(bytes)](std::string_view, const Sink& sink) { sink(bytes); }});
+  tensors_.emplace(name, Tensor{dtype, shape, bytes_size,
+                                [bytes = std::move(bytes), dtype](std::string_view, Index first, Index count,
+                                                                  const Sink& sink) {
+                                  const std::size_t width = size_of(dtype);
+                                  sink(std::span(bytes).subspan(static_cast<std::size_t>(first) * width,
+                                                                static_cast<std::size_t>(count) * width));
+                                }});
 }
 
 template <class S>
@@ -235,7 +254,7 @@ MEO_IO_INLINE std::vector<std::byte> SafetensorsWriter::bytes() const {
   const std::vector<const Entry*> entries = in_order();
   std::vector<std::byte> bytes = header("", entries);
   for (const Entry* entry : entries) {
-    entry->second.write("", [&](std::span<const std::byte> piece) {
+    entry->second.write("", 0, entry->second.elements(), [&](std::span<const std::byte> piece) {
       bytes.resize(bytes.size() + piece.size());
       std::copy(piece.begin(), piece.end(), bytes.end() - static_cast<std::ptrdiff_t>(piece.size()));
     });
@@ -250,9 +269,33 @@ MEO_IO_INLINE void SafetensorsWriter::write(const std::filesystem::path& path) c
   detail::OutputFile file(path);
   file.write(head);
   for (const Entry* entry : entries) {
-    entry->second.write(name, [&](std::span<const std::byte> piece) { file.write(piece); });
+    entry->second.write(name, 0, entry->second.elements(),
+                        [&](std::span<const std::byte> piece) { file.write(piece); });
   }
   file.commit();
+}
+
+MEO_IO_INLINE void SafetensorsWriter::write_elements(
+    PlacedOutput& file,
+    const std::function<void(const std::string& name, const VisitElements& visit)>& elements) const {
+  const std::vector<const Entry*> entries = in_order();
+  std::uint64_t begin = header(file.file(), entries).size();
+  for (const Entry* entry : entries) {
+    elements(entry->first, [&, &of = *entry](Index first, Index count) {
+      const Index size = of.second.elements();
+      if (first < 0 || count < 0 || first > size || count > size - first) {
+        throw Error(file.file(), of.first,
+                    detail::text_of(
+                        {"expected a range within its ", size, " elements, got ", count, " from ", first}));
+      }
+      std::uint64_t place = begin + static_cast<std::uint64_t>(first) * size_of(of.second.dtype);
+      of.second.write(file.file(), first, count, [&](std::span<const std::byte> piece) {
+        file.write(place, piece);
+        place += piece.size();
+      });
+    });
+    begin += entry->second.size;
+  }
 }
 
 MEO_IO_INLINE void SafetensorsWriter::check_new(const std::string& name, DType dtype) const {
