@@ -523,7 +523,7 @@ TEST_CASE("a config that says no block is refused by the field's name", "[famili
   };
   for (const std::string key :
        {"hidden_size", "intermediate_size", "num_local_experts", "num_experts_per_tok"}) {
-    CHECK(config_fault("mixtral", key, "").ends_with(": expected a value, got none"));
+    CHECK(config_fault("mixtral", key, "") == "meo: f: " + key + ": expected a value, got none");
     for (const std::string value : {"many", "True", "2.5", "0", "-3", "3000000000"}) {
       const bool is_text = value == "many";
       CHECK(config_fault("mixtral", key, value) ==
@@ -533,7 +533,6 @@ TEST_CASE("a config that says no block is refused by the field's name", "[famili
                                    : value));
     }
   }
-  CHECK(config_fault("mixtral", "hidden_size", "") == "meo: f: hidden_size: expected a value, got none");
   CHECK(config_fault("mixtral", "hidden_act", "gelu") ==
         "meo: f: hidden_act: expected \"silu\", got \"gelu\"");
   CHECK(config_fault("olmoe", "norm_topk_prob", "2") ==

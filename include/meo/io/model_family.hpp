@@ -67,10 +67,10 @@ struct ModelFamily {
   std::array<std::string_view, 2> names;
 
   // Sizes. Of two fields the first that is there counts.
-  std::string_view features = "hidden_size";                                                      ///< D
-  std::array<std::string_view, 2> hidden_features{"moe_intermediate_size", "intermediate_size"};  ///< I
-  std::array<std::string_view, 2> num_experts{"num_experts", "num_local_experts"};                ///< N
-  std::string_view top_k = "num_experts_per_tok";  ///< K; none: 1
+  std::string_view features = "hidden_size";                                        ///< D
+  std::array<std::string_view, 2> hidden_features{"moe_intermediate_size"};         ///< I
+  std::array<std::string_view, 2> num_experts{"num_experts", "num_local_experts"};  ///< N
+  std::string_view top_k = "num_experts_per_tok";                                   ///< K; none: 1
 
   // Routing
   ScoreFunction scores = ScoreFunction::softmax_selected;  ///< how weights are made
@@ -200,8 +200,12 @@ inline constexpr FieldValue switch_required[] = {{"router_bias", "false"}};
 
 /// The families that are known.
 inline constexpr ModelFamily model_families[] = {
-    {.names = {"mixtral", "mixtral"}, .layouts = detail::mixtral_layouts},
+    {.names = {"mixtral", "mixtral"},
+     .hidden_features = {"intermediate_size"},
+     .num_experts = {"num_local_experts"},
+     .layouts = detail::mixtral_layouts},
     {.names = {"olmoe", "olmoe"},
+     .hidden_features = {"moe_intermediate_size", "intermediate_size"},
      .scores = ScoreFunction::softmax,
      .normalize = "norm_topk_prob",
      .layouts = detail::named_layouts},
@@ -216,7 +220,6 @@ inline constexpr ModelFamily model_families[] = {
      .shared_weight = SharedWeight::sigmoid,
      .layouts = detail::qwen2_layouts},
     {.names = {"deepseek_v2", "deepseek_v2"},
-     .hidden_features = {"moe_intermediate_size"},
      .num_experts = {"n_routed_experts"},
      .scores = ScoreFunction::softmax,
      .scale = "routed_scaling_factor",
@@ -227,7 +230,6 @@ inline constexpr ModelFamily model_families[] = {
      .required = detail::deepseek_v2_required,
      .layouts = detail::deepseek_v2_layouts},
     {.names = {"deepseek_v3", "deepseek_v3"},
-     .hidden_features = {"moe_intermediate_size"},
      .num_experts = {"n_routed_experts"},
      .scores = ScoreFunction::sigmoid,
      .normalize = "norm_topk_prob",
@@ -241,13 +243,18 @@ inline constexpr ModelFamily model_families[] = {
      .required = detail::deepseek_v3_required,
      .layouts = detail::deepseek_v3_layouts},
     {.names = {"gpt_oss", "gpt_oss"},
+     .hidden_features = {"intermediate_size"},
+     .num_experts = {"num_local_experts"},
      .router_bias = true,
      .bias = true,
      .activation = "gpt_oss",
      .alpha = "swiglu_alpha",
      .limit = "swiglu_limit",
      .layouts = detail::gpt_oss_layouts},
-    {.names = {"granitemoe", "granite_moe"}, .layouts = detail::granite_layouts},
+    {.names = {"granitemoe", "granite_moe"},
+     .hidden_features = {"intermediate_size"},
+     .num_experts = {"num_local_experts"},
+     .layouts = detail::granite_layouts},
     {.names = {"switch", "switch_transformers"},
      .features = "d_model",
      .hidden_features = {"d_ff"},
