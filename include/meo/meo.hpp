@@ -39,6 +39,7 @@
 #include <meo/routing/selection.hpp>
 #include <meo/routing/sequences.hpp>
 #include <meo/routing/shared_experts.hpp>
+#include <meo/routing/statistics_reduction.hpp>
 #include <meo/training/adamw.hpp>
 #include <meo/training/gradient_norm.hpp>
 #include <meo/training/parameters.hpp>

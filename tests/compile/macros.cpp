@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <filesystem>
 #include <fstream>
@@ -58,8 +59,12 @@
 
 #if __has_include(<mpi.h>)
 #include <meo/distributed/checkpoint.hpp>
+#include <meo/distributed/expert_parallel.hpp>
 #include <meo/distributed/gradient_norm.hpp>
+#include <meo/distributed/gradient_reducer.hpp>
+#include <meo/distributed/statistics_sum.hpp>
 #include <meo/distributed/tensor_parallel_projections.hpp>
+#include <meo/distributed/traffic.hpp>
 #endif
 #include <meo/io/checkpoint.hpp>
 #include <meo/io/family_block.hpp>

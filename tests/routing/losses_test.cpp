@@ -30,7 +30,7 @@ TEST_CASE("the loss of shares is N Σ f P", "[losses]") {
 
 TEST_CASE("the z-loss is the mean square of the rows' log-sums", "[losses]") {
   const auto z = [](const std::vector<double>& sums) {
-    return z_loss<double>(std::span<const double>(sums));
+    return z_loss(z_loss_sum(std::span<const double>(sums)), static_cast<Index>(sums.size()));
   };
   CHECK(z({1, -2, 3, 0}) == 14 / 4.);
   CHECK(z({}) == 0);

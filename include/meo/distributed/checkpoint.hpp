@@ -135,7 +135,7 @@ void load(const Communicator& communicator, const std::vector<TensorSlice<Scalar
       file.check_shape(slice.part.name(), slice.shape);
       ignored.insert(slice.part.name());
     }
-    io::detail::check_all_used(file, prefix, ignored);
+    io::detail::check_all_used(file.file(), file.names(), prefix, io::detail::first_words, ignored);
     for (const TensorSlice<Scalar>& slice : slices) {
       detail::for_held(slice, communicator, [&](Index first, Index, Index count) {
         file.check<Scalar>(slice.part.name(), first, count, options.require_finite);

@@ -119,9 +119,14 @@ class OwnedCommunicator {
     return tag_;
   }
 
+  /// Bytes handed to MPI for other ranks.
+  std::size_t bytes_sent() const { return bytes_sent_; }
+  void add_bytes_sent(std::size_t bytes) { bytes_sent_ += bytes; }
+
  private:
   MPI_Comm handle_ = MPI_COMM_NULL;
   int tag_ = 0;
+  std::size_t bytes_sent_ = 0;
 };
 
 }  // namespace detail
@@ -169,6 +174,10 @@ class Communicator {
   /// For calls of MPI. Its errors are returned, not fatal.
   MPI_Comm handle() const { return owned_->handle(); }
 
+  /// Bytes that this rank has handed to MPI for other ranks, by this communicator and its copies: what goes
+  /// to several is counted for each, and what stays here is not. How MPI forwards them is its own affair.
+  std::size_t bytes_sent() const { return owned_->bytes_sent(); }
+
   /// Returns when all ranks have come here.
   void barrier() const { detail::check(MPI_Barrier(handle()), "MPI_Barrier"); }
 
@@ -176,6 +185,7 @@ class Communicator {
   template <Sendable T>
   void broadcast(std::span<T> values, int root = 0) const {
     require_rank(root, "broadcast: root");
+    if (rank_ == root) count_sent<T>(values.size() * others());
     detail::check(MPI_Bcast(values.data(), detail::checked_count(values.size(), "broadcast"),
                             detail::datatype<T>(), root, handle()),
                   "MPI_Bcast");
@@ -192,6 +202,7 @@ class Communicator {
     detail::check(MPI_Allgather(values.data(), count, detail::datatype<T>(), all.data(), count,
                                 detail::datatype<T>(), handle()),
                   "MPI_Allgather");
+    count_sent<T>(values.size() * others());
   }
 
   /// The same of other numbers of values from each rank: counts[r] from rank r, one after the other in `all`.
@@ -205,6 +216,7 @@ class Communicator {
         MPI_Allgatherv(values.data(), static_cast<int>(values.size()), detail::datatype<T>(), all.data(),
                        ranges.counts.data(), ranges.begins.data(), detail::datatype<T>(), handle()),
         "MPI_Allgatherv");
+    count_sent<T>(values.size() * others());
   }
 
   /// values: n for each rank, those for rank 0 first; received: n of each rank, those of rank 0 first.
@@ -218,6 +230,7 @@ class Communicator {
     detail::check(MPI_Alltoall(values.data(), count, detail::datatype<T>(), received.data(), count,
                                detail::datatype<T>(), handle()),
                   "MPI_Alltoall");
+    count_sent<T>(static_cast<std::size_t>(count) * others());
   }
 
   /// The same of other numbers of values: counts[r] for rank r, and received_counts[r] from it.
@@ -230,6 +243,7 @@ class Communicator {
                                 received.data(), from.counts.data(), from.begins.data(),
                                 detail::datatype<T>(), handle()),
                   "MPI_Alltoallv");
+    count_sent<T>(values.size() - static_cast<std::size_t>(counts[static_cast<std::size_t>(rank_)]));
   }
 
   /// Each value becomes the sum over the ranks, ((v₀ + v₁) + v₂) + …, in their order: the same bits on all
@@ -272,6 +286,13 @@ class Communicator {
     meo::detail::require(std::cmp_equal(begin, values), what, ": expected counts that sum to ", values,
                          ", got ", begin);
     return ranges;
+  }
+
+  std::size_t others() const { return static_cast<std::size_t>(size_ - 1); }
+
+  template <class T>
+  void count_sent(std::size_t values) const {
+    owned_->add_bytes_sent(values * sizeof(T));
   }
 
   void require_rank(int rank, std::string_view what) const {
@@ -367,6 +388,7 @@ class Reduction {
     detail::check(MPI_Isend(values.data(), static_cast<int>(values.size()), detail::datatype<Scalar>(), to,
                             tag_, communicator_.handle(), &requests_.emplace_back()),
                   "MPI_Isend");
+    communicator_.template count_sent<Scalar>(values.size());
   }
 
   void wait() {

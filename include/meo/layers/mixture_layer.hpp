@@ -207,10 +207,7 @@ class MixtureLayer : private detail::RejectForward<ScalarType, Workspace<ScalarT
 
   /// The rows of a router over a batch with these offsets; `memory` holds what they look at.
   detail::GateRows gate_rows(std::span<const Index> offsets, detail::GateRowsMemory& memory) const {
-    if (routes_tokens()) return detail::rows_of_tokens(offsets.back(), memory);
-    if (options_.routing.level == Level::segment)
-      return detail::rows_of_segments(offsets, options_.routing.segment_tokens, memory);
-    return detail::rows_of_sequences(offsets, memory);
+    return detail::gate_rows(options_.routing, Kind::routes_tokens, offsets, memory);
   }
 
   using detail::RejectForward<Scalar, Workspace<Scalar>>::forward;

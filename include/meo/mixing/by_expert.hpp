@@ -42,20 +42,22 @@ void for_experts(const Dispatch<Scalar>& dispatch, const Function& f) {
   }
 }
 
-/// Adds up the products of all slots of a row's pair, of each pair to its place in d_weights.
+/// Adds up the products of all slots of a row's pair, of each pair to its place in d_weights. governed: see
+/// Mixture.
 template <class Scalar>
-void collect_weights_gradient(const Mixture<Scalar>& of, const Dispatch<Scalar>& dispatch,
-                              std::span<const Sum<Scalar>> slot_products, std::span<Scalar> d_weights) {
+void collect_weights_gradient(const Assignment<Scalar>& assignment, std::span<const Index> governed,
+                              const Dispatch<Scalar>& dispatch, std::span<const Sum<Scalar>> slot_products,
+                              std::span<Scalar> d_weights) {
   for_experts(dispatch, [&](const ExpertTokens<Scalar>& expert) {
     std::size_t row = 0;
     for (Index i = 0; i < expert.count;) {
-      while (of.governed[row + 1] <= expert.tokens[i]) ++row;
-      const std::span<const Index> experts = of.assignment.row_experts(static_cast<Index>(row));
+      while (governed[row + 1] <= expert.tokens[i]) ++row;
+      const std::span<const Index> experts = assignment.row_experts(static_cast<Index>(row));
       const auto place = std::find(experts.begin(), experts.end(), expert.expert) - experts.begin();
       // All tokens of a row that has the expert are dispatched to it.
-      const Index end = i + of.governed[row + 1] - of.governed[row];
+      const Index end = i + governed[row + 1] - governed[row];
       Scalar& d_weight =
-          d_weights[static_cast<std::size_t>(of.assignment.begin(static_cast<Index>(row)) + place)];
+          d_weights[static_cast<std::size_t>(assignment.begin(static_cast<Index>(row)) + place)];
       const Sum<Scalar> sum =
           pairwise_sum<Sum<Scalar>>(expert.first_slot + i, expert.first_slot + end,
                                     [&](Index s) { return slot_products[static_cast<std::size_t>(s)]; });
@@ -106,7 +108,8 @@ void backward_by_expert(const Mixture<Scalar>& of, const Dispatch<Scalar>& dispa
       }
     });
   });
-  collect_weights_gradient<Scalar>(of, dispatch, memory.slot_products, gradient.d_weights);
+  collect_weights_gradient<Scalar>(of.assignment, of.governed, dispatch, memory.slot_products,
+                                   gradient.d_weights);
 }
 
 }  // namespace meo::detail

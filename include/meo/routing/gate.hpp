@@ -27,6 +27,7 @@
 #include <meo/routing/routing_options.hpp>
 #include <meo/routing/scores.hpp>
 #include <meo/routing/selection.hpp>
+#include <meo/routing/statistics_reduction.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -58,6 +59,7 @@ struct GateWorkspace {
   bool estimates_load = false;                    ///< whether its load is no count
   Index top_k = 0;                                ///< its K
   Index num_pairs = 0;                            ///< of what it decided
+  Index loss_rows = 0;                            ///< that its losses are of: R, or all processes' rows
   std::vector<Scalar> logits;                     ///< R × N, before the noise
   std::vector<Scalar> noise;                      ///< R × N, training only, as all that follow: the draws n
   std::vector<Scalar> noise_logits;               ///< R × N, z W_n
@@ -66,7 +68,8 @@ struct GateWorkspace {
   std::vector<Index> ranking;                     ///< the K + 1 first experts of a row
   std::vector<detail::Sum<Scalar>> exponentials;  ///< K for each row of a part of the rows
   std::vector<detail::Sum<Scalar>> sums;          ///< importance and load of parts of the rows
-  std::vector<Index> counts;                      ///< N, rows that select an expert
+  std::vector<Index> counts;                      ///< N: of the loss_rows those that select an expert
+  std::vector<detail::Sum<Scalar>> statistics;    ///< while they are added up over processes
   detail::PolicyMemory<Scalar> policies;
 };
 
@@ -86,11 +89,13 @@ struct GateGradientWorkspace {
 };
 
 /// What one call of Gate::route may have other than the next. Views.
+template <class Scalar>
 struct GateCall {
   Index top_k = 0;                                      ///< K; 0: the gate's
   std::span<const unsigned char> allowed_experts = {};  ///< N; see Inputs::allowed_experts
   /// Offsets of rows that a capacity holds for by themselves, parts + 1; none: all rows are one part.
   std::span<const Index> parts = {};
+  StatisticsReduction<Scalar> reduction = {};  ///< see Inputs::reduction
 };
 
 /// What Gate::route was given and has left, and which rows of it are constant. A view.
@@ -165,7 +170,7 @@ class Gate {
   /// for another width of z or shape of the noise, std::domain_error naming the first row whose logits are
   /// not finite. Allocates only where routing or workspace have to grow.
   void route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise, Routing<Scalar>& routing,
-             GateWorkspace<Scalar>& workspace, const GateCall& call = {}) const;
+             GateWorkspace<Scalar>& workspace, const GateCall<Scalar>& call = {}) const;
 
   /// Gradients of a decision of route: through the weights, whose gradients are d_weights (of each pair, in
   /// the routing's order), and through the losses, whose gradient is d_loss; with noise also through τ and σ.
@@ -222,15 +227,22 @@ class Gate {
   }
 
   /// Throws std::invalid_argument for a call that does not fit. K of the call.
-  Index check(const GateCall& call) const;
+  Index check(const GateCall<Scalar>& call) const;
 
   /// Decides with the default policies: fills pairs, importance and counts.
   void route_by_default(const Scalar* logits, Index rows, Routing<Scalar>& routing,
                         GateWorkspace<Scalar>& workspace) const;
 
-  /// The same with those of the options, and a mask. Returns the losses beside cv².
-  Sum route_by_policies(const detail::PolicyCall<Scalar>& call, Routing<Scalar>& routing,
-                        GateWorkspace<Scalar>& workspace) const;
+  /// The same with those of the options, and a mask; and what the losses beside cv² are made of.
+  void route_by_policies(const detail::PolicyCall<Scalar>& call, Routing<Scalar>& routing,
+                         GateWorkspace<Scalar>& workspace) const;
+
+  /// Of the rows of all processes from here on: importance, a load that is no count, counts, sums for losses.
+  static void add_up(const StatisticsReduction<Scalar>& reduction, Routing<Scalar>& routing,
+                     GateWorkspace<Scalar>& workspace);
+
+  /// From all these to the load and the loss.
+  void compute_loss(Routing<Scalar>& routing, GateWorkspace<Scalar>& workspace) const;
 
   /// logits: those that are selected by.
   detail::PolicyCall<Scalar> policy_call(const Scalar* logits, Index rows, Index top_k,
@@ -365,7 +377,7 @@ void Gate<Scalar, NumExperts>::set_correction_bias(const ConstVectorRef<Scalar>&
 }
 
 template <class Scalar, int NumExperts>
-Index Gate<Scalar, NumExperts>::check(const GateCall& call) const {
+Index Gate<Scalar, NumExperts>::check(const GateCall<Scalar>& call) const {
   const std::span<const unsigned char> allowed = call.allowed_experts;
   detail::require(allowed.empty() || static_cast<Index>(allowed.size()) == num_experts(),
                   "allowed_experts: expected none or num_experts = ", num_experts(), ", got ",
@@ -382,7 +394,7 @@ Index Gate<Scalar, NumExperts>::check(const GateCall& call) const {
 template <class Scalar, int NumExperts>
 void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Scalar>& noise,
                                      Routing<Scalar>& routing, GateWorkspace<Scalar>& workspace,
-                                     const GateCall& call) const {
+                                     const GateCall<Scalar>& call) const {
   detail::require(z.cols() == gate_features(), "gate input: expected ", gate_features(), " features, got ",
                   z.cols());
   workspace.top_k = check(call);
@@ -393,20 +405,54 @@ void Gate<Scalar, NumExperts>::route(const MatrixView<Scalar>& z, const Noise<Sc
   workspace.is_composed = !call.allowed_experts.empty() || !detail::are_default(options_);
   workspace.estimates_load = training && workspace.top_k < num_experts() && call.allowed_experts.empty() &&
                              detail::selects_largest_logits(options_.selection);
-  Sum further(0);
   if (workspace.is_composed) {
     const std::array<Index, 2> all{0, z.rows()};
     auto& allowed = workspace.policies.allowed;
     allowed.assign(call.allowed_experts.begin(), call.allowed_experts.end());
-    further = route_by_policies(policy_call(logits, z.rows(), workspace.top_k, workspace.policies.experts(),
-                                            call.parts.empty() ? std::span<const Index>(all) : call.parts),
-                                routing, workspace);
+    route_by_policies(policy_call(logits, z.rows(), workspace.top_k, workspace.policies.experts(),
+                                  call.parts.empty() ? std::span<const Index>(all) : call.parts),
+                      routing, workspace);
   } else {
     route_by_default(logits, z.rows(), routing, workspace);
   }
-  copy_counts(workspace, routing);
   if (workspace.estimates_load) estimate_load(z.rows(), workspace, routing);
   workspace.num_pairs = routing.size();
+  workspace.loss_rows = z.rows();
+  if (call.reduction) add_up(call.reduction, routing, workspace);
+  compute_loss(routing, workspace);
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::add_up(const StatisticsReduction<Scalar>& reduction, Routing<Scalar>& routing,
+                                      GateWorkspace<Scalar>& workspace) {
+  std::vector<Sum>* const parts[] = {&routing.importance, workspace.estimates_load ? &routing.load : nullptr,
+                                     workspace.is_composed ? &workspace.policies.loss_sums : nullptr};
+  workspace.statistics.clear();
+  for (const std::vector<Sum>* const part : parts) {
+    if (part != nullptr) workspace.statistics.insert(workspace.statistics.end(), part->begin(), part->end());
+  }
+  workspace.counts.push_back(workspace.loss_rows);
+  reduction(workspace.statistics, workspace.counts);
+  workspace.loss_rows = workspace.counts.back();
+  workspace.counts.pop_back();
+  auto sum = workspace.statistics.cbegin();
+  for (std::vector<Sum>* const part : parts) {
+    if (part == nullptr) continue;
+    const auto end = sum + static_cast<std::ptrdiff_t>(part->size());
+    std::copy(sum, end, part->begin());
+    sum = end;
+  }
+}
+
+template <class Scalar, int NumExperts>
+void Gate<Scalar, NumExperts>::compute_loss(Routing<Scalar>& routing,
+                                            GateWorkspace<Scalar>& workspace) const {
+  if (!workspace.estimates_load) copy_counts(workspace, routing);
+  Sum further(0);
+  if (workspace.is_composed) {
+    further = detail::further_losses(options_.losses, std::span<const Index>(workspace.counts),
+                                     workspace.loss_rows, workspace.policies);
+  }
   const Sum imbalance = cv_squared<Sum>(routing.importance) + cv_squared<Sum>(routing.load);
   routing.loss = static_cast<Scalar>(Sum(static_cast<Sum>(loss_coefficient_) * imbalance + further));
 }
@@ -465,13 +511,13 @@ void Gate<Scalar, NumExperts>::estimate_load(Index rows, GateWorkspace<Scalar>& 
     parts.next();
   }
   parts.finish();
-  std::copy_n(workspace.sums.begin(), num_experts(), routing.load.begin());
+  routing.load.assign(workspace.sums.begin(), workspace.sums.begin() + num_experts());
 }
 
 template <class Scalar, int NumExperts>
-auto Gate<Scalar, NumExperts>::route_by_policies(const detail::PolicyCall<Scalar>& call,
+void Gate<Scalar, NumExperts>::route_by_policies(const detail::PolicyCall<Scalar>& call,
                                                  Routing<Scalar>& routing,
-                                                 GateWorkspace<Scalar>& workspace) const -> Sum {
+                                                 GateWorkspace<Scalar>& workspace) const {
   detail::PolicyMemory<Scalar>& memory = workspace.policies;
   memory.correction.clear();
   for (Index expert = 0; correction_ && expert < num_experts(); ++expert) {
@@ -480,7 +526,7 @@ auto Gate<Scalar, NumExperts>::route_by_policies(const detail::PolicyCall<Scalar
     memory.correction.push_back(static_cast<Sum>(value));
   }
   detail::decide(call, memory, routing, workspace.counts);
-  return detail::further_losses(call, memory, std::span<const Index>(workspace.counts));
+  detail::sum_for_losses(call, memory);
 }
 
 template <class Scalar, int NumExperts>
@@ -505,7 +551,7 @@ void Gate<Scalar, NumExperts>::backward(const GateDecision<Scalar>& decision,
   const detail::PolicyCall<Scalar> call =
       policy_call(selected_by.data(), z.rows(), decided.top_k, decided.policies.experts());
   if (decided.is_composed) {
-    detail::begin_gradients<Scalar>(options_, decided.counts, z.rows(), static_cast<Sum>(d_loss),
+    detail::begin_gradients<Scalar>(options_, decided.counts, decided.loss_rows, static_cast<Sum>(d_loss),
                                     workspace.policies);
   }
   for (Index row = 0; row < z.rows(); ++row) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <meo/experts/aligned_vector.hpp>
+#include <meo/routing/routing_options.hpp>
 #include <meo/sums.hpp>
 #include <meo/types.hpp>
 
@@ -111,6 +112,15 @@ inline GateRows rows_of_segments(std::span<const Index> offsets, Index segment_t
     }
   }
   return {memory.governed, memory.seen, memory.constant};
+}
+
+/// The rows of a router over a batch with these offsets. routes_tokens: whether at token level every token is
+/// a row of its own, instead of every sequence.
+inline GateRows gate_rows(const RoutingOptions& options, bool routes_tokens, std::span<const Index> offsets,
+                          GateRowsMemory& memory) {
+  if (routes_tokens && options.level == Level::token) return rows_of_tokens(offsets.back(), memory);
+  if (options.level == Level::segment) return rows_of_segments(offsets, options.segment_tokens, memory);
+  return rows_of_sequences(offsets, memory);
 }
 
 /// Memory for a sum of at most so many rows: `cols` values, and as many as sum_rows needs beside.

@@ -6,6 +6,7 @@
 
 #include <meo/routing/noise.hpp>
 #include <meo/routing/sequences.hpp>
+#include <meo/routing/statistics_reduction.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI {
@@ -33,6 +34,10 @@ struct Inputs {
   /// num_experts, 0 for an expert that no row may have; it counts as one whose logit is −∞. Empty: all may
   /// be. A row has fewer than K experts where no more are left.
   std::span<const unsigned char> allowed_experts = {};
+  /// Training where the rows of a batch lie with several processes: what makes the losses those of all rows.
+  /// Noise is each one's own: its rows of one matrix, or draws of a generator of its own, which must not
+  /// begin as another's does. Capacity and expert choice count a process's own rows.
+  StatisticsReduction<Scalar> reduction = {};
 };
 
 }  // namespace meo

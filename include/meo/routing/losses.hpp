@@ -59,15 +59,19 @@ Scalar share_loss(std::span<const Scalar> gradient, std::span<const Scalar> sums
   });
 }
 
-/// mean z², z = log Σ exp ℓ of each row; its gradient is 2 z / R. 0 without rows.
+/// Σ z², z = log Σ exp ℓ of each row.
 template <class Scalar>
-Scalar z_loss(std::span<const Scalar> log_sums) {
-  if (log_sums.empty()) return Scalar(0);
-  const auto rows = static_cast<Index>(log_sums.size());
-  const Scalar sum = detail::pairwise_sum<Scalar>(0, rows, [&](Index row) {
+Scalar z_loss_sum(std::span<const Scalar> log_sums) {
+  return detail::pairwise_sum<Scalar>(0, static_cast<Index>(log_sums.size()), [&](Index row) {
     const Scalar& z = log_sums[static_cast<std::size_t>(row)];
     return Scalar(z * z);
   });
+}
+
+/// mean z², from z_loss_sum; its gradient is 2 z / R. 0 without rows.
+template <class Scalar>
+Scalar z_loss(const Scalar& sum, Index rows) {
+  if (rows == 0) return Scalar(0);
   return sum / static_cast<Scalar>(static_cast<double>(rows));
 }
 

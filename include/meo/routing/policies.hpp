@@ -57,6 +57,9 @@ struct PolicyMemory {
   std::vector<S> correction;           ///< N: the correction bias; or none
   std::vector<S> scores;               ///< R × N; see score_row
   std::vector<S> log_sums;             ///< R: log Σ exp ℓ; with a z-loss
+  /// What the losses beside cv² are made of: Σ_r p_r, N, with a loss of shares; Σ_r (log Σ exp ℓ_r)² with a
+  /// z-loss.
+  std::vector<S> loss_sums;
   /// The selected, be there room for them or not, row by row: R + 1 begins, and of each its expert, its
   /// weight before the scale, and which pair of the routing it is: −1 where it is none.
   std::vector<Index> begins;
@@ -86,6 +89,7 @@ struct PolicyGradientMemory {
   std::vector<S> scores;         ///< N of a row
   std::vector<S> weights;        ///< of a row's selected
   std::vector<S> probabilities;  ///< N, the same for each row: of the loss of shares
+  Index rows = 0;                ///< that the losses are means over
 };
 
 /// The vector has `count` values then.
@@ -301,18 +305,16 @@ void decide(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory, Routin
   drop_begins_if_uniform(call.top_k, routing);
 }
 
-/// The losses beside cv², each times its coefficient. counts: see decide.
+/// Leaves memory.loss_sums of what decide has left.
 template <class Scalar>
-Sum<Scalar> further_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory,
-                           std::span<const Index> counts) {
+void sum_for_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>& memory) {
   using S = Sum<Scalar>;
   const LossOptions& losses = call.options.losses;
-  S loss(0);
+  memory.loss_sums.clear();
   if (losses.share_coefficient > 0) {
     const Index experts = call.num_experts;
     const bool are_probabilities = call.options.scores.function != ScoreFunction::sigmoid;
-    S* const p = resized(memory.scratch, (3 + pairwise_depth(num_parts(call.rows))) * experts);
-    S *const d_p = p + experts, *const sum = d_p + experts;
+    S* const p = resized(memory.scratch, (1 + pairwise_depth(num_parts(call.rows))) * experts);
     const auto p_of_row = [&](Index row) -> const S* {
       const S* const scores = memory.row_scores(row, experts);
       if (are_probabilities) return scores;
@@ -321,22 +323,38 @@ Sum<Scalar> further_losses(const PolicyCall<Scalar>& call, PolicyMemory<Scalar>&
       for (Index j = 0; j < experts; ++j) p[j] = scores[j] / all;
       return p;
     };
-    sum_rows(Index{0}, call.rows, experts, p_of_row, sum, sum + experts);
-    share_loss_gradient<S>(counts, call.rows, {d_p, counts.size()});
+    sum_rows(Index{0}, call.rows, experts, p_of_row, resized(memory.loss_sums, experts), p + experts);
+  }
+  if (losses.z_coefficient > 0) memory.loss_sums.push_back(z_loss_sum(std::span<const S>(memory.log_sums)));
+}
+
+/// The losses beside cv², each times its coefficient, of so many rows; memory.loss_sums and counts (see
+/// decide) are theirs.
+template <class Scalar>
+Sum<Scalar> further_losses(const LossOptions& losses, std::span<const Index> counts, Index rows,
+                           PolicyMemory<Scalar>& memory) {
+  using S = Sum<Scalar>;
+  S loss(0);
+  if (losses.share_coefficient > 0) {
+    S* const d_p = resized(memory.scratch, static_cast<Index>(counts.size()));
+    share_loss_gradient<S>(counts, rows, {d_p, counts.size()});
     loss += static_cast<S>(losses.share_coefficient) *
-            share_loss<S>(std::span<const S>(d_p, counts.size()), std::span<const S>(sum, counts.size()));
+            share_loss<S>(std::span<const S>(d_p, counts.size()),
+                          std::span<const S>(memory.loss_sums).first(counts.size()));
   }
   if (losses.z_coefficient > 0)
-    loss += static_cast<S>(losses.z_coefficient) * z_loss<S>(std::span<const S>(memory.log_sums));
+    loss += static_cast<S>(losses.z_coefficient) * z_loss<S>(memory.loss_sums.back(), rows);
   return loss;
 }
 
-/// Before the rows of a backward. counts: see decide; d_loss: the gradient of the loss.
+/// Before the rows of a backward. counts, rows: those of the losses, see further_losses; d_loss: the gradient
+/// of the loss.
 template <class Scalar>
 void begin_gradients(const RoutingOptions& options, std::span<const Index> counts, Index rows,
                      const Sum<Scalar>& d_loss, PolicyGradientMemory<Scalar>& memory) {
   using S = Sum<Scalar>;
   const auto experts = static_cast<Index>(counts.size());
+  memory.rows = rows;
   S* const d_p = resized(memory.probabilities, experts);
   share_loss_gradient<S>(counts, rows, {d_p, counts.size()});
   const S coefficient = d_loss * static_cast<S>(options.losses.share_coefficient);
@@ -394,7 +412,7 @@ void add_row_gradient(const PolicyCall<Scalar>& call, const PolicyMemory<Scalar>
     S* const p = resized(memory.scores, experts);
     const S log_sum = softmax_row(call.row(row), experts, call.experts, 1, p);
     const S factor = d_loss * static_cast<S>(2 * options.losses.z_coefficient) * log_sum /
-                     static_cast<S>(static_cast<double>(call.rows));
+                     static_cast<S>(static_cast<double>(memory.rows));
     for (Index j = 0; j < experts; ++j) d_logits[j] += factor * p[j];
   }
 }
@@ -402,8 +420,9 @@ void add_row_gradient(const PolicyCall<Scalar>& call, const PolicyMemory<Scalar>
 #define MEO_INSTANCES(instance, Scalar)                                                                     \
   instance void decide(const PolicyCall<Scalar>&, PolicyMemory<Scalar>&, Routing<Scalar>&,                  \
                        std::vector<Index>&);                                                                \
-  instance Sum<Scalar> further_losses(const PolicyCall<Scalar>&, PolicyMemory<Scalar>&,                     \
-                                      std::span<const Index>);                                              \
+  instance void sum_for_losses(const PolicyCall<Scalar>&, PolicyMemory<Scalar>&);                           \
+  instance Sum<Scalar> further_losses(const LossOptions&, std::span<const Index>, Index,                    \
+                                      PolicyMemory<Scalar>&);                                               \
   instance void begin_gradients(const RoutingOptions&, std::span<const Index>, Index, const Sum<Scalar>&,   \
                                 PolicyGradientMemory<Scalar>&);                                             \
   instance void add_row_gradient(const PolicyCall<Scalar>&, const PolicyMemory<Scalar>&, Index,             \

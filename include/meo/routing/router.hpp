@@ -282,7 +282,8 @@ void Router<Scalar, NumExperts>::route(const MatrixView<Scalar>& tokens, const d
   gate_.route(z, inputs.noise, has_shared ? workspace.shared.routed : routing, workspace.gate,
               {.top_k = inputs.top_k,
                .allowed_experts = inputs.allowed_experts,
-               .parts = are_sequences_apart ? inputs.sequences->offsets() : std::span<const Index>()});
+               .parts = are_sequences_apart ? inputs.sequences->offsets() : std::span<const Index>(),
+               .reduction = inputs.reduction});
   if (has_shared) add_shared_experts(z, workspace, routing);
   set_gradient_groups(inputs, workspace.gate, routing);
 }

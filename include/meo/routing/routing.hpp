@@ -16,7 +16,8 @@ namespace meo::inline MEO_ABI {
 /// row, and `num_experts` counts them; importance, load and loss are of the N others alone.
 template <class Scalar>
 struct Routing : Assignment<Scalar> {
-  /// N; sum of an expert's weights over the rows. Float where Scalar has 16 bits, as `load`.
+  /// N; sum of an expert's weights over the rows, or over those of all processes, as Inputs::reduction adds
+  /// them up. Float where Scalar has 16 bits; as is `load`.
   std::vector<detail::Sum<Scalar>> importance;
   /// N; rows that select an expert, be there room for them or not: a count, or, with noise and K < N, its
   /// smooth estimate, unless something else than the largest logits selects, or a mask.
