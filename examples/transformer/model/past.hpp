@@ -31,6 +31,11 @@ enum class Merging {
   anew   ///< mixed for every word as their layer does
 };
 
+/// Whether a text's words have the decision of their prompt, instead of each its own.
+inline bool keeps_decisions(const MixtureConfig& mixture) {
+  return mixture.kind == Mixture::meo || (mixture.kind == Mixture::moe && mixture.level != meo::Level::token);
+}
+
 /// Of one attention: P × 2d, which grows.
 template <class Scalar>
 class KeysAndValues {
