@@ -45,9 +45,10 @@ Times whole models with dense, MEO and MoE feed-forward blocks, in turn, in one 
 
 Scalars are floats. Each row is a model of its own with memory of its own for every
 expert: copies of the dense model's weights times 1 + a random number of up to 1/32.
-Gates are random with logits of unit variance over the rows that they decide for;
-each text is made of 16 words of its own. A model that selects K experts is made anew
-for each K; in each repetition all rows run once, in random order.
+Seconds are by the clock, but those of one thread its own, which leave out what other
+programs take. Gates are random with logits of unit variance over the rows that they
+decide for; each text is made of 16 words of its own. A model that selects K experts is
+made anew for each K; in each repetition all rows run once, in random order.
 
 Before any timing, models whose experts are plain copies have to give the dense model's
 outputs, and with --training its gradients, summed over the experts; and what the gates
