@@ -15,8 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include <meo/io/safetensors_writer.hpp>
+#include <meo/io/tensor_files.hpp>
+
 #include "../../examples/transformer/model/small_storage.hpp"
-#include "../../examples/transformer/model/tensor_files.hpp"
 #include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
 #include "io/files.hpp"
@@ -146,11 +148,11 @@ TEST_CASE("loading experts in fewer bits takes no floats of all", "[transformer]
   randomize(model, 10);
   meo::io::SafetensorsWriter writer;
   save(model, writer);
-  writer.write(folder / tensors_file);
+  writer.write(folder / meo::io::tensors_file);
   config.mixture.storage = &bfloat16;
   const std::size_t peak = heap::peak_of([&] {
     Gpt2NextWord<float> loaded(config);
-    load(loaded, TensorFiles::of_folder(folder));
+    load(loaded, meo::io::TensorFiles::of_folder(folder));
   });
   const std::size_t weights = 2 * 2 * 8 * 64 * 256;  // of experts, which are most of the model
   CHECK(peak > 2 * weights);

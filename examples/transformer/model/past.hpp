@@ -3,7 +3,7 @@
 /// What a text's words leave for those that follow them, so that a model computes each word once: the keys
 /// and values of attention, and what the gates decided for the prompt, which is what the first forward with a
 /// Past reads. Its words have the decisions that they have in any forward; all later ones have that of the
-/// prompt's mean, which is kept (Zhong et al. 2024, arXiv 2405.03133, of which segments are, too). So their
+/// prompt's mean, which is kept (Zhong et al. 2024, arXiv 2405.03133, as of segments). So their
 /// experts can be merged once, and a word then costs what one costs in a dense model. Vanilla mixtures at
 /// token level decide for each word, and keep nothing.
 ///
