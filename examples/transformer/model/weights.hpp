@@ -200,7 +200,7 @@ void upcycle(const TensorFiles& files, const DenseTensors<Scalar>& dense, std::m
   const meo::io::SafetensorsReader &weight_file = files.file_of(dense.weight),
                                    &bias_file = files.file_of(dense.bias);
   weight_file.check<Scalar>(weight_name, {rows, columns}, true);
-  bias_file.check<Scalar>(bias_name, std::vector<Index>{out}, true);
+  bias_file.check<Scalar>(bias_name, {out}, true);
   meo::Matrix<Scalar> weight = weight_file.read_matrix<Scalar>(weight_name, rows, columns);
   if (turned) weight = meo::Matrix<Scalar>(weight.transpose());
   dense.projection->initialize_from_dense(weight, bias_file.read_vector<Scalar>(bias_name, out), rng);
