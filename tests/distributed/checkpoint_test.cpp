@@ -176,7 +176,7 @@ TEST_CASE("a file that one rank alone cannot open or write is an error of all") 
   mpi::CheckpointWriter other(world());
   if (!is_last) other.add(split);
   CHECK_THROWS_WITH(other.write(file.path()),
-                    Catch::Contains("tensors of the checkpoint: expected the same"));
+                    Catch::Contains("tensors and metadata of the checkpoint: expected the same"));
   auto slices = mpi::tensor_slices(split, "");
   mpi::CheckpointWriter incomplete(world());
   for (auto& slice : slices) {

@@ -148,3 +148,7 @@ TEST_CASE("spans that do not fit are refused before anything is sent") {
   CHECK_THROWS_WITH(world().all_gather(huge, std::span<std::byte>(room, huge.size() * ranks)),
                     Catch::Contains("2147483647"));
 }
+
+TEST_CASE("a rank that is of no part of a split communicator is told so") {
+  CHECK_THROWS_WITH(meo::mpi::Communicator(MPI_COMM_NULL), Catch::Contains("got MPI_COMM_NULL"));
+}

@@ -119,6 +119,25 @@ TEST_CASE("any routing of experts on several ranks gives the bits of one rank") 
   compare_with_one_rank(Moe(options), random_batch(rng, {3, 8, 17, 6, 5}, 5, 9, 0, true), Context<double>());
 }
 
+TEST_CASE("ranks with other sizes do not send one another rows") {
+  if (world().size() == 1) return;
+  const Index more = world().rank() == 1 ? 1 : 0;
+  const auto refused = [](const LayerOptions& options, const char* what, const char* expected,
+                          const char* got) {
+    return error_lacks<std::invalid_argument>([&] { mpi::ExpertParallel<Moe>(world(), options); },
+                                              {what, expected, got});
+  };
+  CHECK(refused({.in_features = 3 + more, .out_features = 2, .num_experts = 4}, "features of x",
+                "3 on rank 0", "4 on rank 1") == "");
+  CHECK(refused({.in_features = 3, .out_features = 2 + more, .num_experts = 4}, "features of y",
+                "2 on rank 0", "3 on rank 1") == "");
+  CHECK(refused({.in_features = 3, .out_features = 2, .num_experts = 4 + more}, "num_experts", "4 on rank 0",
+                "5 on rank 1") == "");
+  LayerOptions options{.in_features = 3, .out_features = 2, .num_experts = 4};
+  options.shared_experts.count = more;
+  CHECK(refused(options, "num_experts", "4 on rank 0", "5 on rank 1") == "");
+}
+
 TEST_CASE("what is no expert-parallel layer is said before anything is sent") {
   const LayerOptions options{.in_features = 3, .out_features = 2, .num_experts = 2};
   CHECK(error_lacks<std::invalid_argument>(

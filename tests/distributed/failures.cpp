@@ -23,6 +23,7 @@ void work(const meo::mpi::Communicator& world, std::string_view what) {
     const auto reduction = world.start_all_reduce_sum(std::span<double>(values));
     if (is_last) throw std::runtime_error("user code has failed");
   }
+  if (what == "other_size" && is_last) values.pop_back();
   if (what == "bad_argument") world.broadcast(std::span<double>(values), is_last ? -1 : 0);
   if (what == "agreed") {
     meo::mpi::agree(world, [&] {

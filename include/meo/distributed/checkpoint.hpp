@@ -205,7 +205,7 @@ void CheckpointWriter::add(const TensorSlice<Scalar>& slice) {
 }
 
 inline void CheckpointWriter::check_same_tensors(std::span<const std::byte> head) const {
-  agree_on(communicator_, "tensors of the checkpoint", [&] { return detail::checksum(head); });
+  agree_on(communicator_, "tensors and metadata of the checkpoint", [&] { return detail::checksum(head); });
   std::vector<Index> counts;
   for (const auto& [name, share] : shares_) counts.push_back(share.count);
   communicator_.all_reduce_sum(std::span<Index>(counts));

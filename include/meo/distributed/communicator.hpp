@@ -98,6 +98,8 @@ inline int checked_count(std::size_t values, std::string_view what) {
 class OwnedCommunicator {
  public:
   explicit OwnedCommunicator(MPI_Comm of) {
+    meo::detail::require(of != MPI_COMM_NULL,
+                         "communicator: expected one that this rank is of, got MPI_COMM_NULL");
     check(MPI_Comm_dup(of, &handle_), "MPI_Comm_dup");
     check(MPI_Comm_set_errhandler(handle_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   }
@@ -161,7 +163,8 @@ class Reduction;
 /// ranks if they have the same sizes, else see agree.
 class Communicator {
  public:
-  /// The ranks of `of`, of which it makes a communicator of its own. Collective.
+  /// The ranks of `of`, of which it makes a communicator of its own. Throws std::invalid_argument for
+  /// MPI_COMM_NULL, which MPI_Comm_split gives to ranks of no color. Collective.
   explicit Communicator(MPI_Comm of = MPI_COMM_WORLD)
       : owned_(std::make_shared<detail::OwnedCommunicator>(of)) {
     detail::check(MPI_Comm_rank(handle(), &rank_), "MPI_Comm_rank");
@@ -318,6 +321,7 @@ class Reduction {
         values_(other.values_),
         received_(std::move(other.received_)),
         requests_(std::move(other.requests_)),
+        statuses_(std::move(other.statuses_)),
         tag_(other.tag_),
         stage_(std::exchange(other.stage_, Stage::finished)) {}
   Reduction& operator=(Reduction&&) = delete;
@@ -392,17 +396,46 @@ class Reduction {
   }
 
   void wait() {
-    detail::check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-                  "MPI_Waitall");
-    requests_.clear();
+    statuses_.resize(requests_.size());
+    const int code = MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), statuses_.data());
+    check_arrived(code, "MPI_Waitall");
   }
   bool arrived() {
     int all = 0;
-    detail::check(
-        MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all, MPI_STATUSES_IGNORE),
-        "MPI_Testall");
-    if (all != 0) requests_.clear();
-    return all != 0;
+    statuses_.resize(requests_.size());
+    const int code =
+        MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all, statuses_.data());
+    if (code == MPI_SUCCESS && all == 0) return false;
+    check_arrived(code, "MPI_Testall");
+    return true;
+  }
+
+  /// Ends a sum that has failed: where MPI says so, or where a rank has sent other values than are summed
+  /// here.
+  void check_arrived(int code, std::string_view function) {
+    try {
+      if (code != MPI_ERR_IN_STATUS) detail::check(code, function);
+      check_counts(code);
+      detail::check(code, function);
+    } catch (...) {
+      give_up();
+      throw;
+    }
+    requests_.clear();
+  }
+  void check_counts(int code) const {
+    std::size_t i = 0;  // receives come first
+    for_others([&](int other) {
+      const MPI_Status& status = statuses_[i++];
+      const std::size_t expected = part(stage_ == Stage::parts ? communicator_.rank() : other).size();
+      int error = MPI_SUCCESS, count = 0;
+      if (code == MPI_ERR_IN_STATUS) MPI_Error_class(status.MPI_ERROR, &error);
+      if (error == MPI_SUCCESS) MPI_Get_count(&status, detail::datatype<Scalar>(), &count);
+      meo::detail::require(
+          error != MPI_ERR_TRUNCATE && (error != MPI_SUCCESS || std::cmp_equal(count, expected)),
+          "all_reduce_sum: expected as many values on all ranks, got ", values_.size(), " on rank ",
+          communicator_.rank(), " and ", error == MPI_SUCCESS ? "fewer" : "more", " on rank ", other);
+    });
   }
 
   void send_sums() {
@@ -422,6 +455,7 @@ class Reduction {
 
   /// Nothing is written to memory any more that is about to be freed.
   void give_up() {
+    stage_ = Stage::finished;
     const std::size_t receives = requests_.size() / 2;
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       if (i < receives && requests_[i] != MPI_REQUEST_NULL) {
@@ -437,6 +471,7 @@ class Reduction {
   std::span<Scalar> values_;
   std::vector<Scalar> received_;  ///< this rank's part, of every rank
   std::vector<MPI_Request> requests_;
+  std::vector<MPI_Status> statuses_;
   int tag_;
   Stage stage_ = Stage::finished;
 };

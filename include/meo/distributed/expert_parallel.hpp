@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <meo/distributed/agreement.hpp>
 #include <meo/distributed/communicator.hpp>
 #include <meo/distributed/token_exchange.hpp>
 #include <meo/errors.hpp>
@@ -146,8 +147,8 @@ class ExpertParallelContext {
 /// rounding, as is then dx. Shared experts are owned as others are: all tokens go to their owners. Capacity
 /// and expert choice count the rows of each rank by themselves.
 ///
-/// forward and backward are for all ranks to call, with tokens or without. What one rank throws leaves the
-/// others waiting for it: see run.
+/// Constructors, forward and backward are for all ranks to call, with tokens or without. What one rank throws
+/// leaves the others waiting for it: see run.
 template <class LayerType>
 class ExpertParallel {
   using Spreadable = detail::Spreadable<LayerType>;
@@ -160,19 +161,22 @@ class ExpertParallel {
   using Context = ExpertParallelContext<Layer>;
 
   /// All parameters zero. options: of all experts; more: what else Layer is made of, as an activation. Throws
-  /// std::invalid_argument for options that make no layer, or a block with several routers.
+  /// std::invalid_argument for options that make no layer, or a block with several routers, and where sizes
+  /// are not the same on all ranks.
   template <class... More>
   ExpertParallel(const Communicator& communicator, const Options& options, const More&... more)
       : communicator_(communicator),
         options_(checked(options)),
         router_(options.routing, in_features(), options.num_experts, options.top_k, options.shared_experts) {
+    require_same_sizes();
     if (own().size() > 0) experts_.emplace(local(options, own().size()), more...);
   }
 
   /// With the parameters of a layer, of whose experts it copies its own. Throws std::invalid_argument for one
-  /// without a router, or with several.
+  /// without a router, or with several, and where sizes are not the same on all ranks.
   ExpertParallel(const Communicator& communicator, const Layer& whole)
       : communicator_(communicator), options_(checked(whole.options())), router_(Spreadable::router(whole)) {
+    require_same_sizes();
     if (own().size() == 0) return;
     experts_.emplace(Spreadable::like(whole, local(options_, own().size())));
     Spreadable::copy(whole, own().begin, *experts_);
@@ -243,6 +247,13 @@ class ExpertParallel {
     options.routing = {.level = Level::token};
     options.has_router = false;
     return options;
+  }
+
+  /// What rows that are sent and received have to fit.
+  void require_same_sizes() const {
+    require_same(communicator_, "num_experts, with shared ones", num_experts());
+    require_same(communicator_, "features of x", in_features());
+    require_same(communicator_, "features of y", out_features());
   }
 
   /// With the shared ones.

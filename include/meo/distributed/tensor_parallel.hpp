@@ -40,6 +40,8 @@
 #include <meo/overlap.hpp>
 #include <meo/routing/assignment.hpp>
 #include <meo/routing/inputs.hpp>
+#include <meo/routing/statistics_reduction.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::mpi {
@@ -182,6 +184,33 @@ std::uint64_t checksum(Index tokens, const Assignment<Scalar>& assignment) {
   return sum;
 }
 
+/// Inputs::reduction of a layer whose ranks all have the same rows: if it added those up, they would count as
+/// often as there are ranks. One count more says whether it does: the first rank gives 1, the others 0.
+template <class Scalar>
+class OtherRows {
+ public:
+  OtherRows(const StatisticsReduction<Scalar>& reduction, int rank) : reduction_(reduction), rank_(rank) {}
+
+  void operator()(std::span<meo::detail::Sum<Scalar>> sums, std::span<Index> counts) {
+    std::vector<Index> more(counts.begin(), counts.end());
+    more.push_back(rank_ == 0 ? 1 : 0);
+    reduction_(sums, more);
+    adds_up_same_ = adds_up_same_ || (rank_ > 0 && more.back() > 0);
+    std::copy_n(more.begin(), counts.size(), counts.begin());
+  }
+
+  /// Throws where the ranks of the layer are added up.
+  void check() const {
+    require(!adds_up_same_,
+            "reduction: expected one over ranks that have other rows, got one over the ranks of the layer");
+  }
+
+ private:
+  StatisticsReduction<Scalar> reduction_;
+  int rank_;
+  bool adds_up_same_ = false;
+};
+
 /// What a forward and its backward need beside the part's own memory.
 template <class Scalar>
 struct TensorParallelMemory {
@@ -264,6 +293,10 @@ class TensorParallel {
   /// x: T × D; y: T × F, or T × D of a block, on every rank; what it holds is overwritten. Returns the
   /// balance loss. Throws as the layer's forward does, and std::invalid_argument where the ranks have not
   /// decided the same, as if x or the noise were not the same; y is then untouched.
+  ///
+  /// inputs.reduction is over ranks that have other rows, as in a grid of ranks its columns where the rows of
+  /// the grid each share a layer; std::invalid_argument if it is not. Then what forward throws before all
+  /// have decided is thrown on that rank alone: see run.
   Scalar forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, MatrixRef<Scalar> y,
                  Context& context) const;
 
@@ -404,13 +437,26 @@ auto TensorParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
                                         MatrixRef<Scalar> y, Context& context) const -> Scalar {
   auto& memory = context.memory_;
   const Index cols = Split::sums_outputs ? Split::outputs(options_) : range().size();
-  agree_on(communicator_, "routing", [&] {
+  const auto forward_part = [&](const Inputs<Scalar>& part_inputs) {
     meo::detail::require_shape(y, x.rows(), Split::outputs(options_), "y (rows of x by outputs)");
     meo::detail::require_apart<Scalar>(y, "y", x, "x");
-    part_.forward(x, inputs, matrix(memory.own, x.rows(), cols),
+    part_.forward(x, part_inputs, matrix(memory.own, x.rows(), cols),
                   static_cast<typename Split::Context&>(context));
     return detail::checksum(x.rows(), Split::routing(context));
-  });
+  };
+  if (inputs.reduction) {
+    // Whoever waits in it for a rank that throws does not come here to be told: that rank must not wait.
+    detail::OtherRows<Scalar> other_rows(inputs.reduction, communicator_.rank());
+    Inputs<Scalar> part_inputs = inputs;
+    part_inputs.reduction = StatisticsReduction<Scalar>(other_rows);
+    const std::uint64_t sum = forward_part(part_inputs);
+    agree_on(communicator_, "routing", [&] {
+      other_rows.check();
+      return sum;
+    });
+  } else {
+    agree_on(communicator_, "routing", [&] { return forward_part(inputs); });
+  }
   if constexpr (Split::sums_outputs) {
     communicator_.all_reduce_sum(span_of(memory.own, y.size()));
     y = matrix(memory.own, y.rows(), y.cols());
