@@ -352,6 +352,10 @@ TEST_CASE("a block of another form than its file is refused", "[families]") {
         "meo: shared_gate" + wanted);
   CHECK(fault_of("mixtral", [](Options& options) { options.has_router = false; }) ==
         "meo: shared_gate" + wanted);
+  CHECK(fault_of("mixtral", [](Options& options) {
+          options.routing.level = Level::task;
+          options.routing.task_features = 64;
+        }) == "meo: routing.level: expected one whose gate sees the tokens' features, got task");
   CHECK(fault_of("gpt_oss", [](Options& options) { options.routing.scores.bias = false; }) ==
         "meo: routing.scores.bias" + wanted);
   CHECK(fault_of("deepseek_v3", [](Options& options) {

@@ -296,6 +296,8 @@ MEO_IO_INLINE BlockSizes sizes_of(const FeedForwardOptions& options, const Block
                          ", as the format of the file has it, got ", has_one ? "true" : "false");
   };
   check("shared_gate", options.shared_gate && options.has_router, true);
+  meo::detail::require(options.routing.level != Level::task,
+                       "routing.level: expected one whose gate sees the tokens' features, got task");
   check("gated", options.gated, has({BlockPart::up, BlockPart::gate_and_up}));
   check("bias", options.bias, has({BlockPart::down_bias}));
   check("routing.scores.bias", options.routing.scores.bias, has({BlockPart::router_bias}));
