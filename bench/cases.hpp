@@ -4,6 +4,7 @@
 
 #include <numeric>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -38,8 +39,9 @@ struct Case {
   bool storage = false;  ///< one layer alone, whose experts are stored as its scalar and in fewer bits
   bool kept = false;     ///< experts that are merged once and kept: merging them, and a step with them
   std::vector<Index> lengths = {};  ///< of the sequences, where they are not all `tokens`
-  bool sampled = false;  ///< too large for every value to be drawn by itself, and every element verified
-  bool routers = false;  ///< routers alone, and a gated block of experts with out_features hidden features
+  bool sampled = false;     ///< too large for every value to be drawn by itself, and every element verified
+  bool routers = false;     ///< routers alone, and a gated block of experts with out_features hidden features
+  std::string router = {};  ///< with `routers`: not these, but the block with this one beside its products
 
   Index all_tokens() const {
     return lengths.empty() ? sequences * tokens : std::accumulate(lengths.begin(), lengths.end(), Index{0});
@@ -78,6 +80,26 @@ inline std::vector<Case> storage_cases() {
                      .num_experts = 64,
                      .level = Level::token,
                      .storage = true});
+  return cases;
+}
+
+/// Blocks of many small experts as today's models have them: OLMoE's, and one of the shape of DeepSeek's.
+inline std::vector<Case> routed_cases() {
+  std::vector<Case> cases;
+  for (const auto& [experts, hidden, router] :
+       {std::tuple<Index, Index, const char*>{64, 1024, "olmoe"}, {256, 512, "deepseek_v3"}}) {
+    for (const Index tokens : {1, 16, 128, 1024})
+      cases.push_back({.name = "routed_n" + std::to_string(experts) + "_t" + std::to_string(tokens),
+                       .sequences = 1,
+                       .tokens = tokens,
+                       .in_features = 2048,
+                       .out_features = hidden,
+                       .num_experts = experts,
+                       .level = Level::token,
+                       .reads = tokens == 1,
+                       .routers = true,
+                       .router = router});
+  }
   return cases;
 }
 
@@ -165,6 +187,7 @@ inline const std::vector<Case>& all_cases() {
     for (Case& c : order_cases()) all.push_back(std::move(c));
     for (Case& c : fixed_cases()) all.push_back(std::move(c));
     for (Case& c : storage_cases()) all.push_back(std::move(c));
+    for (Case& c : routed_cases()) all.push_back(std::move(c));
     return all;
   }();
   return cases;
@@ -175,7 +198,8 @@ inline const std::vector<Case>& all_cases() {
 /// gate and token attention. read: the experts' bytes, and nothing else. peak: multiply-adds of registers,
 /// and nothing else. linear, step: a product with a dense layer and with a merged expert that is kept; merge:
 /// K experts into one that is kept; read_write: the bytes of K are read, and those of one written. router: a
-/// router of another model; routed_block: what one routes to.
+/// router of another model; routed_block: what one routes to; gathered, read_routed: the least that it can
+/// take.
 enum class Kind {
   dense,
   meo,
@@ -190,7 +214,9 @@ enum class Kind {
   merge,
   read_write,
   router,
-  routed_block
+  routed_block,
+  gathered,
+  read_routed
 };
 
 /// What experts are stored as.

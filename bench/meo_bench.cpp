@@ -63,6 +63,9 @@ Benchmarks are named CASE/METHOD[/K], K experts selected:
                      features and 64 or 256 experts, 8 of which a token has (smear
                      and condconv: all); block: the experts that those of 8 are for,
                      gated, 2048 -> 1024 or 512 -> 2048
+  routed_            such a block with OLMoE's router, or with DeepSeek-V3's in 8 groups
+                     for 256 experts, beside dense products of the rows that each
+                     expert is given (gathered) and, of one token, reading its 8 experts
   peak/multiply_add  one thread's multiply-adds of registers, and nothing else
   b1_t1/read         the bytes of the experts are read, and nothing else
 

@@ -20,6 +20,7 @@
 
 #include "baselines.hpp"
 #include "cases.hpp"
+#include "routed_block.hpp"
 #include "routers.hpp"
 #include "verify.hpp"
 
@@ -36,9 +37,16 @@ std::vector<Method> methods(const Case& c) {
   }
   std::vector<Method> all;
   if (c.routers) {
-    all.push_back({.name = "block", .kind = Kind::routed_block, .top_k = c.top_k[0]});
-    for (std::size_t i = 0; i < routers().size(); ++i)
-      all.push_back({.name = routers()[i].name, .kind = Kind::router, .top_k = c.top_k[0], .router = i});
+    const std::string variant = "/k" + std::to_string(c.top_k[0]);
+    all.push_back({.name = "block" + variant, .kind = Kind::routed_block, .top_k = c.top_k[0]});
+    for (std::size_t i = 0; i < routers().size() && c.router.empty(); ++i)
+      all.push_back(
+          {.name = routers()[i].name + variant, .kind = Kind::router, .top_k = c.top_k[0], .router = i});
+    if (c.router.empty()) return all;
+    const auto products = dense_products<Scalar>();
+    for (std::size_t i = 0; i < products.size(); ++i)
+      all.push_back({.name = "gathered/" + products[i].name, .kind = Kind::gathered, .product = i});
+    if (c.reads) all.push_back({.name = "read" + variant, .kind = Kind::read_routed});
     return all;
   }
   if (c.orders) {
@@ -180,9 +188,24 @@ class Problem {
         return prepare_read_write(name, method.top_k);
       case Kind::router:
         return {.run = prepare_router(name, routers()[method.router], x_, case_.num_experts, method.top_k)};
-      case Kind::routed_block:
-        return {.run =
-                    prepare_routed_block(name, x_, y_, case_.out_features, case_.num_experts, method.top_k)};
+      case Kind::routed_block: {
+        RoutedBlock<Scalar>& block = routed_block();
+        block.run();
+        block.verify(name);
+        return {
+            .run = [&block] { block.run(); }, .flops = block.flops(), .expert_bytes = block.expert_bytes()};
+      }
+      case Kind::gathered: {
+        RoutedBlock<Scalar>& block = routed_block();
+        const DenseProduct<Scalar> product = dense_products<Scalar>()[method.product];
+        return {.run = [&block, product] { block.run_gathered(product); },
+                .flops = block.flops(),
+                .expert_bytes = block.expert_bytes()};
+      }
+      case Kind::read_routed: {
+        const RoutedBlock<Scalar>& block = routed_block();
+        return {.run = [this, &block] { sum_ = block.run_read(); }, .expert_bytes = block.expert_bytes()};
+      }
     }
     return {};
   }
@@ -309,6 +332,16 @@ class Problem {
     if (!case_.block) return;
     activate(hidden_, Activation{});
     apply(std::size_t{1}, hidden_, y_);
+  }
+
+  /// That of the case, for all of its methods.
+  RoutedBlock<Scalar>& routed_block() {
+    if (!routed_) {
+      const std::string router = case_.router.empty() ? "mixtral" : case_.router;
+      routed_ = std::make_unique<RoutedBlock<Scalar>>(x_, y_, case_.out_features, case_.num_experts,
+                                                      case_.top_k[0], router_named(router));
+    }
+    return *routed_;
   }
 
   Prepared prepare_fixed(const std::string& name, const Method& method) {
@@ -665,7 +698,8 @@ class Problem {
   Matrix<Scalar> dx_;
   std::vector<Projection> projections_;
   Matrix<Scalar> task_embeddings_;
-  mutable Scalar sum_ = 0;  // of what was read, or multiplied and added
+  std::unique_ptr<RoutedBlock<Scalar>> routed_;  // of cases that have one
+  mutable Scalar sum_ = 0;                       // of what was read, or multiplied and added
 };
 
 }  // namespace bench

@@ -13,7 +13,9 @@ ratio for experts merged in memory and then multiplied with, both by Eigen; "gat
 passes before its experts, in the gate and in token attention; "of peak" the layer's operations a second, which
 flops.hpp counts, over those of registers alone that the same run measured, if it did.
 
-The storage_ cases have a table of their own: experts in fewer bits over floats. So have the kept cases: a step with an
+The storage_ cases have a table of their own: experts in fewer bits over floats. So have the routed_ cases: a block over
+the fastest dense products of the rows that its experts are given, or for one token over reading its experts. So have
+the kept cases: a step with an
 expert that was merged once over one of a dense layer, and merging it over reading the bytes of K experts and writing
 those of one. So have the orders_ cases: MEO in either order, experts merged first or their outputs combined, and in the
 one that it chooses itself; and one of from how many tokens on merging first was the faster, beside what the cost model
@@ -62,6 +64,8 @@ STORAGE_TARGETS = {
     "storage_moe_t16": (0.60, 0.40),
     "storage_moe_t1024": (1.03, 1.03),
 }
+
+ROUTED_TARGET = 1.10
 
 KEPT_TARGETS = {"step": 1.03, "merge": 1.10}
 
@@ -128,6 +132,18 @@ def rows_of(case, times, rates, threads):
                  for i, ratio in enumerate(ratios)),
                f"{gate / seconds * 100:.1f} %" if gate else "",
                share_of_peak(rates, case, method, top_k, threads)]
+
+
+def routed_rows_of(case, times):
+    """A row of cells for the block of a routed_ case."""
+    gathered = [(seconds, library) for (method, library), seconds in times.items() if method == "gathered"]
+    for (method, top_k), seconds in times.items():
+        if method == "block" and gathered:
+            baseline, over = min(gathered)
+            if ("read", top_k) in times:
+                baseline, over = times["read", top_k], "read"
+            yield [case, str(top_k), f"{seconds * 1e3:.3f}", over, f"{baseline * 1e3:.3f}",
+                   f"{seconds / baseline:.3f}", f"{ROUTED_TARGET:.2f}"]
 
 
 def kept_rows_of(case, times):
@@ -211,6 +227,11 @@ def main():
     print_table(["case", "method", "K", "ms", "over", "ms", "ratio", "target", "stretch", "naive", "gate", "of peak"],
                 ["---", "---", "--:", "--:", "---", "--:", "--:", "--:", "--:", "--:", "--:", "--:"],
                 [row for case, times in cases for row in rows_of(case, times, rates, threads)])
+    routed = [row for case, times in cases for row in routed_rows_of(case, times)]
+    if routed:
+        print()
+        print_table(["case", "K", "block, ms", "over", "ms", "ratio", "target"],
+                    ["---", "--:", "--:", "---", "--:", "--:", "--:"], routed)
     kept = [row for case, times in cases for row in kept_rows_of(case, times)]
     if kept:
         print()

@@ -1,21 +1,17 @@
 #pragma once
 
-/// Routers of other models by themselves, beside a block of the experts that they route to.
+/// Routers of other models by themselves.
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <meo/experts/activation.hpp>
-#include <meo/layers/feed_forward.hpp>
-#include <meo/layers/moe_layer.hpp>
 #include <meo/routing/gate.hpp>
 #include <meo/routing/routing_options.hpp>
 
@@ -55,6 +51,14 @@ inline const std::vector<NamedRouter>& routers() {
       {"condconv", {.scores = {.function = sigmoid}}, true},
   };
   return all;
+}
+
+/// Throws std::invalid_argument for a name that none has.
+inline const meo::RoutingOptions& router_named(const std::string& name) {
+  for (const NamedRouter& router : routers()) {
+    if (router.name == name) return router.options;
+  }
+  throw std::invalid_argument("router: none is " + name);
 }
 
 /// Requires a routing's weights to be those of its selection, by plain Eigen in double, to what rounding in
@@ -102,69 +106,6 @@ std::function<void()> prepare_router(const std::string& name, const NamedRouter&
   const auto run = [state, &z] { state->gate.route(z, {}, state->routing, state->workspace); };
   run();
   verify_router(name, z, state->gate, state->routing);
-  return run;
-}
-
-/// A gated block of MoeLayers with one router, the default one, over the rows of x.
-template <class Scalar>
-std::function<void()> prepare_routed_block(const std::string& name, const Matrix<Scalar>& x,
-                                           Matrix<Scalar>& y, Index hidden_features, Index num_experts,
-                                           Index top_k) {
-  using Block = meo::FeedForward<meo::MoeLayer<Scalar>, meo::Silu>;
-  struct State {
-    Block block;
-    meo::FeedForwardWorkspace<Scalar> workspace;
-  };
-  const auto state = std::make_shared<State>(State{Block({.features = x.cols(),
-                                                          .hidden_features = hidden_features,
-                                                          .num_experts = num_experts,
-                                                          .top_k = top_k,
-                                                          .bias = false,
-                                                          .gated = true,
-                                                          .shared_gate = true,
-                                                          .routing = {.level = meo::Level::token}}),
-                                                   {}});
-  Block& block = state->block;
-  std::mt19937_64 rng(1);
-  block.up().gate().initialize(rng, 3);
-  // Hundreds of millions of draws want a fast generator.
-  std::uint32_t bits = 1;
-  for (auto* layer : {&block.up(), &block.gate_up(), &block.down()}) {
-    const auto scale = static_cast<Scalar>(1 / std::sqrt(static_cast<double>(layer->in_features())));
-    for (Scalar& value : layer->experts().values()) {
-      bits = bits * 1664525u + 1013904223u;
-      value = (static_cast<Scalar>(bits >> 8) * static_cast<Scalar>(0x1p-23) - 1) * scale;
-    }
-  }
-  const auto run = [state, &x, &y] { state->block.forward(x, {}, y, state->workspace); };
-  run();
-  // Given the routing, by plain Eigen, expert by expert.
-  const meo::Routing<Scalar>& routing = state->workspace.up.routing;
-  Matrix<Scalar> expected = Matrix<Scalar>::Zero(y.rows(), y.cols());
-  for (Index e = 0; e < num_experts; ++e) {
-    std::vector<Index> rows;
-    std::vector<Scalar> weights;
-    for (Index row = 0; row < routing.rows; ++row) {
-      const auto experts = routing.row_experts(row);
-      const auto place =
-          static_cast<std::size_t>(std::find(experts.begin(), experts.end(), e) - experts.begin());
-      if (place == experts.size()) continue;
-      rows.push_back(row);
-      weights.push_back(routing.row_weights(row)[place]);
-    }
-    const Matrix<Scalar> of = x(rows, Eigen::all);
-    Matrix<Scalar> hidden = of * block.up().weight(e).transpose();
-    hidden =
-        hidden.array() * hidden.array().logistic() * (of * block.gate_up().weight(e).transpose()).array();
-    const Matrix<Scalar> out = hidden * block.down().weight(e).transpose();
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      expected.row(rows[i]) += weights[i] * out.row(static_cast<Index>(i));
-  }
-  const Scalar error = (y - expected).cwiseAbs().maxCoeff(), largest = expected.cwiseAbs().maxCoeff();
-  if (!(error <= static_cast<Scalar>(1e-4) * largest)) {
-    std::cerr << "meo_bench: " << name << " is wrong: off by " << error << " of " << largest << '\n';
-    std::exit(1);
-  }
   return run;
 }
 

@@ -397,6 +397,35 @@ TEST_CASE("One expert a row is weighed unless its weight is 1", "[flops]") {
   }
 }
 
+TEST_CASE("A gate that weighs its single expert costs what layer_shape says", "[flops]") {
+  using enum meo::ScoreFunction;
+  const meo::Sequences batch = meo::Sequences::from_lengths({30, 0, 3});
+  const auto check = [&](Method method, const auto& layer, std::int64_t merged, std::int64_t combined) {
+    const meo::LayerFlops cost = meo::flops(method, meo::layer_shape<Counting>(layer.options(), batch));
+    const meo::Matrix<Counting> x = random_matrix(batch.tokens(), layer.in_features());
+    meo::Matrix<Counting> y(batch.tokens(), layer.out_features());
+    meo::Workspace<Counting> workspace;
+    CHECK(count_flops([&] { layer.forward(x, {.sequences = &batch}, y, workspace); }) == cost.total());
+    const Index in = layer.in_features(), out = layer.out_features();
+    CHECK(cost.merge == 2 * merged * (in * out + (layer.options().bias ? out : 0)));
+    CHECK(cost.combine == 2 * combined * out);
+    CHECK(cost_of(method, layer, batch, workspace.routing) == cost);
+  };
+  for (meo::LayerOptions options : sizes()) {
+    options.top_k = 1;
+    for (const meo::ScoreFunction function : {softmax_selected, softmax, sigmoid}) {
+      options.routing.scores.function = function;
+      const bool weighs = function != softmax_selected;
+      options.merge_order = meo::MergeOrder::automatic;
+      CAPTURE(static_cast<int>(function), options.in_features, options.bias);
+      check(Method::meo, random_layer<meo::MeoLayer<Counting>>(options), 0, weighs ? 33 : 0);
+      check(Method::moe, random_layer<meo::MoeLayer<Counting>>(options), 0, 33);
+      options.merge_order = meo::MergeOrder::merge_first;
+      check(Method::meo, random_layer<meo::MeoLayer<Counting>>(options), weighs ? 2 : 0, 0);
+    }
+  }
+}
+
 TEST_CASE("Of many merges of one expert, that with the weight 1 is not formed", "[flops]") {
   const meo::Sequences batch = meo::Sequences::uniform(12, 2);
   meo::Assignment<Counting> assignment{.rows = 12, .num_experts = ragged_experts, .top_k = 1};

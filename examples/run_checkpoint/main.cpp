@@ -20,14 +20,23 @@ namespace {
 using run_checkpoint::Arguments;
 using run_checkpoint::UsageError;
 
+/// Whether both names are there and are of the same file, be it through a link.
+bool are_same(const std::filesystem::path& a, const std::filesystem::path& b) {
+  std::error_code not_there;
+  return std::filesystem::equivalent(a, b, not_there);
+}
+
 /// Throws if the results would be written over what they are of, or cannot be written.
 void check_output(const Arguments& arguments) {
-  const std::filesystem::path file = arguments.file, output = *arguments.output;
-  std::error_code not_there;
-  const bool is_of_folder = std::filesystem::exists(output, not_there) &&
-                            std::filesystem::equivalent(file, output.parent_path() / ".", not_there);
-  if (std::filesystem::equivalent(file, output, not_there) || is_of_folder)
-    throw UsageError("--output would replace the file that it runs, '" + arguments.file + "'");
+  const std::filesystem::path model = arguments.file, output = *arguments.output;
+  bool is_of_model = are_same(model, output);
+  if (std::filesystem::is_directory(model)) {
+    for (const auto& entry : std::filesystem::directory_iterator(model))
+      is_of_model = is_of_model || are_same(entry.path(), output);
+  }
+  if (is_of_model) throw UsageError("--output would replace the file that it runs, '" + arguments.file + "'");
+  if (arguments.input && are_same(*arguments.input, output))
+    throw UsageError("--output would replace the file of --input, '" + *arguments.input + "'");
   meo::io::require_writable(output);
 }
 

@@ -48,7 +48,8 @@ struct Line {
 class Table {
  public:
   /// Throws std::runtime_error for a file that cannot be written.
-  explicit Table(const Arguments& arguments) : training_(arguments.training) {
+  explicit Table(const Arguments& arguments)
+      : training_(arguments.training), decimals_(arguments.words > 0 ? 6 : 4) {
     if (arguments.csv) {
       csv_.open(*arguments.csv);
       csv_ << "model,head,pass,row,experts,top_k,texts,tokens,threads,flops,feed_forward_flops,seconds,ratio,"
@@ -61,21 +62,23 @@ class Table {
                  (!arguments.has_head ? "none,"
                   : is_bert           ? "mlm,"
                                       : "lm,") +
-                 (training_ ? "training," : "forward,");
+                 (training_             ? "training,"
+                  : arguments.words > 0 ? "word,"
+                                        : "forward,");
     experts_ = arguments.experts;
-    std::cout << std::left << std::setw(14) << "row" << std::right << std::setw(3) << "K" << std::setw(12)
+    std::cout << std::left << std::setw(22) << "row" << std::right << std::setw(3) << "K" << std::setw(12)
               << "batch" << std::setw(9) << "threads" << std::setw(12) << "GFLOPs" << std::setw(14)
               << "feed-forward" << std::setw(11) << "seconds" << std::setw(8) << "ratio"
               << (training_ ? "    AdamW" : "") << '\n';
   }
 
   void add(const Line& line) {
-    std::cout << std::left << std::setw(14) << line.row << std::right << std::setw(3) << line.top_k
+    std::cout << std::left << std::setw(22) << line.row << std::right << std::setw(3) << line.top_k
               << std::setw(12) << std::to_string(line.texts) + " x " + std::to_string(line.tokens)
               << std::setw(9) << line.threads << std::fixed << std::setprecision(2) << std::setw(12)
               << giga(line.flops.total()) << std::setw(14) << giga(line.flops.feed_forward)
-              << std::setprecision(4) << std::setw(11) << line.seconds << std::setprecision(3) << std::setw(8)
-              << line.ratio;
+              << std::setprecision(decimals_) << std::setw(11) << line.seconds << std::setprecision(3)
+              << std::setw(8) << line.ratio;
     if (training_) std::cout << std::setprecision(4) << std::setw(9) << line.optimizer_seconds;
     std::cout << std::endl;
     if (!csv_.is_open()) return;
@@ -93,6 +96,7 @@ class Table {
   }
 
   bool training_;
+  int decimals_;  ///< of seconds
   Index experts_ = 0;
   std::string csv_start_, csv_name_;
   std::ofstream csv_;
@@ -144,6 +148,7 @@ class Bench {
     for (const Work& work : work_) {
       verify_outputs(dense(), subject, work, context_);
       if (arguments_.training) verify_gradients(dense(), subject, work, context_);
+      if (arguments_.words > 0) verify_words(dense(), subject, work, arguments_.words, context_);
     }
     set_apart(subject.model(), rng_);
   }
@@ -160,28 +165,58 @@ class Bench {
     }
   }
 
+  /// A line to be.
+  struct Timed {
+    Subject<Model>* subject;
+    Merging merging;  ///< of words that follow a text
+
+    std::string name() const { return subject->name() + (merging == Merging::anew ? "-anew" : ""); }
+  };
+
+  std::vector<Timed> timed() const {
+    std::vector<Timed> all;
+    for (const auto& subject : subjects_) {
+      all.push_back({subject.get(), Merging::once});
+      if (arguments_.words > 0 && keeps_decisions(subject->model().config().mixture))
+        all.push_back({subject.get(), Merging::anew});
+    }
+    return all;
+  }
+
+  Seconds run(const Timed& timed, const Work& work) {
+    if (arguments_.words == 0) return timed.subject->run(work, rng_, context_);
+    return {.passes = timed.subject->run_words(work, arguments_.words, timed.merging, context_)};
+  }
+
+  /// Of a pass, or of a word: of that in the middle, as FLOPs grow evenly.
+  ModelFlops flops(const Timed& timed, const Work& work) const {
+    const Config& config = timed.subject->model().config();
+    if (arguments_.words == 0) return model_flops(config, arguments_.has_head, work.batch.sequences);
+    return word_flops(config, arguments_.has_head, arguments_.tokens - (arguments_.words + 1) / 2,
+                      timed.merging);
+  }
+
   void time(const Work& work, Index top_k, Index threads) {
-    std::vector<std::vector<double>> total(subjects_.size()), optimizer(subjects_.size());
-    std::vector<std::size_t> order(subjects_.size());
+    const std::vector<Timed> lines = timed();
+    std::vector<std::vector<double>> total(lines.size()), optimizer(lines.size());
+    std::vector<std::size_t> order(lines.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    for (const auto& subject : subjects_) subject->run(work, rng_, context_);  // grows memory
+    for (const Timed& line : lines) run(line, work);  // grows memory
     for (Index repetition = 0; repetition < arguments_.repetitions; ++repetition) {
       std::shuffle(order.begin(), order.end(), rng_);
       for (const std::size_t i : order) {
-        const Seconds seconds = subjects_[i]->run(work, rng_, context_);
+        const Seconds seconds = run(lines[i], work);
         total[i].push_back(seconds.total());
         optimizer[i].push_back(seconds.optimizer);
       }
     }
-    for (std::size_t i = 0; i < subjects_.size(); ++i) {
-      const ModelFlops flops =
-          model_flops(subjects_[i]->model().config(), arguments_.has_head, work.batch.sequences);
-      table_.add({.row = subjects_[i]->name(),
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      table_.add({.row = lines[i].name(),
                   .top_k = top_k,
                   .texts = work.batch.sequences.size(),
                   .tokens = arguments_.tokens,
                   .threads = threads,
-                  .flops = flops,
+                  .flops = flops(lines[i], work),
                   .seconds = median(total[i]),
                   .ratio = median(total[i]) / median(total[0]),
                   .optimizer_seconds = median(optimizer[i])});

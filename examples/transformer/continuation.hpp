@@ -7,21 +7,22 @@
 #include <numeric>
 #include <random>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "model/model.hpp"
-#include "model/require.hpp"
+#include "model/past.hpp"
 
 namespace transformer {
 
 class Continuation {
  public:
-  /// The model has to live as long. Throws std::invalid_argument for a text that it cannot read, as one of no
-  /// word or of more than it has positions.
-  Continuation(const Gpt2NextWord<float>& model, std::vector<Index> words)
-      : model_(model), words_(std::move(words)) {
-    compute();
+  /// The model has to live as long. Experts by the decision of the prompt; see model/past.hpp. Throws
+  /// std::invalid_argument for a prompt that the model cannot read, as one of no word or of more than it has
+  /// positions.
+  Continuation(const Gpt2NextWord<float>& model, const std::vector<Index>& prompt,
+               Merging merging = Merging::once)
+      : model_(model), past_(model.config(), merging) {
+    compute(prompt);
   }
 
   /// Of the next word, one for each of the vocabulary.
@@ -31,23 +32,21 @@ class Continuation {
   }
 
   /// Whether the model has a position for another word.
-  bool has_room() const { return static_cast<Index>(words_.size()) < model_.config().positions; }
+  bool has_room() const { return past_.tokens() < model_.config().positions; }
 
-  void add(Index word) {
-    words_.push_back(word);
-    if (has_room()) compute();
-  }
+  /// Throws std::invalid_argument without room, or for a word that the model does not have.
+  void add(Index word) { compute({word}); }
 
  private:
-  void compute() {
+  void compute(const std::vector<Index>& words) {
     Batch batch;
-    batch.add(words_);
+    batch.add(words);
     batch.asked = {batch.tokens() - 1};
-    model_.forward(batch, nullptr, context_);
+    model_.forward(batch, past_, context_);
   }
 
   const Gpt2NextWord<float>& model_;
-  std::vector<Index> words_;
+  Past<float> past_;
   Gpt2NextWord<float>::Context context_;
 };
 

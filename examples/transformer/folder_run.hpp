@@ -24,6 +24,7 @@ namespace transformer {
 struct FolderRun {
   std::filesystem::path folder;
   std::optional<MixtureConfig> mixture;  ///< instead of the folder's own
+  const Storage* storage = nullptr;      ///< of experts; null: as they are computed with
   std::optional<std::filesystem::path> save_to;
   std::optional<std::filesystem::path> output;  ///< for the logits
   Index mask_word = 103;                        ///< that masked words are printed for; BERT's
@@ -101,7 +102,8 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, const st
 /// Computes in float. batch: without texts, nothing is run. Throws meo::io::Error for a folder or an output
 /// that does not work, std::invalid_argument for texts that the model cannot read.
 inline void run_folder(const FolderRun& run, Batch batch, const WordText& word) {
-  AnyModel<float> model = load_model<float>(run.folder, load_config_with(run.folder, run.mixture));
+  AnyModel<float> model =
+      load_model<float>(run.folder, load_config_with(run.folder, run.mixture, run.storage));
   std::visit(
       [&](const auto& of_kind) {
         if (run.save_to) save_model(of_kind, *run.save_to);

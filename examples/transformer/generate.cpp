@@ -12,6 +12,7 @@
 #include "command_line.hpp"
 #include "continuation.hpp"
 #include "model/model_folder.hpp"
+#include "storage_option.hpp"
 #include "text/folder_tokenizer.hpp"
 #include "train/saved_folder.hpp"
 
@@ -22,13 +23,17 @@ using namespace transformer;
 constexpr std::string_view help_text = R"(usage: generate DIR --prompt="…" [options]
 
 Goes on with the text by the GPT-2 of DIR, a folder with config.json, model.safetensors,
-vocab.json and merges.txt, and prints both.
+vocab.json and merges.txt, and prints both. Every word is computed once. Mixtures decide
+by the prompt's mean for all words that follow, so that their experts are merged once and
+a word then costs what one of a dense model does; those of moe_level token decide for each.
 
   --tokens=N         most tokens to add                               (default 50)
   --temperature=T    of the distribution that each is drawn from; 0: always the most
                      probable one                                      (default 0)
   --top-words=K      draw from the K most probable alone             (default all)
   --seed=N                                                             (default 1)
+  --storage=S        experts stored as bf16, half or int8; merged ones are floats
+  --anew             mix the prompt's experts anew for every word, to compare
 
 Ends at <|endoftext|>, if the vocabulary has it, and where the model has no more
 positions. Options may be written --name value, too. Exit code: 0 fine, 1 what is read
@@ -41,6 +46,8 @@ struct Arguments {
   Index tokens = 50;
   Sampling sampling;
   std::uint64_t seed = 1;
+  const Storage* storage = nullptr;
+  Merging merging = Merging::once;
   bool help = false;
 };
 
@@ -55,6 +62,8 @@ Arguments parse(CommandWords words) {
       arguments.sampling.temperature = number_within(word, words.value_of(word), 0);
     else if (word == "--top-words")
       arguments.sampling.top_words = whole_number<Index>(word, words.value_of(word), 1);
+    else if (word == "--storage") arguments.storage = storage_of(words.value_of(word));
+    else if (word == "--anew") arguments.merging = Merging::anew;
     else if (word == "--seed") arguments.seed = whole_number<std::uint64_t>(word, words.value_of(word), 0);
     else if (word.starts_with("-")) throw UsageError("unknown option '" + word + "'");
     else if (arguments.folder.empty()) arguments.folder = word;
@@ -67,14 +76,14 @@ Arguments parse(CommandWords words) {
 }
 
 void run(const Arguments& arguments) {
-  const Config config = load_config(arguments.folder);
+  const Config config = load_config_with(arguments.folder, std::nullopt, arguments.storage);
   if (config.family != Family::gpt2)
     throw meo::io::Error(arguments.folder, "model_type: expected gpt2, got bert");
   const FolderTokenizer tokenizer(arguments.folder);
   require_vocabulary(tokenizer, config, arguments.folder);
   const std::vector<Index> prompt = tokenizer.encode(*arguments.prompt, std::nullopt).input_ids;
   const auto any = load_model<float>(arguments.folder, config);
-  Continuation continuation(std::get<Gpt2NextWord<float>>(any), prompt);
+  Continuation continuation(std::get<Gpt2NextWord<float>>(any), prompt, arguments.merging);
   std::cout << *arguments.prompt << std::flush;
   const std::optional<Index> end_of_text = tokenizer.find("<|endoftext|>");
   std::mt19937_64 rng(arguments.seed);

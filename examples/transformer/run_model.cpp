@@ -13,6 +13,7 @@
 #include "folder_run.hpp"
 #include "mixture_options.hpp"
 #include "recorded_run.hpp"
+#include "storage_option.hpp"
 
 #if defined(TRANSFORMER_TEXT)
 #include "text/folder_tokenizer.hpp"
@@ -48,7 +49,8 @@ files and model.safetensors.index.json), as BERT and GPT-2 are published.
                   at level segment: gates decide for S tokens by the S before them
   --experts N     (default 8)
   --top-k K       experts that are selected                               (default 2)
-  --save DIR2     save the model, as after --ffn, to DIR2
+  --storage S     experts stored as bf16, half or int8; all else is float
+  --save DIR2     save the model, as after --ffn and --storage, to DIR2 in floats
 
 Or runs the model of FILE, a safetensors file that holds a model and a batch.
 
@@ -129,6 +131,8 @@ Arguments parse(CommandWords words) {
         arguments.task = ids(word, words.value_of(word));
       } else if (word == "--mask") {
         arguments.mask = whole_number<Index>(word, words.value_of(word), 0);
+      } else if (word == "--storage") {
+        arguments.folder.storage = transformer::storage_of(words.value_of(word));
       } else if (word == "--save") {
         arguments.folder.save_to = words.value_of(word);
       } else if (!mixture.take(word, words)) {

@@ -86,6 +86,7 @@ TEST_CASE("bench_model runs all its models, in training too", "[transformer][ben
   const Folder folder;
   const std::filesystem::path csv = folder / "o.csv";
   for (const std::vector<std::string>& model : {std::vector<std::string>{"--head=mlm"},
+                                                {"--rows=meo-sequence-bf16,moe-token-int8"},
                                                 {"--model=gpt2"},
                                                 {"--model=gpt2", "--head=lm"},
                                                 {"--training"},
@@ -100,6 +101,36 @@ TEST_CASE("bench_model runs all its models, in training too", "[transformer][ben
     CHECK(outcome.exit_code == 0);
     const bool trains = model[0] == "--training";
     for (const auto& cells : lines(csv)) CHECK((std::stod(cells.back()) > 0) == trains);
+  }
+}
+
+TEST_CASE("bench_model times words, and counts them", "[transformer][bench]") {
+  const Folder folder;
+  const std::filesystem::path csv = folder / "o.csv";
+  std::vector<std::string> arguments = small;
+  std::erase(arguments, "--sequences=2");
+  arguments.insert(arguments.end(), {"--model=gpt2", "--words=9", "--segment-tokens=60",
+                                     "--csv=" + csv.string(), "--rows=meo-segment,moe-token,meo-token-int8"});
+  const Outcome outcome = run(folder, arguments);
+  CHECK(outcome.errors == "");
+  REQUIRE(outcome.exit_code == 0);
+  // The fifth of the nine words, which sees 60 of 64; of the blocks two products of 2·16·32.
+  const int attention = 16 * (8 * 16 + 4 * 60), dense = 2048;
+  const int token_attention = 4 * 48, combine = 2 * 2 * 48;
+  const std::vector<std::pair<std::string, int>> expected{
+      {"dense", dense},
+      {"meo-segment", dense},
+      {"meo-segment-anew", 2 * dense + combine},
+      {"moe-token", 2 * dense + combine + 2 * 8 * 48},
+      {"meo-token-int8", dense + token_attention},
+      {"meo-token-int8-anew", 2 * dense + combine + token_attention}};
+  const auto rows = lines(csv);
+  REQUIRE(rows.size() == expected.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    CHECK(rows[i][2] == "word");
+    CHECK(rows[i][3] == expected[i].first);
+    CHECK(rows[i][9] == std::to_string(attention + expected[i].second));
+    CHECK(std::stod(rows[i][11]) > 0);
   }
 }
 
@@ -125,6 +156,13 @@ TEST_CASE("bench_model explains its options", "[transformer][bench]") {
         "bench_model: --rows: expected meo-sequence, meo-token, moe-token, moe-sequence, or none alone, got "
         "'moe'" +
             end);
+  CHECK(fault({"--words=9"}) == "bench_model: --words: expected --model=gpt2, without --training" + end);
+  CHECK(fault({"--words=128", "--model=gpt2"}) ==
+        "bench_model: --words: expected less than --tokens = 128, got 128" + end);
+  CHECK(fault({"--words=9", "--model=gpt2", "--sequences=2"}) ==
+        "bench_model: --words: expected --sequences=1, as words follow one text" + end);
+  CHECK(fault({"--training", "--rows=meo-token-half"}) ==
+        "bench_model: --training: expected experts of floats, got meo-token-half" + end);
   CHECK(fault({"--layers"}) == "bench_model: --layers needs a value" + end);
   CHECK(fault({"--depth=1"}) == "bench_model: unknown option '--depth'" + end);
   const Outcome outcome = run(folder, small, {"--csv", (folder / "no/o.csv").string()});

@@ -389,7 +389,16 @@ TEST_CASE("run_checkpoint refuses wrong options", "[run_checkpoint]") {
     check({(folder / "m").string(), "--output", part.string()},
           "--output would replace the file that it runs, '" + (folder / "m").string() + "'");
     CHECK(meo::test::load_bytes(part) == kept);
+    const Path link = folder / "link";
+    std::filesystem::create_symlink(part, link);
+    check({(folder / "m").string(), "--output", link.string()},
+          "--output would replace the file that it runs, '" + (folder / "m").string() + "'");
+    CHECK(meo::test::load_bytes(part) == kept);
+    std::filesystem::remove(link);
   }
+  check({(folder / "m").string(), "--input", model.string(), "--output", model.string()},
+        "--output would replace the file of --input, '" + model.string() + "'");
+  CHECK(meo::test::load_bytes(model) == before);
 }
 
 TEST_CASE("run_checkpoint refuses files that do not fit", "[run_checkpoint]") {

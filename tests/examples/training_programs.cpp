@@ -366,6 +366,9 @@ TEST_CASE("GPT-2 goes on with what it has learned", "[programs]") {
   CHECK(says({"--prompt=the cat"}) == "the cat sat on the mat.\n\n");
   CHECK(says({"--prompt=the cat", "--tokens=7"}) == "the cat sat on\n");
   CHECK(says({"--prompt=the cat", "--temperature=5", "--top-words=1"}) == "the cat sat on the mat.\n\n");
+  // So it does with the experts mixed for every word, or stored in fewer bits.
+  CHECK(says({"--prompt=the cat", "--anew"}) == "the cat sat on the mat.\n\n");
+  CHECK(says({"--prompt=the cat", "--storage=bf16"}) == "the cat sat on the mat.\n\n");
   const std::string drawn = says({"--prompt=the cat", "--temperature=5", "--seed=7"});
   CHECK(drawn != "the cat sat on the mat.\n\n");
   CHECK(drawn == says({"--prompt", "the cat", "--temperature", "5", "--seed", "7"}));
@@ -384,6 +387,8 @@ TEST_CASE("GPT-2 goes on with what it has learned", "[programs]") {
         "meo: " + (folder / "bert").string() + ": model_type: expected gpt2, got bert");
   check({trained}, 2, "expected --prompt; --help says more");
   check({trained, "--prompt=a", "--top-k=3"}, 2, "unknown option '--top-k'; --help says more");
+  check({trained, "--prompt=a", "--storage=8"}, 2,
+        "--storage: expected bf16, half or int8, got '8'; --help says more");
   check({trained, "--prompt=a", "--temperature=-1"}, 2,
         "--temperature: expected a number of at least 0.000000, got '-1'; --help says more");
 }

@@ -183,6 +183,13 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
   CHECK(saved.info("bert.encoder.layer.1.output.dense.weight").shape == std::vector<Index>{4, 12, 20});
   CHECK(saved.info("bert.encoder.layer.1.output.dense.bias").shape == std::vector<Index>{4, 12});
 
+  // In 8 bits, by this run and by the rounded model that it saves.
+  const std::string rounded = (folder / "rounded").string();
+  const std::string of_rounded =
+      output_of({mixed, "--storage=int8", "--ids", "3 4 5", "--ids=7", "--save", rounded});
+  CHECK(of_rounded != upcycled);
+  CHECK(output_of({rounded, "--ids", "3 4 5", "--ids=7"}) == of_rounded);
+
   BertMaskedWords<float> words(transformer::test::small_config(Task::masked_words));
   transformer::test::randomize(words, 2);
   save_model(words, path);
@@ -215,6 +222,9 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
   CHECK(fault({mixed, "--ffn", "moe"}) ==
         "run_model: meo: " + (folder / "mixed/config.json").string() +
             ": use_moe: expected none, as a mixture is asked for, got one\n");
+  CHECK(fault({path, "--storage", "half", "--ids", "1"}) ==
+        "run_model: meo: " + (folder / "m/config.json").string() +
+            ": use_moe: expected a mixture, whose experts are to be stored in fewer bits, got none\n");
   CHECK(fault({path, "--ffn", "moe", "--level", "task"}) ==
         "run_model: level: expected token, sequence or segment for GPT-2, got task\n");
   CHECK(fault({(folder / "nothing").string()}) ==
@@ -345,6 +355,8 @@ TEST_CASE("run_model explains its options", "[transformer]") {
   CHECK(fault({"a", "--output"}) == "run_model: --output needs a value; --help says more\n");
   CHECK(fault({"a", "--ffn", "dense"}) ==
         "run_model: --ffn: expected moe or meo, got 'dense'; --help says more\n");
+  CHECK(fault({"a", "--storage=int4"}) ==
+        "run_model: --storage: expected bf16, half or int8, got 'int4'; --help says more\n");
   CHECK(fault({"a", "--level=word"}) ==
         "run_model: --level: expected token, sequence, task or segment, got 'word'; --help says more\n");
   CHECK(fault({"a", "--ffn=meo", "--level=segment"}) ==

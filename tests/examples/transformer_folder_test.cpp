@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../../examples/transformer/model/model_folder.hpp"
+#include "../../examples/transformer/model/small_storage.hpp"
 #include "examples/transformer_models.hpp"
 #include "io/files.hpp"
 #include "support/bounds.hpp"
@@ -37,7 +38,9 @@ Matrix<float> logits_of(const AnyModel<float>& model, const Batch& batch) {
   return std::visit([&](const auto& of_kind) { return logits_of(of_kind, batch); }, model);
 }
 
-AnyModel<float> load(const Path& folder) { return load_model<float>(folder, load_config(folder)); }
+AnyModel<float> load(const Path& folder, const Storage* storage = nullptr) {
+  return load_model<float>(folder, load_config_with(folder, std::nullopt, storage));
+}
 
 /// Writes the folder's tensors anew, under other names: file → tensors. What gets an empty name is left out.
 void rename(const Path& folder, const std::function<std::string(const std::string&)>& other_name,
@@ -189,6 +192,134 @@ TEST_CASE("a new classifier and new mixtures start what a checkpoint lacks", "[t
       CHECK(std::any_of(part.values().begin(), part.values().end(), [](float value) { return value != 0; }));
     }
   });
+}
+
+/// How far a weight may be off: half a unit of the last place of bfloat16, of 8 bits, and of half, of 11,
+/// whose smallest number is 2⁻²⁴; in 8 bits half the scale, the largest of its row over 127 rounded up to 17
+/// bits.
+float most_off(const Storage* storage, float weight, float largest_of_row) {
+  if (storage->name() == "bf16") return std::abs(weight) * 0x1p-8f;
+  if (storage->name() == "half") return std::max(std::abs(weight) * 0x1p-11f, 0x1p-25f);
+  return largest_of_row / 127 * (1 + 0x1p-15f) / 2;
+}
+
+TEST_CASE("a model whose experts are loaded into fewer bits has their rounded values",
+          "[transformer][storage]") {
+  const Folder folder;
+  for_each_mixture([&](const MixtureConfig& mixture) {
+    if (mixture.kind == Mixture::none) return;
+    for_each_task<float>(mixture, [&](auto model) {
+      if (model.config().task == Task::regression) return;
+      randomize(model, 11);
+      save_model(model, folder / "floats");
+      for (const Storage* storage : small_storages()) {
+        CAPTURE(name_of(model.config()), std::string(storage->name()));
+        const AnyModel<float> small = load(folder / "floats", storage);
+        std::visit([&](const auto& of_kind) { save_model(of_kind, folder / "rounded"); }, small);
+        const Batch batch = random_batch(model.config(), {3, 9, 1}, 12);
+        // Products with stored weights are those with floats of their values.
+        CHECK(meo::test::bit_difference(logits_of(small, batch),
+                                        logits_of(load(folder / "rounded"), batch)) == "");
+
+        const SafetensorsReader floats(folder / "floats/model.safetensors"),
+            rounded(folder / "rounded/model.safetensors");
+        int experts = 0;
+        for (const std::string& name : floats.names()) {
+          const std::vector<float> before = floats.read<float>(name), after = rounded.read<float>(name);
+          std::vector<std::string> dense;
+          const std::vector<Index> shape = floats.info(name).shape;
+          const bool is_expert = name.find(".experts.") != std::string::npos || shape.size() == 3;
+          if (!is_expert || !name.ends_with("weight")) {
+            CHECK(before == after);
+            continue;
+          }
+          ++experts;
+          CHECK(before != after);
+          const auto cols = static_cast<std::size_t>(shape.back());
+          for (std::size_t row = 0; row < before.size(); row += cols) {
+            float largest = 0;
+            for (std::size_t i = row; i < row + cols; ++i) largest = std::max(largest, std::abs(before[i]));
+            bool is_near = true;
+            for (std::size_t i = row; i < row + cols; ++i)
+              is_near &= std::abs(after[i] - before[i]) <= most_off(storage, before[i], largest);
+            CHECK(is_near);
+          }
+        }
+        CHECK(experts == (mixture.kind == Mixture::meo ? 4 : 4 * 3));
+      }
+    });
+  });
+}
+
+TEST_CASE("dense checkpoints become experts in fewer bits, too", "[transformer][storage]") {
+  const Folder folder;
+  Gpt2NextWord<float> dense(small_config(Task::next_word));
+  randomize(dense, 21);
+  save_model(dense, folder / "dense");
+  const MixtureConfig mixture = small_mixture(Mixture::meo, meo::Level::segment);
+  const Batch batch = random_batch(dense.config(), {3, 9}, 22);
+  const Matrix<float> expected = logits_of(dense, batch);
+  for (const Storage* storage : small_storages()) {
+    CAPTURE(std::string(storage->name()));
+    const Config config = load_config_with(folder / "dense", mixture, storage);
+    const Matrix<float> actual = logits_of(load_model<float>(folder / "dense", config), batch);
+    const float largest = expected.lpNorm<Eigen::Infinity>();
+    CHECK((actual - expected).lpNorm<Eigen::Infinity>() < 0.05f * largest);
+  }
+}
+
+TEST_CASE("a model of experts in fewer bits is not trained", "[transformer][storage]") {
+  const Folder folder;
+  BertClassifier<float> floats(small_config(Task::classification));
+  randomize(floats, 31);
+  save_model(floats, folder / "m");
+  Config config = floats.config();
+  config.mixture = small_mixture(Mixture::meo, meo::Level::sequence);
+  config.mixture.storage = small_storages()[0];
+  const std::string error =
+      "training: expected experts that are stored as what is computed with, got bf16: train a model of "
+      "those, "
+      "and load what is saved in fewer bits";
+  BertClassifier<float> model(config), gradients(config);
+  std::mt19937_64 rng(32);
+  CHECK(message_of([&] { model.initialize(rng); }) == error);
+  CHECK(message_of([&] { load_model<float>(folder / "m", config, {.training = &rng}); }) == error);
+  const Batch batch = random_batch(config, {3, 2}, 33);
+  const Training<float> training;
+  BertClassifier<float>::Context context;
+  model.forward(batch, &training, context);
+  CHECK(message_of([&] { model.backward(batch, &training, context, gradients); }) == error);
+
+  CHECK(message_of([&] { BertClassifier<double> other(config); }) ==
+        "storage: expected none in a model of other scalars than float, got one");
+  CHECK(message_of([&] { load(folder / "m", small_storages()[1]); }) ==
+        "meo: " + (folder / "m/config.json").string() +
+            ": use_moe: expected a mixture, whose experts are to be stored in fewer bits, got none");
+  config.mixture.kind = Mixture::none;
+  CHECK(message_of([&] { BertClassifier<float> other(config); }) ==
+        "storage: expected none without a mixture, got one");
+}
+
+TEST_CASE("a copy of a model of experts in fewer bits has experts of its own", "[transformer][storage]") {
+  Config config = small_config(Task::next_word);
+  config.mixture = small_mixture(Mixture::moe, meo::Level::token);
+  config.mixture.storage = small_storages()[2];
+  Gpt2NextWord<float> model(config), copy = model, assigned(config);
+  assigned = model;
+  const Index out = config.hidden, in = config.width;
+  model.visit_projections([&](std::string_view, auto& projection) {
+    if (projection.mixture_options().in_features == in)
+      projection.initialize_from_dense(Matrix<float>::Ones(out, in), meo::Vector<float>::Ones(out));
+  });
+  for (const Gpt2NextWord<float>* const other : {&copy, &assigned}) {
+    other->visit_projections([&](const std::string& name, const auto& projection) {
+      for (const auto& tensor : projection.mixture_tensors(name)) {
+        std::vector<float> values(static_cast<std::size_t>(tensor.size()));
+        tensor.read(0, values);
+        CHECK(values == std::vector<float>(values.size()));
+      }
+    });
+  }
 }
 
 // As they are published, but for fields that say nothing about the model.

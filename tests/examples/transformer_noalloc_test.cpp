@@ -15,7 +15,13 @@
 #include <utility>
 #include <vector>
 
+#include <meo/io/safetensors_writer.hpp>
+#include <meo/io/tensor_files.hpp>
+
+#include "../../examples/transformer/model/small_storage.hpp"
+#include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
+#include "io/files.hpp"
 #include "support/catch.hpp"
 #include "support/heap.hpp"
 
@@ -128,6 +134,29 @@ TEST_CASE("inference keeps the activations of one layer at a time", "[transforme
             3 * static_cast<std::size_t>(batch.tokens() * 8 * model.config().width) * sizeof(float));
     });
   });
+}
+
+TEST_CASE("loading experts in fewer bits takes no floats of all", "[transformer][storage][noalloc]") {
+  static const StorageAs<Eigen::bfloat16> bfloat16("bf16");
+  const meo::test::Folder folder;
+  Config config = small_config(Task::next_word);
+  config.width = 64;
+  config.hidden = 256;
+  config.mixture = small_mixture(Mixture::meo, meo::Level::segment);
+  config.mixture.experts = 8;
+  Gpt2NextWord<float> model(config);
+  randomize(model, 10);
+  meo::io::SafetensorsWriter writer;
+  save(model, writer);
+  writer.write(folder / meo::io::tensors_file);
+  config.mixture.storage = &bfloat16;
+  const std::size_t peak = heap::peak_of([&] {
+    Gpt2NextWord<float> loaded(config);
+    load(loaded, meo::io::TensorFiles::of_folder(folder));
+  });
+  const std::size_t weights = 2 * 2 * 8 * 64 * 256;  // of experts, which are most of the model
+  CHECK(peak > 2 * weights);
+  CHECK(peak < 3 * weights);
 }
 
 }  // namespace

@@ -447,7 +447,7 @@ TEST_CASE("a block is found by its prefix, by its layer or by itself", "[familie
   CHECK(error_of([&] { model.block("model.layers.2"); }) ==
         "meo: f: expected one block of olmoe whose names begin with \"model.layers.2\", found none");
   CHECK(error_of([&] { model.layer(1, "encoder"); }) ==
-        "meo: f: expected one block of olmoe of layer 1, found none");
+        "meo: f: expected one block of olmoe of layer 1 whose names begin with \"encoder\", found none");
 
   // A block's own state_dict.
   const Bytes bare = changed(
@@ -552,6 +552,8 @@ TEST_CASE("a config that says no block is refused by the field's name", "[famili
         "meo: f: routed_scaling_factor: expected a number above 0, got -1");
   CHECK(config_fault("deepseek_v2", "norm_topk_prob", "True") ==
         "meo: f: norm_topk_prob: expected false, got true");
+  CHECK(config_fault("deepseek_v2", "topk_method", "noaux_tc") ==
+        "meo: f: topk_method: expected \"greedy\" or \"group_limited_greedy\", got \"noaux_tc\"");
   CHECK(config_fault("deepseek_v3", "scoring_func", "softmax") ==
         "meo: f: scoring_func: expected \"sigmoid\", got \"softmax\"");
   CHECK(config_fault("deepseek_v3", "n_group", "0.5") ==
@@ -581,6 +583,8 @@ TEST_CASE("a config that says no block is refused by the field's name", "[famili
   CHECK(folder_fault("[]") == "meo: " + config + ": expected a JSON object");
   CHECK(folder_fault("{") == "meo: " + config + ": expected a JSON object");
   CHECK(folder_fault("{}") == "meo: " + config + ": model_type: expected a value, got none");
+  CHECK(folder_fault(R"({"model_type": "dbrx"})")
+            .starts_with("meo: " + config + ": model_type: expected one of "));
   CHECK(folder_fault(R"({"model_type": "mixtral", "hidden_size": "32"})") ==
         "meo: " + config + ": hidden_size: expected a whole number from 1 to 2147483647, got \"32\"");
   CHECK(folder_fault(R"({"model_type": "mixtral", "hidden_size": null})") ==

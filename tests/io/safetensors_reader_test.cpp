@@ -437,7 +437,7 @@ TEST_CASE("a part of a tensor is checked, and no more", "[io][reader]") {
   const SafetensorsReader file(bytes, "f");
   const std::string t = "meo: f: tensor \"t\": ";
   const auto fault_of = [&](Index begin, Index count, bool finite) {
-    return error_of([&] { file.check<float>("t", begin, count, finite); });
+    return error_of([&] { file.check_elements<float>("t", begin, count, finite); });
   };
   const auto unfit = [&](Index begin, Index count) {
     return error_of([&] { file.check_finite<float>("t", begin, count); });

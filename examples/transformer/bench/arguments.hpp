@@ -14,6 +14,7 @@
 
 #include "../command_line.hpp"
 #include "../model/config.hpp"
+#include "../model/small_storage.hpp"
 
 namespace transformer::bench {
 
@@ -25,9 +26,12 @@ Times whole models with dense, MEO and MoE feed-forward blocks, in turn, in one 
   --head H             none: the model ends with its hidden states; mlm (BERT) or lm
                        (GPT-2): words at every token                      (default none)
   --training           time steps of training instead of inference
+  --words W            time words that follow a text, the last W of it, one by one;
+                       gpt2, one text
   --rows R,R,…         which of meo-sequence, meo-token, moe-token and moe-sequence to
                        time beside dense, gpt2 with segment in place of sequence; or
-                       none                  (default all, with --training MEO's alone)
+                       none                  (default all, with --training MEO's alone);
+                       with -bf16, -half or -int8 behind its name experts are stored so
   --top-k K,K,…        experts that are selected                        (default 1,2,4,8)
   --experts N          of every feed-forward projection                       (default 8)
   --sequences B,B,…    texts of a batch                                     (default 8,1)
@@ -41,13 +45,18 @@ Times whole models with dense, MEO and MoE feed-forward blocks, in turn, in one 
 
 Scalars are floats. Each row is a model of its own with memory of its own for every
 expert: copies of the dense model's weights times 1 + a random number of up to 1/32.
-Gates are random with logits of unit variance over the rows that they decide for;
-each text is made of 16 words of its own. A model that selects K experts is made anew
-for each K; in each repetition all rows run once, in random order.
+Seconds are by the clock, but those of one thread its own, which leave out what other
+programs take. Gates are random with logits of unit variance over the rows that they
+decide for; each text is made of 16 words of its own. A model that selects K experts is
+made anew for each K; in each repetition all rows run once, in random order.
 
 Before any timing, models whose experts are plain copies have to give the dense model's
 outputs, and with --training its gradients, summed over the experts; and what the gates
 of the timed models decide has to cost the FLOPs that the table says.
+
+With --words a row's mixtures decide for the prompt, whose experts are merged once, and
+for a row -anew mixed as their layer does for every word; those of moe-token decide for
+each. Seconds and FLOPs are of one word.
 
 Columns: FLOPs of a forward, two a multiply-add. Those of the feed-forward blocks are
 what meo::flops counts, all else
@@ -73,6 +82,7 @@ struct Arguments {
   Config config;
   bool has_head = false;
   bool training = false;
+  Index words = 0;        ///< that follow a text; 0: passes are timed
   std::vector<Row> rows;  ///< without dense
   std::vector<Index> top_k{1, 2, 4, 8}, sequences{8, 1}, threads{1};
   Index experts = 8;
@@ -137,10 +147,18 @@ inline std::vector<Row> rows_of(const std::vector<std::string>& names, const Arg
                       .reduce_factor = kind == Mixture::meo ? 64 : 16}});
   }
   if (names == std::vector<std::string>{"none"}) return {};
+  const std::vector<Row> of_floats = known;
   if (names.empty()) {
     if (arguments.training)
       std::erase_if(known, [](const Row& row) { return row.mixture.kind != Mixture::meo; });
     return known;
+  }
+  for (const Row& row : of_floats) {
+    for (const Storage* storage : small_storages()) {
+      Row& small = known.emplace_back(row);
+      small.name.append("-").append(storage->name());
+      small.mixture.storage = storage;
+    }
   }
   std::vector<Row> rows;
   for (const std::string& name : names) {
@@ -148,7 +166,7 @@ inline std::vector<Row> rows_of(const std::vector<std::string>& names, const Arg
         std::find_if(known.begin(), known.end(), [&](const Row& other) { return other.name == name; });
     if (row == known.end()) {
       std::string all;
-      for (const Row& other : known) all += other.name + ", ";
+      for (const Row& other : of_floats) all += other.name + ", ";
       throw UsageError("--rows: expected " + all + "or none alone, got '" + name + "'");
     }
     rows.push_back(*row);
@@ -170,6 +188,20 @@ inline void check_arguments(const Arguments& arguments) {
   if (arguments.config.width % arguments.config.heads != 0) {
     throw UsageError("--width: expected a multiple of --heads = " + std::to_string(arguments.config.heads) +
                      ", got " + std::to_string(arguments.config.width));
+  }
+  if (arguments.words > 0) {
+    if (arguments.config.family != Family::gpt2 || arguments.training)
+      throw UsageError("--words: expected --model=gpt2, without --training");
+    if (arguments.words >= arguments.tokens) {
+      throw UsageError("--words: expected less than --tokens = " + std::to_string(arguments.tokens) +
+                       ", got " + std::to_string(arguments.words));
+    }
+    if (arguments.sequences != std::vector<Index>{1})
+      throw UsageError("--words: expected --sequences=1, as words follow one text");
+  }
+  for (const Row& row : arguments.rows) {
+    if (arguments.training && row.mixture.storage != nullptr)
+      throw UsageError("--training: expected experts of floats, got " + row.name);
   }
 #if !defined(_OPENMP)
   if (arguments.threads != std::vector<Index>{1})
@@ -205,15 +237,19 @@ inline Arguments parse(const std::vector<std::string>& words) {
   const std::string head = family == Family::bert ? "mlm" : "lm";
   Index segment_tokens = 128;
   std::vector<std::string> rows;
-  const std::array<std::pair<std::string_view, Index*>, 9> counts{{{"--experts", &arguments.experts},
-                                                                   {"--tokens", &arguments.tokens},
-                                                                   {"--repetitions", &arguments.repetitions},
-                                                                   {"--segment-tokens", &segment_tokens},
-                                                                   {"--layers", &config.layers},
-                                                                   {"--width", &config.width},
-                                                                   {"--hidden", &config.hidden},
-                                                                   {"--heads", &config.heads},
-                                                                   {"--vocabulary", &config.vocabulary}}};
+  const std::array<std::pair<std::string_view, Index*>, 10> counts{{{"--experts", &arguments.experts},
+                                                                    {"--words", &arguments.words},
+                                                                    {"--tokens", &arguments.tokens},
+                                                                    {"--repetitions", &arguments.repetitions},
+                                                                    {"--segment-tokens", &segment_tokens},
+                                                                    {"--layers", &config.layers},
+                                                                    {"--width", &config.width},
+                                                                    {"--hidden", &config.hidden},
+                                                                    {"--heads", &config.heads},
+                                                                    {"--vocabulary", &config.vocabulary}}};
+  for (const auto& [option, value] : values) {
+    if (option == "--words") arguments.sequences = {1};
+  }
   const std::array<std::pair<std::string_view, std::vector<Index>*>, 3> lists{
       {{"--top-k", &arguments.top_k},
        {"--sequences", &arguments.sequences},
@@ -238,8 +274,8 @@ inline Arguments parse(const std::vector<std::string>& words) {
       throw UsageError("unknown option '" + option + "'");
     }
   }
-  check_arguments(arguments);
   arguments.rows = rows_of(rows, arguments, segment_tokens);
+  check_arguments(arguments);
   return arguments;
 }
 

@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <random>
-#include <string_view>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -71,16 +72,16 @@ void set_random_gates(Model& model, const Model& dense, const typename Model::Co
                       const Batch& batch, std::mt19937_64& rng) {
   const MixtureConfig& mixture = model.config().mixture;
   std::size_t number = 0;
-  model.visit_projections([&](std::string_view projection_name, auto& projection) {
+  model.visit_projections([&](const std::string& name, auto& projection) {
     const auto& layer = context.trunk.layers[number / 2];
     const ConstRows<float> x = number % 2 == 0 ? dense.trunk().layers()[number / 2].feed_forward_input(layer)
                                                : layer.feed_forward.hidden.get();
     const meo::Matrix<float> rows = gate_input(x, mixture, batch.sequences);
-    projection.visit(projection_name, [&](std::string_view name, auto&& part) {
-      if constexpr (requires { part.set_weight(part.weight()); }) {
-        if (name.ends_with(".w_gate")) part.set_weight(random_gate(rows, mixture.experts, rng));
-      }
-    });
+    for (const auto& tensor : projection.mixture_tensors(name + ".")) {
+      if (!tensor.name().ends_with(".w_gate")) continue;
+      const meo::Matrix<float> weight = random_gate(rows, mixture.experts, rng);
+      tensor.write(0, {weight.data(), static_cast<std::size_t>(weight.size())});
+    }
     ++number;
   });
 }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <ctime>
 #include <map>
 #include <optional>
 #include <random>
@@ -20,6 +21,7 @@
 #include "../model/losses.hpp"
 #include "../model/model.hpp"
 #include "../model/no_head.hpp"
+#include "../model/parallel.hpp"
 
 namespace transformer::bench {
 
@@ -105,16 +107,24 @@ void copy_dense(Model& dense, Model& model) {
 /// Makes copies of experts different ones, each weight times 1 ± 1/32 at most, and token attention random.
 template <class Model>
 void set_apart(Model& model, std::mt19937_64& rng) {
-  model.visit([&](std::string_view name, auto&& part) {
-    if (name.ends_with(".experts")) {
-      // A product keeps the zeros that packing fills up with. Half a billion draws want a fast generator.
-      std::uint32_t state = static_cast<std::uint32_t>(rng());
-      for (float& value : part.values()) {
-        state = state * 1664525u + 1013904223u;
-        value *= 1 + (static_cast<float>(state >> 8) * 0x1p-23f - 1) / 32;
+  // Half a billion draws want a fast generator.
+  std::uint32_t state = static_cast<std::uint32_t>(rng());
+  std::normal_distribution<float> normal(0, 0.02f);
+  std::vector<float> row;
+  model.visit_projections([&](const std::string& name, auto& projection) {
+    for (const auto& tensor : projection.mixture_tensors(name + ".")) {
+      if (tensor.name().ends_with(".w_gate") || tensor.name().ends_with(".w_noise")) continue;
+      const bool attends = tensor.name().find(".tokenatt.") != std::string::npos;
+      row.resize(static_cast<std::size_t>(tensor.cols()));
+      for (Index first = 0; first < tensor.size(); first += tensor.cols()) {
+        tensor.read(first, row);
+        for (float& value : row) {
+          state = state * 1664525u + 1013904223u;
+          if (attends) value = normal(rng);
+          else value *= 1 + (static_cast<float>(state >> 8) * 0x1p-23f - 1) / 32;
+        }
+        tensor.write(first, row);
       }
-    } else if constexpr (requires { initialize_normal(part, rng, 0.02); }) {
-      if (name.find(".tokenatt.") != std::string_view::npos) initialize_normal(part, rng, 0.02);
     }
   });
 }
@@ -152,29 +162,47 @@ class Subject {
     model_.backward(work.batch, &training, context, *gradients_);
   }
 
+  /// Inference of the last `words` of a text, one by one. Returns the seconds that one takes; the outputs of
+  /// the last stay in the context.
+  double run_words(const Work& work, Index words, Merging merging, Context& context) {
+    const auto prompt_end = work.batch.words.end() - words;
+    Past<float> past(model_.config(), merging);
+    Batch batch;
+    batch.add(std::vector<Index>(work.batch.words.begin(), prompt_end));
+    model_.forward(batch, past, context);
+    const auto begin = now();
+    for (auto word = prompt_end; word != work.batch.words.end(); ++word) {
+      batch = {};
+      batch.add(std::vector<Index>{*word});
+      model_.forward(batch, past, context);
+    }
+    return (now() - begin) / static_cast<double>(words);
+  }
+
   /// A step of training after prepare_training, else inference.
   Seconds run(const Work& work, std::mt19937_64& rng, Context& context) {
-    const auto begin = Clock::now();
+    const auto begin = now();
     if (!gradients_) {
       model_.forward(work.batch, nullptr, context);
-      return {.passes = seconds_since(begin)};
+      return {.passes = now() - begin};
     }
     const auto gradients = meo::parameters(*gradients_);
     meo::set_zero(gradients);
-    const double zeros = seconds_since(begin);
-    const auto begin_passes = Clock::now();
+    const double zeros = now() - begin;
+    const auto begin_passes = now();
     pass_both_ways(work, {.noise = GateNoise<float>(rng)}, context);
-    const double passes = seconds_since(begin_passes);
-    const auto begin_step = Clock::now();
+    const double passes = now() - begin_passes;
+    const auto begin_step = now();
     optimizer_->step(meo::parameters(model_), gradients);
-    return {.passes = passes, .optimizer = zeros + seconds_since(begin_step)};
+    return {.passes = passes, .optimizer = zeros + (now() - begin_step)};
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
-  static double seconds_since(Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
+  /// Of one thread its own time, which does not count what other programs take from it; with more only the
+  /// clock is fair.
+  static double now() {
+    if (max_threads() == 1) return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
   std::string name_;

@@ -22,13 +22,18 @@ struct WrongResult : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Throws WrongResult unless all differences are within 2⁻¹² of the largest expected value: float's roundings
-/// leave some 2⁻¹⁷ in twelve layers, while a block, an expert or a text left out leaves about one.
+/// How far outputs may be off, over the largest: float's roundings leave some 2⁻¹⁷ in twelve layers, experts
+/// of 8 bits some 2⁻⁷, while a block, an expert or a text left out leaves about one.
+inline float most_difference(const MixtureConfig& mixture) {
+  return mixture.storage == nullptr ? 0x1p-12f : 0x1p-5f;
+}
+
+/// Throws WrongResult unless all differences are within `most` times the largest expected value.
 inline void require_close(const std::string& what, const meo::Matrix<float>& actual,
-                          const meo::Matrix<float>& expected) {
+                          const meo::Matrix<float>& expected, float most = most_difference({})) {
   const float difference = (actual - expected).lpNorm<Eigen::Infinity>(),
               largest = expected.lpNorm<Eigen::Infinity>();
-  if (actual.allFinite() && difference <= 0x1p-12f * largest) return;
+  if (actual.allFinite() && difference <= most * largest) return;
   throw WrongResult(what + ": expected what the dense model has, up to " + std::to_string(largest) +
                     ", got differences of up to " + std::to_string(difference));
 }
@@ -49,7 +54,21 @@ void verify_outputs(Subject<Model>& dense, Subject<Model>& subject, const Work& 
                     typename Model::Context& context) {
   const meo::Matrix<float> expected = dense.model().forward(work.batch, nullptr, context);
   const Rows<float> actual = subject.model().forward(work.batch, nullptr, context);
-  require_close(subject.name() + "'s outputs", actual, expected);
+  require_close(subject.name() + "'s outputs", actual, expected,
+                most_difference(subject.model().config().mixture));
+}
+
+/// The same of a word after others.
+template <class Model>
+void verify_words(Subject<Model>& dense, Subject<Model>& subject, const Work& work, Index words,
+                  typename Model::Context& context) {
+  dense.run_words(work, words, Merging::once, context);
+  const meo::Matrix<float> expected = context.logits();
+  for (const Merging merging : {Merging::once, Merging::anew}) {
+    subject.run_words(work, words, merging, context);
+    require_close(subject.name() + "'s outputs of a word", context.logits(), expected,
+                  most_difference(subject.model().config().mixture));
+  }
 }
 
 /// Throws WrongResult unless such a model has the dense model's gradients, those of a projection's experts

@@ -79,6 +79,26 @@ class Attention {
     });
   }
 
+  /// Inference of the last T of P tokens of one text. keys_and_values: P × 2d, all of them. mixed: T × d.
+  void forward_last(const ConstRows<Scalar>& qkv, const ConstRows<Scalar>& keys_and_values,
+                    Rows<Scalar> mixed, AttentionMemory<Scalar>& memory) const {
+    const Index all = keys_and_values.rows(), before = all - qkv.rows();
+    const auto scale = Scalar(1) / std::sqrt(static_cast<Scalar>(size_));
+    Scalar* const scratch = grown(memory.scratch, max_threads() * all);
+    parallel_ranges(heads_, [&](Index begin, Index end, Index thread) {
+      for (Index head = begin; head < end; ++head) {
+        for (Index t = 0; t < qkv.rows(); ++t) {
+          const Index seen = causal_ ? before + t + 1 : all;
+          Eigen::Map<meo::Vector<Scalar>> p(scratch + thread * all, seen);
+          p.noalias() =
+              part(keys_and_values, 0, seen, 0, head) * (part(qkv, t, 1, 0, head).transpose() * scale);
+          softmax(p.data(), seen);
+          part(mixed, t, 1, 0, head).noalias() = p.transpose() * part(keys_and_values, 0, seen, 1, head);
+        }
+      }
+    });
+  }
+
   /// Of a forward that left the memory. d_mixed: T × d; d_qkv: T × 3d, written.
   void backward(const ConstRows<Scalar>& qkv, const meo::Sequences& sequences, const Dropout& dropout,
                 const ConstRows<Scalar>& d_mixed, Rows<Scalar> d_qkv, AttentionMemory<Scalar>& memory) const {
@@ -156,7 +176,7 @@ class Attention {
     Index block_stride, columns, block_size, rows_size, size;
   };
 
-  /// q, k or v (0, 1, 2) of a head.
+  /// q, k or v (0, 1, 2) of a head, and so of whatever stands side by side.
   template <class Matrix>
   auto part(Matrix& qkv, Index begin, Index length, Index which, Index head) const {
     return qkv.block(begin, (which * heads_ + head) * size_, length, size_);

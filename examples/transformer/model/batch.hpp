@@ -43,12 +43,13 @@ struct Batch {
   }
 };
 
-/// Position of each token in its text, into `places`.
-inline void places_of(const Batch& batch, std::vector<Index>& places) {
+/// Position of each token in its text, into `places`. first: of a text's first token, where the batch says
+/// nothing else.
+inline void places_of(const Batch& batch, Index first, std::vector<Index>& places) {
   places = batch.places;
   if (!places.empty()) return;
   for (Index b = 0; b < batch.sequences.size(); ++b) {
-    for (Index i = 0; i < batch.sequences.length(b); ++i) places.push_back(i);
+    for (Index i = 0; i < batch.sequences.length(b); ++i) places.push_back(first + i);
   }
 }
 

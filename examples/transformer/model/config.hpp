@@ -9,6 +9,7 @@
 #include <meo/types.hpp>
 
 #include "require.hpp"
+#include "storage.hpp"
 
 namespace transformer {
 
@@ -30,7 +31,8 @@ struct MixtureConfig {
   Index experts = 8;
   Index top_k = 2;
   Index reduce_factor = 64;
-  bool bias = true;  ///< whether experts have biases; BERT's of the MEO authors have none
+  bool bias = true;                  ///< whether experts have biases; BERT's of the MEO authors have none
+  const Storage* storage = nullptr;  ///< of experts, in fewer bits; null: as the rest. No part of config.json
 };
 
 struct Config {
@@ -82,13 +84,24 @@ inline void check_config(const Config& config) {
   require(config.norm_epsilon > 0, "norm_epsilon: expected a number above 0, got ", config.norm_epsilon);
   require((config.family == Family::gpt2) == (config.task == Task::next_word),
           "task: expected next_word for GPT-2 and another for BERT");
-  if (config.mixture.kind == Mixture::none) return;
+  if (config.mixture.kind == Mixture::none) {
+    require(config.mixture.storage == nullptr, "storage: expected none without a mixture, got one");
+    return;
+  }
   const bool is_bert = config.family == Family::bert;
   const meo::Level level = config.mixture.level;
   require(level != (is_bert ? meo::Level::segment : meo::Level::task), "level: expected token, sequence or ",
           is_bert ? "task for BERT" : "segment for GPT-2", ", got ", to_string(level));
   require(level != meo::Level::segment || config.mixture.segment_tokens >= 1,
           "segment_tokens: expected at least 1 at segment level, got ", config.mixture.segment_tokens);
+}
+
+/// Throws std::invalid_argument unless models of the config can be trained.
+inline void require_trainable(const Config& config) {
+  const Storage* const storage = config.mixture.storage;
+  require(storage == nullptr, "training: expected experts that are stored as what is computed with, got ",
+          storage == nullptr ? "" : storage->name(),
+          ": train a model of those, and load what is saved in fewer bits");
 }
 
 /// Of one projection of a feed-forward block.

@@ -47,7 +47,7 @@ class Embeddings {
   /// Returns context.output. The batch: one that require_batch has seen.
   ConstRows<Scalar> forward(const Batch& batch, const Pass<Scalar>& pass, Context& context) const {
     Rows<Scalar> x = context.output.resize(batch.tokens(), positions_.matrix.cols());
-    places_of(batch, context.places);
+    places_of(batch, pass.past == nullptr ? 0 : pass.past->tokens(), context.places);
     words_.look_up(batch.words, x);
     for (Index t = 0; t < x.rows(); ++t) {
       x.row(t) += positions_.matrix.row(context.places[static_cast<std::size_t>(t)]);

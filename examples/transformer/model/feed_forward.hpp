@@ -47,9 +47,12 @@ class FeedForward {
                  Context& context) const {
     Rows<Scalar> before = context.before.resize(x.rows(), hidden_);
     Rows<Scalar> hidden = pass.training != nullptr ? context.hidden.resize(x.rows(), hidden_) : before;
-    Scalar loss = up_.forward(x, pass.inputs(2 * layer), before, context.up);
+    LayerPast<Scalar>* const past = pass.past_of(layer);
+    Scalar loss =
+        up_.forward(x, pass.inputs(2 * layer), past == nullptr ? nullptr : &past->up, before, context.up);
     meo::activate<Scalar>(activation_, context.before.get(), hidden);
-    loss += down_.forward(read<Scalar>(hidden), pass.inputs(2 * layer + 1), y, context.down);
+    loss += down_.forward(read<Scalar>(hidden), pass.inputs(2 * layer + 1),
+                          past == nullptr ? nullptr : &past->down, y, context.down);
     return loss;
   }
 

@@ -61,11 +61,13 @@ class Layer {
   /// loss.
   Scalar forward(const ConstRows<Scalar>& x, const Pass<Scalar>& pass, Index layer, Context& context) const {
     const Index place = layer * dropouts_per_layer;
-    around_attention_.forward(x, pass.dropout(dropout_, place + 1), context.middle.resize(x.rows(), x.cols()),
-                              context.around_attention,
-                              [&](const ConstRows<Scalar>& input, Rows<Scalar> output) {
-                                attention_.forward(input, pass, place, output, context.attention);
-                              });
+    LayerPast<Scalar>* const past = pass.past_of(layer);
+    around_attention_.forward(
+        x, pass.dropout(dropout_, place + 1), context.middle.resize(x.rows(), x.cols()),
+        context.around_attention, [&](const ConstRows<Scalar>& input, Rows<Scalar> output) {
+          attention_.forward(input, pass, place, past == nullptr ? nullptr : &past->attention, output,
+                             context.attention);
+        });
     Scalar loss = 0;
     around_feed_forward_.forward(
         context.middle.get(), pass.dropout(dropout_, place + 2), context.output.resize(x.rows(), x.cols()),

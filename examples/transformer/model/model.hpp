@@ -61,19 +61,31 @@ class Model {
   /// backward. Throws std::invalid_argument for a batch that the model cannot read.
   Rows<Scalar> forward(const Batch& batch, const Training<Scalar>* training, Context& context) const {
     trunk_.check(batch);
-    const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
-    const ConstRows<Scalar> h = trunk_.forward(batch, pass, context.balance_loss, context.trunk);
-    Rows<Scalar> logits = context.outputs.resize(head_.output_rows(batch), head_.output_columns());
-    head_.forward(h, batch, trunk_.words(), pass, logits, context.head);
-    return logits;
+    return forward(batch, trunk_.pass(batch, training, context.trunk), context);
+  }
+
+  /// Inference of words that follow those that the past is of, which they then belong to. The batch: one
+  /// text. Throws std::invalid_argument also for more words than the model has positions.
+  Rows<Scalar> forward(const Batch& batch, Past<Scalar>& past, Context& context) const {
+    trunk_.check(batch);
+    require(past.size() == config_.layers, "past: expected one of ", config_.layers, " layers, got ",
+            past.size());
+    require(batch.sequences.size() == 1, "batch: expected one text, got ", batch.sequences.size());
+    require(past.tokens() + batch.tokens() <= config_.positions, "text: expected at most ", config_.positions,
+            " tokens, as the model has positions, got ", past.tokens() + batch.tokens());
+    Pass<Scalar> pass = trunk_.pass(batch, nullptr, context.trunk);
+    pass.past = &past;
+    return forward(batch, pass, context);
   }
 
   /// Of a forward with the same arguments, after which context.logits() was replaced by its gradient: adds
-  /// the parameters' to `gradients`, those of the balance loss included.
+  /// the parameters' to `gradients`, those of the balance loss included. Throws std::invalid_argument for
+  /// experts in fewer bits.
   void backward(const Batch& batch, const Training<Scalar>* training, Context& context,
                 Model& gradients) const {
     require(training != nullptr, "training: expected that of the forward, got none");
     require(&gradients != this, "gradients: expected another model, got the one itself");
+    require_trainable(config_);
     const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
     const ConstRows<Scalar> h = trunk_.hidden(context.trunk);
     Rows<Scalar> d = context.hidden_gradient.resize(h.rows(), h.cols());
@@ -82,8 +94,9 @@ class Model {
     trunk_.backward(batch, pass, context.trunk, d, gradients.trunk_);
   }
 
-  /// Start values as BERT and GPT-2 have them.
+  /// Start values as BERT and GPT-2 have them. Throws std::invalid_argument unless the model can be trained.
   void initialize(std::mt19937_64& rng, double deviation = 0.02) {
+    require_trainable(config_);
     trunk_.initialize(rng, deviation);
     head_.initialize(rng, deviation);
   }
@@ -117,6 +130,13 @@ class Model {
   }
 
  private:
+  Rows<Scalar> forward(const Batch& batch, const Pass<Scalar>& pass, Context& context) const {
+    const ConstRows<Scalar> h = trunk_.forward(batch, pass, context.balance_loss, context.trunk);
+    Rows<Scalar> logits = context.outputs.resize(head_.output_rows(batch), head_.output_columns());
+    head_.forward(h, batch, trunk_.words(), pass, logits, context.head);
+    return logits;
+  }
+
   static const Config& checked(const Config& config) {
     check_config(config);
     require(Head::is_for(config.task), "task: expected one that the model's head is for");

@@ -12,6 +12,7 @@
 #include <meo/routing/sequences.hpp>
 
 #include "config.hpp"
+#include "past.hpp"
 
 namespace transformer {
 
@@ -51,6 +52,25 @@ inline ModelFlops model_flops(const Config& config, bool has_head, const meo::Se
   }
   if (has_head)
     flops.head = 2 * tokens * width * (config.vocabulary + (config.family == Family::bert ? width : 0));
+  return flops;
+}
+
+/// Of one word that follows so many of a text; see past.hpp.
+inline ModelFlops word_flops(const Config& config, bool has_head, Index before, Merging merging) {
+  const std::int64_t layers = config.layers, width = config.width;
+  ModelFlops flops;
+  for (const auto& [in, out] :
+       {std::pair(config.width, config.hidden), std::pair(config.hidden, config.width)}) {
+    meo::LayerShape shape =
+        meo::layer_shape<float>(layer_options(config, in, out), meo::Sequences::uniform(1, 1));
+    const bool keeps = keeps_decisions(config.mixture), is_merged = keeps && merging == Merging::once;
+    shape.has_router = !keeps;
+    const meo::Method method = method_of(config.mixture.kind);
+    flops.feed_forward +=
+        layers * (is_merged ? meo::step_flops(method, shape) : meo::flops(method, shape)).total();
+  }
+  flops.attention = layers * width * (8 * width + 4 * (before + 1));
+  if (has_head) flops.head = 2 * width * config.vocabulary;
   return flops;
 }
 

@@ -39,17 +39,22 @@ inline Config load_config(const std::filesystem::path& folder) {
   return config_from_json(json, path.string());
 }
 
-/// The same with a mixture instead of dense blocks, where one is asked for. Throws meo::io::Error also where
-/// the folder has another already.
+/// The same with a mixture instead of dense blocks, where one is asked for, and with experts stored so.
+/// Throws meo::io::Error also where the folder has another mixture already, and where there are no experts to
+/// store.
 inline Config load_config_with(const std::filesystem::path& folder,
-                               const std::optional<MixtureConfig>& mixture) {
+                               const std::optional<MixtureConfig>& mixture,
+                               const Storage* storage = nullptr) {
   Config config = load_config(folder);
-  if (!mixture) return config;
-  if (config.mixture.kind != Mixture::none) {
-    throw meo::io::Error((folder / config_file).string(),
-                         "use_moe: expected none, as a mixture is asked for, got one");
+  const auto fault = [&](const char* what) { return meo::io::Error((folder / config_file).string(), what); };
+  if (mixture) {
+    if (config.mixture.kind != Mixture::none)
+      throw fault("use_moe: expected none, as a mixture is asked for, got one");
+    config.mixture = *mixture;
   }
-  config.mixture = *mixture;
+  if (storage != nullptr && config.mixture.kind == Mixture::none)
+    throw fault("use_moe: expected a mixture, whose experts are to be stored in fewer bits, got none");
+  config.mixture.storage = storage;
   check_config(config);
   return config;
 }

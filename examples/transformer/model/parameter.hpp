@@ -7,7 +7,8 @@
 ///     LinearTensors    a projection and the tensors that it is in files
 ///     what meo::MixtureLayer::visit names, under the projection's name and a dot.
 ///
-/// Each has values(), the flat range that optimisers work on: meo::parameters(model) lists them.
+/// Each has values(), the flat range that optimisers work on: meo::parameters(model) lists them. Mixtures
+/// whose experts are stored in fewer bits show none: nothing trains them.
 ///
 /// What a model is made of has visit as a static function, which takes it const or not as its first argument.
 

@@ -12,6 +12,7 @@
 #include <meo/types.hpp>
 
 #include "dropout.hpp"
+#include "past.hpp"
 #include "require.hpp"
 
 namespace transformer {
@@ -56,6 +57,7 @@ struct Pass {
   meo::MatrixView<Scalar> task_embeddings;  ///< task level
   const meo::Sequences* descriptions;
   const Training<Scalar>* training;  ///< null: inference, after which there is no backward
+  Past<Scalar>* past = nullptr;      ///< null: none, the words are all there are
 
   meo::Inputs<Scalar> inputs(Index gate) const {
     meo::Inputs<Scalar> inputs{.sequences = &sequences};
@@ -66,6 +68,8 @@ struct Pass {
     if (training != nullptr) inputs.noise = training->noise.of(gate);
     return inputs;
   }
+
+  LayerPast<Scalar>* past_of(Index layer) const { return past == nullptr ? nullptr : &(*past)[layer]; }
 
   Dropout dropout(double probability, Index place) const {
     if (training == nullptr || !training->dropout_seed) return {};

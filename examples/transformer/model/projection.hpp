@@ -5,10 +5,13 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <variant>
+#include <vector>
 
 #include <meo/experts/aligned_vector.hpp>
 #include <meo/experts/linear.hpp>
+#include <meo/io/tensor_parts.hpp>
 #include <meo/layers/meo_layer.hpp>
 #include <meo/layers/moe_layer.hpp>
 
@@ -17,6 +20,9 @@
 #include "initialize.hpp"
 #include "parameter.hpp"
 #include "pass.hpp"
+#include "past.hpp"
+#include "require.hpp"
+#include "stored_mixture.hpp"
 
 namespace transformer {
 
@@ -28,7 +34,7 @@ class Projection {
   using Meo = meo::MeoLayer<Scalar>;
   using Context = meo::Context<Scalar>;
 
-  /// All parameters zero.
+  /// All parameters zero. Throws std::invalid_argument for experts in fewer bits unless Scalar is float.
   Projection(const Config& config, Index in_features, Index out_features)
       : kind_(made(config, in_features, out_features)), turned_(config.family == Family::gpt2) {}
 
@@ -36,33 +42,34 @@ class Projection {
   /// Of a mixture.
   const meo::LayerOptions& mixture_options() const {
     if (const auto* moe = std::get_if<Moe>(&kind_)) return moe->options();
-    return std::get<Meo>(kind_).options();
+    if (const auto* meo = std::get_if<Meo>(&kind_)) return meo->options();
+    return std::get<Stored>(kind_)->options();
   }
-  /// Calls visit(layer) with the meo::MoeLayer or meo::MeoLayer, unless this is dense.
-  template <class Visitor>
-  void visit_mixture(const Visitor& visit) {
-    visit_mixture_of(*this, visit);
+  /// Of a mixture, under names that begin with the prefix; none of a dense projection.
+  std::vector<meo::io::TensorPart<Scalar>> mixture_tensors(const std::string& prefix) {
+    return mixture_tensors_of(*this, prefix);
   }
-  template <class Visitor>
-  void visit_mixture(const Visitor& visit) const {
-    visit_mixture_of(*this, visit);
+  std::vector<meo::io::TensorPart<Scalar>> mixture_tensors(const std::string& prefix) const {
+    return mixture_tensors_of(*this, prefix);
   }
   /// Whether files have a dense weight in × out, as GPT-2's have.
   bool is_turned() const { return turned_; }
 
-  /// x: T × in_features, y: T × out_features. Returns the balance loss.
-  Scalar forward(const ConstRows<Scalar>& x, const meo::Inputs<Scalar>& inputs, Rows<Scalar> y,
-                 Context& context) const {
+  /// x: T × in_features, y: T × out_features. kept: of the text that x is of, or null. Returns the balance
+  /// loss.
+  Scalar forward(const ConstRows<Scalar>& x, const meo::Inputs<Scalar>& inputs, KeptExperts<Scalar>* kept,
+                 Rows<Scalar> y, Context& context) const {
     if (const auto* dense = std::get_if<Dense>(&kind_)) {
       dense->apply(x, y.data(), y.cols());
       return 0;
     }
-    if (const auto* moe = std::get_if<Moe>(&kind_)) return moe->forward(x, inputs, y, context).loss;
-    return std::get<Meo>(kind_).forward(x, inputs, y, context).loss;
+    if (const auto* moe = std::get_if<Moe>(&kind_)) return forward_keeping(*moe, x, inputs, kept, y, context);
+    if (const auto* meo = std::get_if<Meo>(&kind_)) return forward_keeping(*meo, x, inputs, kept, y, context);
+    return std::get<Stored>(kind_)->forward(x, inputs, kept, y, context);
   }
 
   /// Of a forward that left the context: from dy to dx, which is overwritten; adds to gradients, and at task
-  /// level to d_task_embeddings. The balance loss counts in full.
+  /// level to d_task_embeddings. The balance loss counts in full. For a model that can be trained.
   void backward(const ConstRows<Scalar>& x, const meo::Inputs<Scalar>& inputs, Context& context,
                 const ConstRows<Scalar>& dy, Projection& gradients, Rows<Scalar> dx,
                 Rows<Scalar> d_task_embeddings, meo::AlignedVector<Scalar>& scratch) const {
@@ -85,12 +92,15 @@ class Projection {
       dense->set_bias(bias);
     } else if (auto* moe = std::get_if<Moe>(&kind_)) {
       start_from_dense(*moe, weight, bias, rng);
+    } else if (auto* meo = std::get_if<Meo>(&kind_)) {
+      start_from_dense(*meo, weight, bias, rng);
     } else {
-      start_from_dense(std::get<Meo>(kind_), weight, bias, rng);
+      std::get<Stored>(kind_)->initialize_from_dense(weight, bias);
     }
   }
 
-  /// Start values: a mixture's as meo's layers have them, a dense weight normal.
+  /// Start values: a mixture's as meo's layers have them, a dense weight normal. For a model that can be
+  /// trained.
   void initialize(std::mt19937_64& rng, double deviation) {
     if (auto* dense = std::get_if<Dense>(&kind_)) initialize_normal(*dense, rng, deviation);
     else if (auto* moe = std::get_if<Moe>(&kind_)) moe->initialize(rng);
@@ -107,19 +117,20 @@ class Projection {
   }
 
  private:
-  using Kind = std::variant<Dense, Moe, Meo>;
+  using Stored = StoredMixtureValue<Scalar>;
+  using Kind = std::variant<Dense, Moe, Meo, Stored>;
 
   static Kind made(const Config& config, Index in_features, Index out_features) {
+    const MixtureConfig& mixture = config.mixture;
+    if (mixture.kind == Mixture::none) return Dense(in_features, out_features);
     const meo::LayerOptions options = layer_options(config, in_features, out_features);
-    switch (config.mixture.kind) {
-      case Mixture::none:
-        break;
-      case Mixture::moe:
-        return Moe(options);
-      case Mixture::meo:
-        return Meo(options);
+    if (mixture.storage != nullptr) {
+      if constexpr (std::is_same_v<Scalar, float>)
+        return Stored(mixture.storage->make(mixture.kind, options));
+      else require(false, "storage: expected none in a model of other scalars than float, got one");
     }
-    return Dense(in_features, out_features);
+    if (mixture.kind == Mixture::moe) return Moe(options);
+    return Meo(options);
   }
 
   template <class Layer>
@@ -129,10 +140,12 @@ class Projection {
     else layer.initialize_from_dense(weight, bias, *rng);
   }
 
-  template <class Self, class Visitor>
-  static void visit_mixture_of(Self& self, const Visitor& visit) {
-    if (auto* moe = std::get_if<Moe>(&self.kind_)) visit(*moe);
-    else if (auto* meo = std::get_if<Meo>(&self.kind_)) visit(*meo);
+  template <class Self>
+  static std::vector<meo::io::TensorPart<Scalar>> mixture_tensors_of(Self& self, const std::string& prefix) {
+    if (auto* moe = std::get_if<Moe>(&self.kind_)) return meo::io::tensor_parts(*moe, prefix);
+    if (auto* meo = std::get_if<Meo>(&self.kind_)) return meo::io::tensor_parts(*meo, prefix);
+    if (auto* stored = std::get_if<Stored>(&self.kind_)) return (*stored)->tensors(prefix);
+    return {};
   }
 
   template <class Self, class Visitor>
@@ -141,7 +154,8 @@ class Projection {
       visit(std::string(name) + "." + std::string(part_name), part);
     };
     if (auto* dense = std::get_if<Dense>(&self.kind_)) visit(name, tensors_of(*dense, name, self.turned_));
-    else visit_mixture_of(self, [&](auto& layer) { layer.visit(under_name); });
+    else if (auto* moe = std::get_if<Moe>(&self.kind_)) moe->visit(under_name);
+    else if (auto* meo = std::get_if<Meo>(&self.kind_)) meo->visit(under_name);
   }
 
   Kind kind_;

@@ -16,6 +16,7 @@
 #include "initialize.hpp"
 #include "parameter.hpp"
 #include "pass.hpp"
+#include "past.hpp"
 
 namespace transformer {
 
@@ -58,14 +59,20 @@ class SelfAttention {
     initialize_normal(output_, rng, deviation);
   }
 
-  /// x, y: T × d. place: of the dropout.
-  void forward(const ConstRows<Scalar>& x, const Pass<Scalar>& pass, Index place, Rows<Scalar> y,
-               Context& context) const {
+  /// x, y: T × d. place: of the dropout. past: null for none.
+  void forward(const ConstRows<Scalar>& x, const Pass<Scalar>& pass, Index place, KeysAndValues<Scalar>* past,
+               Rows<Scalar> y, Context& context) const {
     Rows<Scalar> qkv = context.qkv.resize(x.rows(), 3 * options_.width);
     Rows<Scalar> mixed = context.mixed.resize(x.rows(), options_.width);
     qkv_.apply(x, qkv.data(), qkv.cols());
-    attention_.forward(context.qkv.get(), pass.sequences, pass.dropout(options_.dropout, place),
-                       pass.training != nullptr, mixed, context.attention);
+    const bool follows = past != nullptr && past->tokens() > 0;
+    if (past != nullptr) past->add(qkv.rightCols(2 * options_.width));
+    if (follows) {
+      attention_.forward_last(context.qkv.get(), past->get(), mixed, context.attention);
+    } else {
+      attention_.forward(context.qkv.get(), pass.sequences, pass.dropout(options_.dropout, place),
+                         pass.training != nullptr, mixed, context.attention);
+    }
     output_.apply(mixed, y.data(), y.cols());
   }
 

@@ -100,10 +100,8 @@ std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
     }  // else of a mixture
   });
   model.visit_projections([&](const std::string& name, auto& projection) {
-    projection.visit_mixture([&](auto& layer) {
-      for (Tensor<Scalar>& tensor : meo::io::tensor_parts(layer, name + "."))
-        tensors.push_back(std::move(tensor));
-    });
+    for (Tensor<Scalar>& tensor : projection.mixture_tensors(name + "."))
+      tensors.push_back(std::move(tensor));
   });
   return tensors;
 }
@@ -210,11 +208,12 @@ void upcycle(const TensorFiles& files, const DenseTensors<Scalar>& dense, std::m
 
 /// Fills a model. Needs all of its parameters, each in its shape, and refuses tensors that are of no known
 /// use, as those of a layer too many. Throws meo::io::Error, which names the tensor; the model may then have
-/// some of the checkpoint's parameters.
+/// some of the checkpoint's parameters. Throws std::invalid_argument where it is to be trained and cannot be.
 template <class Model>
 void load(Model& model, const TensorFiles& files, const LoadOptions& options = {}) {
   using Scalar = typename Model::Scalar;
-  constexpr Index piece = 16384;
+  constexpr Index piece = 16384;  // values read at a time, or a row of more
+  if (options.training != nullptr) require_trainable(model.config());
   const TensorNames names(files, prefix_of(model.config().family));
   std::set<std::string> used;
   std::set<std::string> upcycled;  // what projections' names begin with
@@ -231,7 +230,7 @@ void load(Model& model, const TensorFiles& files, const LoadOptions& options = {
       return options.training != nullptr;
     return !upcycled.empty() && name.ends_with("task_embeddings.weight");
   };
-  std::vector<Scalar> buffer(static_cast<std::size_t>(piece));
+  std::vector<Scalar> buffer;
   for (const Tensor<Scalar>& tensor : tensors_of_model(model)) {
     const bool is_upcycled = std::any_of(upcycled.begin(), upcycled.end(), [&](const std::string& start) {
       return tensor.name().starts_with(start);
@@ -242,9 +241,11 @@ void load(Model& model, const TensorFiles& files, const LoadOptions& options = {
     const std::string full_name = files.prefix() + name;
     file.check<Scalar>(full_name, tensor.shape(), true);
     used.insert(name);
-    for (Index first = 0; first < tensor.size(); first += piece) {
-      const auto count = static_cast<std::size_t>((std::min)(piece, tensor.size() - first));
-      const std::span<Scalar> values = std::span(buffer).first(count);
+    // Whole rows, as experts in 8 bits are written.
+    const Index step = (std::max)(piece / tensor.cols(), Index{1}) * tensor.cols();
+    for (Index first = 0; first < tensor.size(); first += step) {
+      buffer.resize(static_cast<std::size_t>((std::min)(step, tensor.size() - first)));
+      const std::span<Scalar> values(buffer);
       file.read_into<Scalar>(full_name, first, values);
       tensor.write(first, values);
     }

@@ -138,7 +138,7 @@ void load(const Communicator& communicator, const std::vector<TensorSlice<Scalar
     io::detail::check_all_used(file.file(), file.names(), prefix, io::detail::first_words, ignored);
     for (const TensorSlice<Scalar>& slice : slices) {
       detail::for_held(slice, communicator, [&](Index first, Index, Index count) {
-        file.check<Scalar>(slice.part.name(), first, count, options.require_finite);
+        file.check_elements<Scalar>(slice.part.name(), first, count, options.require_finite);
       });
     }
   });

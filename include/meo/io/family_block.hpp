@@ -160,7 +160,7 @@ MEO_IO_INLINE FamilyModel::FamilyModel(const SafetensorsReader& file)
 MEO_IO_INLINE FamilyModel::FamilyModel(TensorFiles tensors, ModelConfig config, std::string_view field)
     : tensors_(std::move(tensors)),
       config_(std::move(config)),
-      family_(&model_family(config_.text(field), config_.file())) {}
+      family_(&model_family(config_.text(field), config_.file(), field)) {}
 
 MEO_IO_INLINE FeedForwardOptions FamilyModel::options() const {
   const ModelFamily& family = *family_;
@@ -190,7 +190,10 @@ MEO_IO_INLINE FeedForwardOptions FamilyModel::options() const {
   SelectionOptions& selection = options.routing.selection;
   selection.correction_bias = family.correction_bias;
   selection.capacity = count_if_there(family.capacity, 0);
-  if (!config_.is(family.ungrouped.field, family.ungrouped.value)) {
+  const FieldValue& ungrouped = family.ungrouped;
+  if (!config_.is(ungrouped.field, ungrouped.value)) {
+    if (config_.has(ungrouped.field) && !config_.is(ungrouped.field, family.grouped))
+      config_.fail(ungrouped.field, detail::text_of({ungrouped.value, " or ", family.grouped}));
     selection.groups = count_if_there(family.groups, 1);
     selection.top_groups = count_if_there(family.top_groups, selection.groups);
     if (selection.top_groups < selection.groups) selection.group_score = family.group_score;
@@ -248,7 +251,9 @@ MEO_IO_INLINE BlockFormat FamilyModel::layer(Index number, std::string_view pref
     if (format.layer() == number && format.prefix.starts_with(detail::in_words(prefix)))
       found.push_back(std::move(format));
   }
-  return only(found, detail::text_of({"of layer ", number}));
+  return only(found, prefix.empty() ? detail::text_of({"of layer ", number})
+                                    : detail::text_of({"of layer ", number, " whose names begin with ",
+                                                       detail::in_quotes(prefix)}));
 }
 
 MEO_IO_INLINE BlockFormat FamilyModel::only(const std::vector<BlockFormat>& blocks,

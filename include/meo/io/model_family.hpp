@@ -80,6 +80,7 @@ struct ModelFamily {
   std::string_view groups = {};                            ///< G
   std::string_view top_groups = {};                        ///< the groups that a row selects from
   FieldValue ungrouped = {};                               ///< where groups do not count
+  std::string_view grouped = {};                           ///< what that field says else, in JSON
   GroupScore group_score = GroupScore::largest;            ///< what groups are judged by
   bool correction_bias = false;                            ///< whether there is one
   bool router_bias = false;                                ///< whether logits have a bias
@@ -226,6 +227,7 @@ inline constexpr ModelFamily model_families[] = {
      .groups = "n_group",
      .top_groups = "topk_group",
      .ungrouped = {"topk_method", "\"greedy\""},
+     .grouped = "\"group_limited_greedy\"",
      .shared_experts = "n_shared_experts",
      .required = detail::deepseek_v2_required,
      .layouts = detail::deepseek_v2_layouts},
@@ -269,18 +271,20 @@ inline constexpr ModelFamily model_families[] = {
      .layouts = detail::switch_layouts},
 };
 
-/// The family of one of its names. Throws Error, which names the file, for another.
-MEO_IO_INLINE const ModelFamily& model_family(std::string_view name, std::string_view file);
+/// The family of one of its names. Throws Error, which names the file and the field, for another.
+MEO_IO_INLINE const ModelFamily& model_family(std::string_view name, std::string_view file,
+                                              std::string_view field = "family");
 
 #if defined(MEO_DEFINES_IO)
 
-MEO_IO_INLINE const ModelFamily& model_family(std::string_view name, std::string_view file) {
+MEO_IO_INLINE const ModelFamily& model_family(std::string_view name, std::string_view file,
+                                              std::string_view field) {
   std::string known;
   for (const ModelFamily& family : model_families) {
     if (name == family.names[0] || name == family.names[1]) return family;
     known += (known.empty() ? "" : ", ") + std::string(family.names[0]);
   }
-  throw Error(file, detail::text_of({"family: expected one of ", known, ", got ", detail::in_quotes(name)}));
+  throw Error(file, detail::text_of({field, ": expected one of ", known, ", got ", detail::in_quotes(name)}));
 }
 
 #endif

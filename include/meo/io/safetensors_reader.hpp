@@ -150,7 +150,7 @@ class SafetensorsReader {
 
   /// The same of `count` elements from `begin` on, of a tensor of any shape, which alone it reads.
   template <Element S>
-  void check(std::string_view name, Index begin, Index count, bool require_finite = false) const;
+  void check_elements(std::string_view name, Index begin, Index count, bool require_finite = false) const;
 
   /// All elements in row-major order. This and the other readers throw if the tensor is not there, has
   /// another shape or size than asked for, or holds what S cannot.
@@ -219,11 +219,12 @@ template <Element S>
 void SafetensorsReader::check(std::string_view name, const std::vector<Index>& shape,
                               bool require_finite) const {
   check_shape(name, shape);
-  check<S>(name, 0, info(name).size, require_finite);
+  check_elements<S>(name, 0, info(name).size, require_finite);
 }
 
 template <Element S>
-void SafetensorsReader::check(std::string_view name, Index begin, Index count, bool require_finite) const {
+void SafetensorsReader::check_elements(std::string_view name, Index begin, Index count,
+                                       bool require_finite) const {
   check_range(name, begin, count);
   std::vector<S> values;
   convert_each<S>(
@@ -411,7 +412,7 @@ MEO_IO_INLINE void SafetensorsReader::for_each_chunk(
 
 #define MEO_INSTANCES(instance, Scalar)                                                                    \
   instance void SafetensorsReader::check<Scalar>(std::string_view, const std::vector<Index>&, bool) const; \
-  instance void SafetensorsReader::check<Scalar>(std::string_view, Index, Index, bool) const;              \
+  instance void SafetensorsReader::check_elements<Scalar>(std::string_view, Index, Index, bool) const;     \
   instance std::vector<Scalar> SafetensorsReader::read<Scalar>(std::string_view, Index, Index) const;      \
   instance void SafetensorsReader::read_into(std::string_view, Index, std::span<Scalar>) const;            \
   instance void SafetensorsReader::read(std::string_view, std::span<Scalar>) const;                        \
