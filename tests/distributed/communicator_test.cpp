@@ -122,6 +122,27 @@ TEST_CASE("reductions that are under way together do not mix") {
   for (std::size_t i = 0; i < sizes.size(); ++i) CHECK(values[i] == sum_in_order(world().size(), sizes[i]));
 }
 
+TEST_CASE("ranks may finish reductions in other orders, and by other communicators") {
+  const meo::mpi::Communicator second(world().handle());
+  std::vector<float> a = uneven(world().rank(), 1003), b = a, c = a;
+  auto of_a = world().start_all_reduce_sum(std::span<float>(a));
+  auto of_b = second.start_all_reduce_sum(std::span<float>(b));
+  auto of_c = world().start_all_reduce_sum(std::span<float>(c));
+  if (world().rank() % 2 == 0) {
+    of_a.finish();
+    of_b.finish();
+    of_c.finish();
+  } else {
+    of_c.finish();
+    of_b.finish();
+    of_a.finish();
+  }
+  const std::vector<float> sum = sum_in_order(world().size(), 1003);
+  CHECK(a == sum);
+  CHECK(b == sum);
+  CHECK(c == sum);
+}
+
 TEST_CASE("spans that do not fit are refused before anything is sent") {
   const auto ranks = static_cast<std::size_t>(world().size());
   const std::vector<int> values(ranks);

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <exception>
 #include <limits>
+#include <list>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -258,7 +259,7 @@ class Communicator {
   }
 
   /// The same while other work goes on: see Reduction. Reductions are started in the same order on all ranks,
-  /// and finished in the same, be it another. `values` are left alone until it is finished.
+  /// and finished in any, but between the same calls. `values` are left alone until it is finished.
   template <Sendable Scalar>
   [[nodiscard]] Reduction<Scalar> start_all_reduce_sum(std::span<Scalar> values) const;
 
@@ -307,29 +308,59 @@ class Communicator {
   int size_ = 1;
 };
 
+namespace detail {
+
+/// What this process has under way, by whatever communicators: who waits for one keeps the others going, for
+/// another rank may be waiting for these first.
+class UnderWay {
+ public:
+  UnderWay& operator=(const UnderWay&) = delete;
+
+ protected:
+  UnderWay() { all().push_back(this); }
+  UnderWay(const UnderWay&) : UnderWay() {}
+  ~UnderWay() { all().remove(this); }
+
+  static void progress_all() {
+    for (UnderWay* const one : all()) one->progress();
+  }
+
+ private:
+  virtual void progress() = 0;
+
+  static std::list<UnderWay*>& all() {
+    static std::list<UnderWay*> all;
+    return all;
+  }
+};
+
+}  // namespace detail
+
 /// A sum over the ranks that is under way: see Communicator::all_reduce_sum. The values are cut into one part
 /// for each rank; a rank is sent its part by all others, adds, and sends the sums to all others.
 template <class ScalarType>
-class Reduction {
+class Reduction final : detail::UnderWay {
  public:
   /// What is summed.
   using Scalar = ScalarType;
 
   /// What was moved from has nothing left to do.
   Reduction(Reduction&& other) noexcept
-      : communicator_(other.communicator_),
+      : UnderWay(other),
+        communicator_(other.communicator_),
         values_(other.values_),
         received_(std::move(other.received_)),
         requests_(std::move(other.requests_)),
         statuses_(std::move(other.statuses_)),
         tag_(other.tag_),
-        stage_(std::exchange(other.stage_, Stage::finished)) {}
+        stage_(std::exchange(other.stage_, Stage::finished)),
+        failure_(std::move(other.failure_)) {}
   Reduction& operator=(Reduction&&) = delete;
   /// Waits as finish does; where an exception is under way, which the others may not know of, gives up.
   ~Reduction() {
+    if (std::uncaught_exceptions() > 0) give_up();
     try {
-      if (std::uncaught_exceptions() == 0) finish();
-      else give_up();
+      finish();
     } catch (...) {  // NOLINT: a destructor has nobody to tell; who wants to know calls finish
     }
   }
@@ -337,19 +368,14 @@ class Reduction {
   /// Does what can be done without waiting: to be called now and then during other work. Returns whether the
   /// sums are there.
   bool advance() {
-    if (stage_ == Stage::parts && arrived()) send_sums();
-    if (stage_ == Stage::sums && arrived()) stage_ = Stage::finished;
+    progress();
+    if (failure_) std::rethrow_exception(failure_);
     return stage_ == Stage::finished;
   }
 
   /// Returns when the sums are there.
   void finish() {
-    if (stage_ == Stage::parts) {
-      wait();
-      send_sums();
-    }
-    if (stage_ == Stage::sums) wait();
-    stage_ = Stage::finished;
+    while (!advance()) progress_all();
   }
 
  private:
@@ -395,34 +421,30 @@ class Reduction {
     communicator_.template count_sent<Scalar>(values.size());
   }
 
-  void wait() {
-    statuses_.resize(requests_.size());
-    const int code = MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), statuses_.data());
-    check_arrived(code, "MPI_Waitall");
-  }
   bool arrived() {
     int all = 0;
     statuses_.resize(requests_.size());
     const int code =
         MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all, statuses_.data());
     if (code == MPI_SUCCESS && all == 0) return false;
-    check_arrived(code, "MPI_Testall");
+    if (code == MPI_ERR_IN_STATUS || code == MPI_SUCCESS) check_counts(code);
+    detail::check(code, "MPI_Testall");
+    requests_.clear();
     return true;
   }
 
-  /// Ends a sum that has failed: where MPI says so, or where a rank has sent other values than are summed
-  /// here.
-  void check_arrived(int code, std::string_view function) {
+  /// What fails is kept for advance and finish: it may be another sum that is waited for.
+  void progress() override {
     try {
-      if (code != MPI_ERR_IN_STATUS) detail::check(code, function);
-      check_counts(code);
-      detail::check(code, function);
+      if (stage_ == Stage::parts && arrived()) send_sums();
+      if (stage_ == Stage::sums && arrived()) stage_ = Stage::finished;
     } catch (...) {
+      failure_ = std::current_exception();
       give_up();
-      throw;
     }
-    requests_.clear();
   }
+
+  /// Throws where a rank has sent more or fewer values than are summed here.
   void check_counts(int code) const {
     std::size_t i = 0;  // receives come first
     for_others([&](int other) {
@@ -453,16 +475,17 @@ class Reduction {
     stage_ = Stage::sums;
   }
 
-  /// Nothing is written to memory any more that is about to be freed.
+  /// Nothing is written to memory any more that is about to be freed. Who gives up has said why.
   void give_up() {
     stage_ = Stage::finished;
     const std::size_t receives = requests_.size() / 2;
     for (std::size_t i = 0; i < requests_.size(); ++i) {
-      if (i < receives && requests_[i] != MPI_REQUEST_NULL) {
-        detail::check(MPI_Cancel(&requests_[i]), "MPI_Cancel");
-        detail::check(MPI_Wait(&requests_[i], MPI_STATUS_IGNORE), "MPI_Wait");
-      } else if (requests_[i] != MPI_REQUEST_NULL) {
-        detail::check(MPI_Request_free(&requests_[i]), "MPI_Request_free");
+      if (requests_[i] == MPI_REQUEST_NULL) continue;
+      if (i < receives) {
+        MPI_Cancel(&requests_[i]);
+        MPI_Wait(&requests_[i], MPI_STATUS_IGNORE);
+      } else {
+        MPI_Request_free(&requests_[i]);
       }
     }
   }
@@ -474,6 +497,7 @@ class Reduction {
   std::vector<MPI_Status> statuses_;
   int tag_;
   Stage stage_ = Stage::finished;
+  std::exception_ptr failure_;
 };
 
 template <Sendable Scalar>
