@@ -10,6 +10,7 @@
 
 #include <meo/distributed/agreement.hpp>
 #include <meo/distributed/checkpoint.hpp>
+#include <meo/distributed/expert_parallel.hpp>
 #include <meo/distributed/tensor_parallel.hpp>
 #include <meo/distributed/tensor_parallel_projections.hpp>
 #include <meo/io/checkpoint.hpp>
@@ -71,6 +72,18 @@ bool are_same(Layer& a, Layer& b) {
   return of_a.size() == of_b.size();
 }
 
+/// The same of what a rank has of two layers whose experts are spread.
+template <class Layer>
+bool are_same(mpi::ExpertParallel<Layer>& a, mpi::ExpertParallel<Layer>& b) {
+  const auto same = [](const Parameters<double>& of_a, const Parameters<double>& of_b) {
+    return std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), [](const auto& x, const auto& y) {
+      return std::equal(x.values.begin(), x.values.end(), y.values.begin(), y.values.end());
+    });
+  };
+  return same(a.router_parameters(), b.router_parameters()) &&
+         same(a.expert_parameters(), b.expert_parameters());
+}
+
 template <class Layer, class Split = TensorParallel<Layer>>
 void check_files(const typename Layer::Options& options) {
   Generator rng(5);
@@ -102,6 +115,19 @@ TEST_CASE("a file that ranks write together is that of one rank, and any number 
   check_files<FeedForward<MeoLayer<double>>>(block);
   check_files<FeedForward<MeoLayer<double>>, mpi::TensorParallelProjections<MeoLayer<double>>>(
       small_block(Level::token, 6, 9, true, false));
+}
+
+TEST_CASE("experts that ranks own are written and read as those of one rank") {
+  using Moe = MoeLayer<double>;
+  LayerOptions layer = small_layer(Level::task, 5, 7);
+  layer.num_experts = 3;  // fewer than four ranks
+  layer.top_k = 2;
+  layer.shared_experts = GENERATE(SharedExpertOptions{}, SharedExpertOptions{2, SharedWeight::sigmoid});
+  check_files<Moe, mpi::ExpertParallel<Moe>>(layer);
+  FeedForwardOptions block = small_block(Level::token, 3, 11, true, true);
+  block.shared_experts = layer.shared_experts;
+  using Block = FeedForward<Moe>;
+  check_files<Block, mpi::ExpertParallel<Block>>(block);
 }
 
 TEST_CASE("layers that every rank has whole stand beside those that are split") {

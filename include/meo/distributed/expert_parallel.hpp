@@ -182,6 +182,8 @@ class ExpertParallel {
     Spreadable::copy(whole, own().begin, *experts_);
   }
 
+  /// The ranks that share the layer.
+  const Communicator& communicator() const { return communicator_; }
   /// What the whole layer is made with.
   const Options& options() const { return options_; }
   /// This rank's experts, of those with the shared ones behind them; none where there are fewer than ranks.

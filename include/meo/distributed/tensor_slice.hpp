@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include <meo/distributed/communicator.hpp>
+#include <meo/distributed/expert_parallel.hpp>
 #include <meo/distributed/tensor_parallel.hpp>
 #include <meo/errors.hpp>
 #include <meo/io/size_only.hpp>
@@ -80,9 +82,63 @@ struct CollectShapes {
   }
 };
 
+/// What a tensor of an ExpertParallel is: its name and shape, and of which expert, or −1 of the router.
+struct SpreadTensor {
+  std::string name;
+  std::vector<Index> shape;
+  Index cols;
+  Index expert;
+};
+
+/// Collects those of the parts that a visit of a layer names. For TensorNamer.
+struct CollectSpread {
+  std::vector<SpreadTensor>& tensors;
+  bool are_experts;
+
+  template <class Bank>
+  void operator()(std::string name, std::vector<Index> shape, Index cols, Bank&,
+                  const io::detail::BankRows& rows) const {
+    tensors.push_back({std::move(name), std::move(shape), cols, are_experts ? rows.first_expert : -1});
+  }
+};
+
+/// The tensors of a whole layer of so many shared experts, in the order of files.
+template <class Sizes>
+std::vector<SpreadTensor> spread_tensors(const Sizes& whole, std::string_view prefix, Index shared) {
+  std::vector<SpreadTensor> tensors;
+  whole.visit([&](std::string_view name, auto&& part) {
+    const CollectSpread take{tensors, is_expert_bank<std::remove_cvref_t<decltype(part)>>};
+    io::detail::TensorNamer<typename Sizes::Scalar, CollectSpread>(prefix, false, shared, take)(name, part);
+  });
+  return tensors;
+}
+
+/// The same numbers under another name.
+template <class Scalar>
+io::TensorPart<Scalar> renamed(const SpreadTensor& as, const io::TensorPart<Scalar>& part, bool is_const) {
+  typename io::TensorPart<Scalar>::Write write;
+  if (!is_const) {
+    write = [part](Index row, Index col, std::span<const Scalar> values) {
+      part.write(row * part.cols() + col, values);
+    };
+  }
+  return {
+      as.name, as.shape, as.cols,
+      [part](Index row, Index col, std::span<Scalar> values) { part.read(row * part.cols() + col, values); },
+      std::move(write)};
+}
+
+/// Of an expert that another rank owns.
+template <class Scalar>
+io::TensorPart<Scalar> nothing_of(const SpreadTensor& tensor) {
+  std::vector<Index> shape = tensor.shape;
+  shape[0] = 0;
+  return {tensor.name, std::move(shape), tensor.cols, {}, {}};
+}
+
 }  // namespace detail
 
-/// A TensorParallel, or TensorParallelProjections.
+/// A TensorParallel, TensorParallelProjections or an ExpertParallel.
 template <class T>
 concept SplitOverRanks = requires(const T& layer) {
   typename T::Layer;
@@ -129,6 +185,44 @@ std::vector<TensorSlice<typename SplitBlock::Scalar>> tensor_slices(SplitBlock& 
     for (auto& slice : tensor_slices(projection, std::string(prefix).append(name)))
       slices.push_back(std::move(slice));
   });
+  return slices;
+}
+/// Of an ExpertParallel: each rank has the router and its own experts.
+template <class SpreadLayer>
+requires requires(const SpreadLayer& layer) { layer.own(); }
+std::vector<TensorSlice<typename SpreadLayer::Scalar>> tensor_slices(SpreadLayer& layer,
+                                                                     std::string_view prefix) {
+  using Layer = typename SpreadLayer::Layer;
+  using Scalar = typename SpreadLayer::Scalar;
+  const typename io::detail::SizesOf<Layer>::Type sizes(layer.options());
+  std::vector<io::TensorPart<Scalar>> experts, of_router;
+  if (layer.own().size() > 0) experts = io::tensor_parts(layer.experts(), "");
+  const io::detail::CollectParts<Scalar> take(of_router);
+  const io::detail::TensorNamer<Scalar, io::detail::CollectParts<Scalar>> name_router("", false, 0, take);
+  layer.router().gate().visit(name_router);
+  layer.router().visit_shared_expert_gate(name_router);
+  layer.router().visit_task_projection(name_router);
+
+  // A layer has its tensors in the order of its visit, and so has this rank's layer of fewer experts; those
+  // of the router, which stand between them, are in the same order as well.
+  std::vector<TensorSlice<Scalar>> slices;
+  auto next_expert = experts.cbegin();
+  auto next_of_router = of_router.cbegin();
+  constexpr bool is_const = std::is_const_v<SpreadLayer>;
+  for (detail::SpreadTensor& tensor :
+       detail::spread_tensors(sizes, prefix, layer.options().shared_experts.count)) {
+    std::vector<Index> begin(tensor.shape.size(), 0);
+    const bool is_own = layer.own().begin <= tensor.expert && tensor.expert < layer.own().end;
+    Held held = Held::in_part;
+    io::TensorPart<Scalar> part = detail::nothing_of<Scalar>(tensor);
+    if (tensor.expert < 0) {
+      held = Held::by_all;
+      part = detail::renamed(tensor, *next_of_router++, is_const);
+    } else if (is_own) {
+      part = detail::renamed(tensor, *next_expert++, is_const);
+    }
+    slices.push_back({std::move(part), std::move(tensor.shape), std::move(begin), held});
+  }
   return slices;
 }
 
