@@ -79,17 +79,21 @@ macro(meo_find_json)
 endmacro()
 
 # Optional: only meo::mpi needs it. Not where programs are for another system, whose MPI the compiler's wrappers of this
-# one do not know.
+# one do not know. Sets meo_has_mpi: CMake makes MPI::MPI_CXX also of an MPI that does not work.
 macro(meo_find_mpi)
-  if(NOT TARGET MPI::MPI_CXX AND NOT MEO_MPI STREQUAL OFF)
+  set(meo_has_mpi OFF)
+  if(TARGET MPI::MPI_CXX)
+    set(meo_has_mpi ON)
+  elseif(NOT MEO_MPI STREQUAL OFF)
     if(NOT CMAKE_CROSSCOMPILING OR NOT MEO_MPI STREQUAL AUTO)
       set(MPI_CXX_SKIP_MPICXX ON)
       find_package(MPI QUIET COMPONENTS CXX)
+      set(meo_has_mpi ${MPI_CXX_FOUND})
     endif()
-    if(NOT MPI_CXX_FOUND AND NOT MEO_MPI STREQUAL AUTO)
+    if(NOT meo_has_mpi AND NOT MEO_MPI STREQUAL AUTO)
       message(FATAL_ERROR "meo: MPI was not found. Install it, on Debian by\n"
                           "  apt-get install libopenmpi-dev openmpi-bin")
-    elseif(NOT MPI_CXX_FOUND)
+    elseif(NOT meo_has_mpi)
       message(STATUS "meo: no MPI (Debian: libopenmpi-dev openmpi-bin), so meo::mpi and its tests are left out")
     endif()
   endif()
