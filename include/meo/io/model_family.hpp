@@ -7,7 +7,10 @@
 ///
 /// Letters: N experts, D features, I hidden features of an expert, I_s those of the shared one.
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -105,71 +108,50 @@ struct ModelFamily {
 
 namespace detail {
 
-inline constexpr FamilyTensor mixtral_experts[] = {{"gate.weight", BlockPart::router},
-                                                   {"experts.{}.w1.weight", BlockPart::gate},
-                                                   {"experts.{}.w3.weight", BlockPart::up},
-                                                   {"experts.{}.w2.weight", BlockPart::down}};
-inline constexpr FamilyTensor named_experts[] = {{"gate.weight", BlockPart::router},
-                                                 {"experts.{}.gate_proj.weight", BlockPart::gate},
-                                                 {"experts.{}.up_proj.weight", BlockPart::up},
-                                                 {"experts.{}.down_proj.weight", BlockPart::down}};
-inline constexpr FamilyTensor fused_experts[] = {{"gate.weight", BlockPart::router},
-                                                 {"experts.gate_up_proj", BlockPart::gate_and_up},
-                                                 {"experts.down_proj", BlockPart::down}};
+/// The tensors of several tables, one after another.
+template <std::size_t... Sizes>
+constexpr std::array<FamilyTensor, (Sizes + ...)> joined(const FamilyTensor (&... tables)[Sizes]) {
+  std::array<FamilyTensor, (Sizes + ...)> all{};
+  auto end = all.begin();
+  ((end = std::copy(std::begin(tables), std::end(tables), end)), ...);
+  return all;
+}
+
+inline constexpr FamilyTensor plain_router[] = {{"gate.weight", BlockPart::router}};
+inline constexpr FamilyTensor corrected_router[] = {
+    {"gate.weight", BlockPart::router}, {"gate.e_score_correction_bias", BlockPart::correction_bias}};
+inline constexpr FamilyTensor of_w1_w3_w2[] = {{"experts.{}.w1.weight", BlockPart::gate},
+                                               {"experts.{}.w3.weight", BlockPart::up},
+                                               {"experts.{}.w2.weight", BlockPart::down}};
+inline constexpr FamilyTensor of_projections[] = {{"experts.{}.gate_proj.weight", BlockPart::gate},
+                                                  {"experts.{}.up_proj.weight", BlockPart::up},
+                                                  {"experts.{}.down_proj.weight", BlockPart::down}};
+inline constexpr FamilyTensor of_fused_projections[] = {{"experts.gate_up_proj", BlockPart::gate_and_up},
+                                                        {"experts.down_proj", BlockPart::down}};
+inline constexpr FamilyTensor qwen2_shared[] = {{"shared_expert.gate_proj.weight", BlockPart::shared_gate},
+                                                {"shared_expert.up_proj.weight", BlockPart::shared_up},
+                                                {"shared_expert.down_proj.weight", BlockPart::shared_down},
+                                                {"shared_expert_gate.weight", BlockPart::shared_weight}};
+inline constexpr FamilyTensor deepseek_shared[] = {
+    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
+    {"shared_experts.up_proj.weight", BlockPart::shared_up},
+    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
+
+inline constexpr auto mixtral_experts = joined(plain_router, of_w1_w3_w2);
+inline constexpr auto named_experts = joined(plain_router, of_projections);
+inline constexpr auto fused_experts = joined(plain_router, of_fused_projections);
+inline constexpr auto qwen2_experts = joined(plain_router, of_projections, qwen2_shared);
+inline constexpr auto qwen2_fused = joined(plain_router, of_fused_projections, qwen2_shared);
+inline constexpr auto deepseek_v2_experts = joined(plain_router, of_projections, deepseek_shared);
+inline constexpr auto deepseek_v2_fused = joined(plain_router, of_fused_projections, deepseek_shared);
+inline constexpr auto deepseek_v3_experts = joined(corrected_router, of_projections, deepseek_shared);
+inline constexpr auto deepseek_v3_fused = joined(corrected_router, of_fused_projections, deepseek_shared);
 inline constexpr FamilyTensor granite_experts[] = {{"router.layer.weight", BlockPart::router},
                                                    {"input_linear.weight", BlockPart::gate_and_up},
                                                    {"output_linear.weight", BlockPart::down}};
 inline constexpr FamilyTensor switch_experts[] = {{"router.classifier.weight", BlockPart::router},
                                                   {"experts.expert_{}.wi.weight", BlockPart::gate},
                                                   {"experts.expert_{}.wo.weight", BlockPart::down}};
-
-inline constexpr FamilyTensor qwen2_experts[] = {{"gate.weight", BlockPart::router},
-                                                 {"experts.{}.gate_proj.weight", BlockPart::gate},
-                                                 {"experts.{}.up_proj.weight", BlockPart::up},
-                                                 {"experts.{}.down_proj.weight", BlockPart::down},
-                                                 {"shared_expert.gate_proj.weight", BlockPart::shared_gate},
-                                                 {"shared_expert.up_proj.weight", BlockPart::shared_up},
-                                                 {"shared_expert.down_proj.weight", BlockPart::shared_down},
-                                                 {"shared_expert_gate.weight", BlockPart::shared_weight}};
-inline constexpr FamilyTensor qwen2_fused[] = {{"gate.weight", BlockPart::router},
-                                               {"experts.gate_up_proj", BlockPart::gate_and_up},
-                                               {"experts.down_proj", BlockPart::down},
-                                               {"shared_expert.gate_proj.weight", BlockPart::shared_gate},
-                                               {"shared_expert.up_proj.weight", BlockPart::shared_up},
-                                               {"shared_expert.down_proj.weight", BlockPart::shared_down},
-                                               {"shared_expert_gate.weight", BlockPart::shared_weight}};
-inline constexpr FamilyTensor deepseek_v2_experts[] = {
-    {"gate.weight", BlockPart::router},
-    {"experts.{}.gate_proj.weight", BlockPart::gate},
-    {"experts.{}.up_proj.weight", BlockPart::up},
-    {"experts.{}.down_proj.weight", BlockPart::down},
-    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
-    {"shared_experts.up_proj.weight", BlockPart::shared_up},
-    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
-inline constexpr FamilyTensor deepseek_v2_fused[] = {
-    {"gate.weight", BlockPart::router},
-    {"experts.gate_up_proj", BlockPart::gate_and_up},
-    {"experts.down_proj", BlockPart::down},
-    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
-    {"shared_experts.up_proj.weight", BlockPart::shared_up},
-    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
-inline constexpr FamilyTensor deepseek_v3_experts[] = {
-    {"gate.weight", BlockPart::router},
-    {"gate.e_score_correction_bias", BlockPart::correction_bias},
-    {"experts.{}.gate_proj.weight", BlockPart::gate},
-    {"experts.{}.up_proj.weight", BlockPart::up},
-    {"experts.{}.down_proj.weight", BlockPart::down},
-    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
-    {"shared_experts.up_proj.weight", BlockPart::shared_up},
-    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
-inline constexpr FamilyTensor deepseek_v3_fused[] = {
-    {"gate.weight", BlockPart::router},
-    {"gate.e_score_correction_bias", BlockPart::correction_bias},
-    {"experts.gate_up_proj", BlockPart::gate_and_up},
-    {"experts.down_proj", BlockPart::down},
-    {"shared_experts.gate_proj.weight", BlockPart::shared_gate},
-    {"shared_experts.up_proj.weight", BlockPart::shared_up},
-    {"shared_experts.down_proj.weight", BlockPart::shared_down}};
 inline constexpr FamilyTensor gpt_oss_experts[] = {
     {.name = "router.weight", .part = BlockPart::router},
     {.name = "router.bias", .part = BlockPart::router_bias},

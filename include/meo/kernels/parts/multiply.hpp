@@ -191,22 +191,10 @@ void multiply_full_tile(const ProductRows<Scalar>& rows, Index r, const Panels<S
   constexpr int count = Tile<Scalar>::rows;
   if constexpr (!stores_scalars<Scalar, Storage>) {  // one rate: each is a tile to compile
     multiply_tile<count, 1, 0>(rows, r, panels, panel);
-    return;
-  }
-  switch (ahead.lines()) {
-    case 0:
-      multiply_tile<count, 1, 0>(rows, r, panels, panel);
-      break;
-    case 1:
-    case 2:
-      ahead.advance(multiply_tile<count, 1, 2>(rows, r, panels, panel, ahead.at(), ahead.end()));
-      break;
-    case 4:
-      ahead.advance(multiply_tile<count, 1, 4>(rows, r, panels, panel, ahead.at(), ahead.end()));
-      break;
-    default:
-      ahead.advance(
-          multiply_tile<count, 1, PrefetchQueue::max_lines>(rows, r, panels, panel, ahead.at(), ahead.end()));
+  } else {
+    run_ahead(ahead, [&]<int Lines>(const char* at, const char* end) {
+      return multiply_tile<count, 1, Lines>(rows, r, panels, panel, at, end);
+    });
   }
 }
 

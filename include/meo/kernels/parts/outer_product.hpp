@@ -111,30 +111,6 @@ const char* outer_product_tile(const Scalar* x, const Scalar* dy, Index tokens, 
   return ahead;
 }
 
-/// A full tile, with what is ahead.
-template <class Scalar>
-void outer_product_full_tile(const Scalar* x, const Scalar* dy, Index tokens, bool add, Scalar* out,
-                             PrefetchQueue& ahead) {
-  constexpr int rows = Tile<Scalar>::rows;
-  const auto with_lines = [&]<int Lines>() {
-    ahead.advance(outer_product_tile<rows, Lines>(x, dy, tokens, add, out, ahead.at(), ahead.end()));
-  };
-  switch (ahead.lines()) {
-    case 0:
-      outer_product_tile<rows, 0>(x, dy, tokens, add, out);
-      break;
-    case 1:
-    case 2:
-      with_lines.template operator()<2>();
-      break;
-    case 4:
-      with_lines.template operator()<4>();
-      break;
-    default:
-      with_lines.template operator()<PrefetchQueue::max_lines>();
-  }
-}
-
 /// The last inputs of a panel, fewer than a whole tile.
 template <int Count, class Scalar>
 void outer_product_last(const Scalar* x, Index inputs, const Scalar* dy, Index tokens, bool add,
@@ -155,7 +131,9 @@ void outer_product(const Scalar* x, Index inputs, const Scalar* dy, Index tokens
   Index d = 0;
   for (; d + rows <= inputs; d += rows) {
     ahead.burst();
-    outer_product_full_tile(x + d * tokens, dy, tokens, add, out + d * columns, ahead);
+    run_ahead(ahead, [&]<int Lines>(const char* at, const char* end) {
+      return outer_product_tile<rows, Lines>(x + d * tokens, dy, tokens, add, out + d * columns, at, end);
+    });
   }
   outer_product_last<rows - 1>(x + d * tokens, inputs - d, dy, tokens, add, out + d * columns);
 }

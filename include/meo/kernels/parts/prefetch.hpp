@@ -100,4 +100,27 @@ class PrefetchQueue {
   Index burst_ = 0;
 };
 
+/// Runs a tile at the queue's rate: tile, called as tile.operator()<Lines>(at, end), asks for Lines lines
+/// from `at` on at every prefetch interval, as far as `end`, and returns how far it came.
+template <class Tile>
+void run_ahead(PrefetchQueue& ahead, const Tile& tile) {
+  const auto run = [&]<int Lines>() {
+    ahead.advance(tile.template operator()<Lines>(ahead.at(), ahead.end()));
+  };
+  switch (ahead.lines()) {
+    case 0:
+      tile.template operator()<0>(nullptr, nullptr);
+      break;
+    case 1:
+    case 2:
+      run.template operator()<2>();
+      break;
+    case 4:
+      run.template operator()<4>();
+      break;
+    default:
+      run.template operator()<PrefetchQueue::max_lines>();
+  }
+}
+
 }  // namespace meo::detail
