@@ -28,6 +28,12 @@ namespace meo::inline MEO_ABI::mpi {
 
 namespace detail {
 
+/// Where a checksum, FNV-1a, begins, and what it is with another word or byte behind.
+inline constexpr std::uint64_t empty_checksum = 0xcbf29ce484222325;
+constexpr std::uint64_t checksum_with(std::uint64_t sum, std::uint64_t word) {
+  return (sum ^ word) * 0x100000001b3;
+}
+
 /// The types of exceptions that are the same on all ranks; others become an Error.
 enum class Failure : int { none, invalid_argument, domain_error, logic_error, other };
 

@@ -117,10 +117,10 @@ void for_held(const TensorSlice<Scalar>& slice, const Communicator& communicator
   slice.for_runs(visit);
 }
 
-/// A rank's share of a file: FNV-1a.
+/// Of what ranks have to agree on.
 inline std::uint64_t checksum(std::span<const std::byte> bytes) {
-  std::uint64_t sum = 0xcbf29ce484222325;
-  for (const std::byte byte : bytes) sum = (sum ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3;
+  std::uint64_t sum = empty_checksum;
+  for (const std::byte byte : bytes) sum = checksum_with(sum, static_cast<std::uint64_t>(byte));
   return sum;
 }
 

@@ -172,8 +172,8 @@ std::vector<std::span<typename Layer::Scalar>> shared_values(Layer& layer) {
 /// Of a batch's size and its assignment: where it differs, ranks would multiply with other experts.
 template <class Scalar>
 std::uint64_t checksum(Index tokens, const Assignment<Scalar>& assignment) {
-  std::uint64_t sum = 0xcbf29ce484222325;  // FNV-1a, by words
-  const auto add = [&](std::uint64_t word) { sum = (sum ^ word) * 0x100000001b3; };
+  std::uint64_t sum = empty_checksum;
+  const auto add = [&](std::uint64_t word) { sum = checksum_with(sum, word); };
   add(static_cast<std::uint64_t>(tokens));
   for (const Index begin : assignment.begins) add(static_cast<std::uint64_t>(begin));
   for (const Index expert : assignment.experts) add(static_cast<std::uint64_t>(expert));
