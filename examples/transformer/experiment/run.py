@@ -28,16 +28,16 @@ SEEDS = (1, 2, 3)
 VOCABULARY = 8192
 
 # Decided beforehand, from the dense model alone.
-PRETRAINING = {"steps": 12000, "batch": 32, "tokens": 128, "rate": 5e-4}
+PRETRAINING = {"steps": 5000, "batch": 32, "tokens": 128, "rate": 1e-3}
 TASKS = {"genre": {"text": "text"}, "spam": {"text": "text"}, "follows": {"text": "text", "pair": "pair"}}
-FINE_TUNING = {"steps": 800, "batch": 16, "tokens": 128}
-RATE, RATES = 1e-4, (3e-5, 1e-4, 3e-4)
+FINE_TUNING = {"steps": 200, "batch": 16, "tokens": 128}
+RATE, RATES = 3e-4, (1e-4, 3e-4, 1e-3)
 
 WORDS_CONFIGURATIONS = [("dense", "", 0), ("moe", "token", 1), ("moe", "token", 2),
                         ("meo", "segment", 2), ("meo", "segment", 8)]
-WORDS = {"steps": 2000, "batch": 16, "tokens": 128, "segment-tokens": 32, "rate": 5e-4}
+WORDS = {"steps": 300, "batch": 16, "tokens": 128, "segment-tokens": 32, "rate": 1e-3}
 
-SIZES = {"width": 256, "layers": 4, "heads": 4, "hidden": 1024, "positions": 128}
+SIZES = {"width": 128, "layers": 4, "heads": 2, "hidden": 512, "positions": 128}
 
 FIELDS = ["task", "ffn", "level", "top_k", "seed", "steps", "part", "loss", "accuracy", "macro_f1", "matthews",
           "flops_per_token", "tokens_per_second", "seconds"]
@@ -122,7 +122,7 @@ class Results:
 
 def fine_tune(programs, data, work, row, rate):
     options = [f"--{name}={column}" for name, column in TASKS[row["task"]].items()]
-    folder = work / "run"
+    folder = work / f"run-{row['seed']}"
     name = json.dumps({**row, "rate": rate})
     if not (folder / "of.json").exists() or (folder / "of.json").read_text() != name:  # else it goes on
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,14 +132,14 @@ def fine_tune(programs, data, work, row, rate):
                f"--dev={data / row['task'] / (row['part'] + '.tsv')}", "--label=label", *options,
                *mixture_options(row["ffn"], row["level"], row["top_k"]), f"--steps={row['steps']}",
                f"--batch={FINE_TUNING['batch']}", f"--tokens={FINE_TUNING['tokens']}", f"--learning-rate={rate}",
-               f"--seed={row['seed']}", f"--report={row['steps'] // 4}"]
+               f"--seed={row['seed']}", f"--report={row['steps'] // 2}"]
     last = run_program(command, folder)
     return {**last, **row, "rate": rate}
 
 
-def tasks(programs, data, work, path):
+def tasks(programs, data, work, path, seeds):
     results = Results(path, FIELDS)
-    for seed in SEEDS:
+    for seed in seeds:
         for task in TASKS:
             for ffn, level, top_k in CONFIGURATIONS:
                 row = {"task": task, "ffn": ffn, "level": level, "top_k": top_k, "seed": seed,
@@ -148,7 +148,7 @@ def tasks(programs, data, work, path):
                     results.add(fine_tune(programs, data, work, row, RATE))
 
 
-def choose(programs, data, work, path):
+def choose(programs, data, work, path, _):
     results = Results(path, ["rate", *FIELDS])
     for task in TASKS:
         for rate in RATES:
@@ -158,9 +158,9 @@ def choose(programs, data, work, path):
                 results.add(fine_tune(programs, data, work, row, rate))
 
 
-def words(programs, data, work, path):
+def words(programs, data, work, path, seeds):
     results = Results(path, WORDS_FIELDS)
-    for seed in SEEDS:
+    for seed in seeds:
         dense_flops = None
         for ffn, level, top_k in WORDS_CONFIGURATIONS:
             for equal in ("steps", "flops"):
@@ -193,13 +193,15 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path, help="folder for models and what is under way")
     parser.add_argument("results", type=Path, nargs="?", help="the CSV that lines are added to")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, metavar="S",
+                        help="these alone: another process can run others at the same time, for the same CSV")
     arguments = parser.parse_args()
     if (arguments.command == "pretrain") != (arguments.results is None):
         parser.error("choose, tasks and words need a CSV, pretrain none")
     arguments.work.mkdir(parents=True, exist_ok=True)
     paths = [path.resolve() for path in (arguments.programs, arguments.data, arguments.work)]
     if arguments.results is not None:
-        paths.append(arguments.results)
+        paths += [arguments.results, arguments.seeds]
     {"pretrain": pretrain, "choose": choose, "tasks": tasks, "words": words}[arguments.command](*paths)
 
 
