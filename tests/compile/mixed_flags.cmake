@@ -11,7 +11,7 @@ set(ENV{LC_ALL} C)
 
 # compile(<object> <source> <flags>...)
 function(compile object source)
-  execute_process(COMMAND ${COMPILER} -std=c++20 -O1 -fPIC ${ARGN} ${INCLUDES} -c ${sources}/${source} -o ${object}
+  execute_process(COMMAND ${COMPILER} -std=c++20 -O0 -fPIC ${ARGN} ${INCLUDES} -c ${sources}/${source} -o ${object}
                   WORKING_DIRECTORY ${WORK} COMMAND_ERROR_IS_FATAL ANY)
 endfunction()
 

@@ -12,18 +12,12 @@
 #include "support/catch.hpp"
 #include "support/error_message.hpp"
 #include "support/random.hpp"
+#include "support/types.hpp"
 
 namespace {
 
 using namespace meo;
 using namespace meo::test;
-
-/// Scalar and Storage.
-template <class S, class T>
-struct Types {
-  using Scalar = S;
-  using Storage = T;
-};
 
 /// Whether every column of every panel beyond out_features is zero.
 template <class S, class T>

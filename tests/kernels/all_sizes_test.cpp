@@ -7,6 +7,7 @@
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/types.hpp"
 
 namespace {
 
@@ -24,13 +25,6 @@ void for_all_sizes(const Check& check) {
     }
   }
 }
-
-/// Scalar and Storage.
-template <class S, class T = S>
-struct Types {
-  using Scalar = S;
-  using Storage = T;
-};
 
 TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains for all small sizes", "[merged_product]",
                    Types<float>, Types<double>, (Types<float, Eigen::bfloat16>), (Types<float, Eigen::half>),

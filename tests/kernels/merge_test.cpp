@@ -9,19 +9,13 @@
 #include "kernels/random_experts.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/types.hpp"
 
 namespace {
 
 using namespace meo;
 using namespace meo::detail;
 using namespace meo::test;
-
-/// Scalar and Storage.
-template <class S, class T>
-struct Types {
-  using Scalar = S;
-  using Storage = T;
-};
 
 TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any rows of a panel, and no more",
                    "[merge]", (Types<float, float>), (Types<double, double>), (Types<double, float>),

@@ -87,11 +87,12 @@ struct MergedProblem {
 
 /// Every edge of tiles, panels and groups of merges, and with tiny blocks of the blocks of depth.
 template <class S, class Storage = S>
-void check_merged_products(const detail::Blocks& limits = detail::machine_blocks()) {
+void check_merged_products(const detail::Blocks& limits = detail::machine_blocks(),
+                           const std::vector<Index>& top_ks = {1, 2, 9, 21}) {
   constexpr Index columns = detail::Tile<S>::columns, tile_rows = detail::Tile<S>::rows;
   Generator rng(12);
   for (const bool has_bias : {false, true}) {
-    for (const Index top_k : {1, 2, 9, 21}) {
+    for (const Index top_k : top_ks) {
       for (const Index out_features : {Index{1}, columns - 1, columns, 2 * columns + 3}) {
         for (Index in_features = 1; in_features <= 16; ++in_features) {
           const MergedShape shape{21, top_k, in_features, out_features, has_bias};

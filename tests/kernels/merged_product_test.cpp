@@ -10,6 +10,7 @@
 #include "support/block_sizes.hpp"
 #include "support/bounds.hpp"
 #include "support/catch.hpp"
+#include "support/types.hpp"
 
 namespace {
 
@@ -22,12 +23,10 @@ TEMPLATE_TEST_CASE("merged_product has the bits of the plain chains, for all sha
   check_merged_products<TestType>();
 }
 
-TEST_CASE("merged_product computes in another scalar than it stores", "[merged_product]") {
-  check_merged_products<double, float>();
-  check_merged_products<float, Eigen::bfloat16>();
-  check_merged_products<float, Eigen::half>();
-  check_merged_products<float, std::int8_t>();
-  check_merged_products<long double, float>();
+TEMPLATE_TEST_CASE("merged_product computes in another scalar than it stores", "[merged_product]",
+                   (Types<double, float>), (Types<float, Eigen::bfloat16>), (Types<float, Eigen::half>),
+                   (Types<float, std::int8_t>), (Types<long double, float>)) {
+  check_merged_products<typename TestType::Scalar, typename TestType::Storage>(machine_blocks(), {2, 9});
 }
 
 // Deeper than a strip of 20 experts, so that a merge is made of several.
@@ -106,7 +105,7 @@ TEMPLATE_TEST_CASE("a single merge, which reads x where it lies, has the same bi
                    float, double) {
   using S = TestType;
   Generator rng(16);
-  const MergedShape shape{5, 2, 2 * Blocks{}.depth - 1, 4 * Tile<S>::columns + 1, true};
+  const MergedShape shape{5, 2, 2 * Blocks{}.depth - 1, 2 * Tile<S>::columns + 1, true};
   for (const Index length :
        {Index{1}, Index{Tile<S>::rows} + 1, most_merged_tokens<S>(machine_blocks()) + 1}) {
     INFO(length << " tokens");
