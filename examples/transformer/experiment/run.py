@@ -31,7 +31,7 @@ VOCABULARY = 8192
 PRETRAINING = {"steps": 5000, "batch": 32, "tokens": 128, "rate": 1e-3}
 TASKS = {"genre": {"text": "text"}, "spam": {"text": "text"}, "follows": {"text": "text", "pair": "pair"}}
 FINE_TUNING = {"steps": 200, "batch": 16, "tokens": 128}
-RATE, RATES = 3e-4, (1e-4, 3e-4, 1e-3)
+RATE, RATES = 1e-3, (1e-4, 3e-4, 1e-3)
 
 WORDS_CONFIGURATIONS = [("dense", "", 0), ("moe", "token", 1), ("moe", "token", 2),
                         ("meo", "segment", 2), ("meo", "segment", 8)]
@@ -132,7 +132,7 @@ def fine_tune(programs, data, work, row, rate):
                f"--dev={data / row['task'] / (row['part'] + '.tsv')}", "--label=label", *options,
                *mixture_options(row["ffn"], row["level"], row["top_k"]), f"--steps={row['steps']}",
                f"--batch={FINE_TUNING['batch']}", f"--tokens={FINE_TUNING['tokens']}", f"--learning-rate={rate}",
-               f"--seed={row['seed']}", f"--report={row['steps'] // 2}"]
+               f"--seed={row['seed']}", f"--report={row['steps']}"]
     last = run_program(command, folder)
     return {**last, **row, "rate": rate}
 
