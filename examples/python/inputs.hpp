@@ -22,6 +22,8 @@ struct InputArguments {
   std::optional<std::vector<Index>> description_lengths = {};
   std::vector<Index> task_of_sequence = {};
   py::object noise = py::none();  ///< an array, or the seed of a generator
+  Index top_k = 0;                ///< 0: the layer's
+  std::vector<bool> allowed_experts = {};
 };
 
 /// How rows divide into sequences: as an array of three dimensions says, or as the lengths do; else they are
@@ -46,7 +48,9 @@ class Batch {
   Batch(py::array x, const InputArguments& arguments)
       : x_(std::move(x), "x"),
         sequences_(sequences_of(x_, arguments.lengths, "lengths")),
-        task_of_sequence_(arguments.task_of_sequence) {
+        task_of_sequence_(arguments.task_of_sequence),
+        top_k_(arguments.top_k),
+        allowed_experts_(arguments.allowed_experts.begin(), arguments.allowed_experts.end()) {
     if (arguments.task_embeddings) {
       embeddings_.emplace(*arguments.task_embeddings, "task_embeddings");
       descriptions_ = sequences_of(*embeddings_, arguments.description_lengths, "description_lengths");
@@ -66,7 +70,9 @@ class Batch {
   meo::Inputs<Scalar> inputs() {
     meo::Inputs<Scalar> inputs{.sequences = pointer_to(sequences_),
                                .descriptions = pointer_to(descriptions_),
-                               .task_of_sequence = task_of_sequence_};
+                               .task_of_sequence = task_of_sequence_,
+                               .top_k = top_k_,
+                               .allowed_experts = allowed_experts_};
     if (embeddings_) inputs.task_embeddings = embeddings_->matrix();
     if (noise_) inputs.noise = meo::Noise<Scalar>(meo::MatrixView<Scalar>(noise_->matrix()));
     if (generator_) inputs.noise = meo::Noise<Scalar>(*generator_);
@@ -83,6 +89,8 @@ class Batch {
   std::optional<Rows<Scalar>> embeddings_;
   std::optional<meo::Sequences> descriptions_;
   std::vector<Index> task_of_sequence_;
+  Index top_k_;
+  std::vector<unsigned char> allowed_experts_;
   std::optional<Rows<Scalar>> noise_;
   std::optional<std::mt19937_64> generator_;
 };

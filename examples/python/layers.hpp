@@ -11,24 +11,10 @@
 #include "arrays.hpp"
 #include "inputs.hpp"
 #include "merged.hpp"
+#include "options.hpp"
 #include "parameters.hpp"
 
 namespace meo_python {
-
-inline meo::Level level_from(const std::string& name) {
-  using enum meo::Level;
-  for (const meo::Level level : {token, sequence, task, segment}) {
-    if (name == to_string(level)) return level;
-  }
-  throw py::value_error("level: expected token, sequence, task or segment, got " + name);
-}
-
-inline meo::MergeOrder merge_order_from(const std::string& name) {
-  if (name == "automatic") return meo::MergeOrder::automatic;
-  if (name == "merge_first") return meo::MergeOrder::merge_first;
-  if (name == "combine_outputs") return meo::MergeOrder::combine_outputs;
-  throw py::value_error("merge_order: expected automatic, merge_first or combine_outputs, got " + name);
-}
 
 inline meo::AnyActivation activation_from(const std::string& name) {
   if (const auto activation = meo::AnyActivation::from_name(name)) return *activation;
@@ -43,18 +29,38 @@ py::array view_of(const std::vector<Value>& values, std::vector<Index> shape, co
   return view;
 }
 
+/// Whether all rows have top_k pairs.
+template <class Scalar>
+bool is_uniform(const meo::Routing<Scalar>& routing) {
+  for (Index row = 0; row <= routing.rows; ++row) {
+    if (routing.begin(row) != row * routing.top_k) return false;
+  }
+  return true;
+}
+
 template <class Scalar>
 void bind_routing(py::module_& module) {
   using Routing = meo::Routing<Scalar>;
   const auto pairs = [](const auto member) {
     return [member](const py::object& self) {
       const auto& routing = self.cast<const Routing&>();
-      return view_of(routing.*member, {routing.rows, routing.top_k}, self);
+      if (is_uniform(routing)) return view_of(routing.*member, {routing.rows, routing.top_k}, self);
+      return view_of(routing.*member, {static_cast<Index>((routing.*member).size())}, self);
     };
   };
   py::class_<Routing>(module, "Routing", "What a gate decided for its rows.")
-      .def_property_readonly("experts", pairs(&Routing::experts), "rows x top_k, by falling weight.")
-      .def_property_readonly("weights", pairs(&Routing::weights), "rows x top_k.")
+      .def_property_readonly("experts", pairs(&Routing::experts),
+                             "rows x experts of each, by falling logit, shared ones last; one row after "
+                             "another where some have\nfewer.")
+      .def_property_readonly("weights", pairs(&Routing::weights), "Of the same shape.")
+      .def_property_readonly(
+          "begins",
+          [](const Routing& self) {
+            py::array_t<Index> begins(self.rows + 1);
+            for (Index row = 0; row <= self.rows; ++row) begins.mutable_at(row) = self.begin(row);
+            return begins;
+          },
+          "rows + 1: where each row's begin, counted one row after another.")
       .def_property_readonly(
           "load",
           [](const py::object& self) {
@@ -185,26 +191,31 @@ void bind_passes(Class& layer) {
       .def(
           "forward",
           [](const Layer& self, py::array x, Lengths lengths, Array embeddings, Lengths description_lengths,
-             std::vector<Index> tasks, py::object noise, const py::object& y, Context* context) {
-            return forward(self, std::move(x), {lengths, embeddings, description_lengths, tasks, noise}, y,
+             std::vector<Index> tasks, py::object noise, Index top_k, std::vector<bool> allowed,
+             const py::object& y, Context* context) {
+            return forward(self, std::move(x),
+                           {lengths, embeddings, description_lengths, tasks, noise, top_k, allowed}, y,
                            context);
           },
           py::arg("x"), py::kw_only(), py::arg("lengths") = py::none(),
           py::arg("task_embeddings") = py::none(), py::arg("description_lengths") = py::none(),
           py::arg("task_of_sequence") = std::vector<Index>(), py::arg("noise") = py::none(),
-          py::arg("y") = py::none(), py::arg("context") = py::none(),
+          py::arg("top_k") = 0, py::arg("allowed_experts") = std::vector<bool>(), py::arg("y") = py::none(),
+          py::arg("context") = py::none(),
           "x: sequences x tokens x features, or tokens x features: one sequence, or as many as there are "
           "lengths.\n"
           "Returns y, of x's shape but for the features, and what was decided. Writes to the array y if "
           "there is\n"
-          "one. With a context for backward, which also saves allocating memory anew.")
+          "one. With a context for backward, which also saves allocating memory anew. top_k: instead of the "
+          "layer's;\n"
+          "allowed_experts: a bool for each expert, false where no row may have it.")
       .def(
           "backward",
           [](const Layer& self, py::array x, const py::array& dy, Layer& gradients, Context& context,
              Lengths lengths, Array embeddings, Lengths description_lengths, std::vector<Index> tasks,
              Scalar d_loss, const py::object& dx) {
             return backward(self, std::move(x), dy, gradients, context,
-                            {lengths, embeddings, description_lengths, tasks, py::none()}, d_loss, dx);
+                            {lengths, embeddings, description_lengths, tasks}, d_loss, dx);
           },
           py::arg("x"), py::arg("dy"), py::arg("gradients"), py::arg("context"), py::kw_only(),
           py::arg("lengths") = py::none(), py::arg("task_embeddings") = py::none(),
@@ -223,11 +234,13 @@ void bind_layer(py::module_& module, const char* name, const char* doc) {
   layer.def(py::init([](Index in_features, Index out_features, Index num_experts, Index top_k, bool bias,
                         const std::string& level, Index task_features, Index segment_tokens,
                         Index reduce_factor, bool gate_before_attention, double loss_coefficient,
-                        double noise_epsilon, const std::string& merge_order) {
+                        double noise_epsilon, const std::string& merge_order, const py::dict& scores,
+                        const py::dict& selection, const py::dict& losses, const py::dict& shared_experts) {
               return Layer({.in_features = in_features,
                             .out_features = out_features,
                             .num_experts = num_experts,
                             .top_k = top_k,
+                            .shared_experts = shared_experts_from(shared_experts),
                             .bias = bias,
                             .routing = {.level = level_from(level),
                                         .task_features = task_features,
@@ -235,14 +248,19 @@ void bind_layer(py::module_& module, const char* name, const char* doc) {
                                         .reduce_factor = reduce_factor,
                                         .gate_before_attention = gate_before_attention,
                                         .loss_coefficient = loss_coefficient,
-                                        .noise_epsilon = noise_epsilon},
+                                        .noise_epsilon = noise_epsilon,
+                                        .scores = scores_from(scores),
+                                        .selection = selection_from(selection),
+                                        .losses = losses_from(losses)},
                             .merge_order = merge_order_from(merge_order)});
             }),
             py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("num_experts"),
             py::arg("top_k") = 1, py::arg("bias") = true, py::arg("level") = "sequence",
             py::arg("task_features") = 0, py::arg("segment_tokens") = 0, py::arg("reduce_factor") = 64,
             py::arg("gate_before_attention") = false, py::arg("loss_coefficient") = 1e-2,
-            py::arg("noise_epsilon") = 1e-2, py::arg("merge_order") = "automatic");
+            py::arg("noise_epsilon") = 1e-2, py::arg("merge_order") = "automatic",
+            py::arg("scores") = py::dict(), py::arg("selection") = py::dict(), py::arg("losses") = py::dict(),
+            py::arg("shared_experts") = py::dict());
   bind_parameters<Layer>(layer);
   bind_passes<Layer>(layer);
   layer.def(
@@ -263,30 +281,39 @@ void bind_layer(py::module_& module, const char* name, const char* doc) {
 template <class Block>
 void bind_block(py::module_& module, const char* name, const char* doc) {
   py::class_<Block> block(module, name, doc);
-  block.def(py::init([](Index features, Index hidden_features, Index num_experts,
-                        const std::string& activation, Index top_k, bool bias, bool gated, bool shared_gate,
-                        const std::string& level, Index task_features, Index segment_tokens,
-                        Index reduce_factor, double loss_coefficient, double noise_epsilon) {
-              return Block({.features = features,
-                            .hidden_features = hidden_features,
-                            .num_experts = num_experts,
-                            .top_k = top_k,
-                            .bias = bias,
-                            .gated = gated,
-                            .shared_gate = shared_gate,
-                            .routing = {.level = level_from(level),
-                                        .task_features = task_features,
-                                        .segment_tokens = segment_tokens,
-                                        .reduce_factor = reduce_factor,
-                                        .loss_coefficient = loss_coefficient,
-                                        .noise_epsilon = noise_epsilon}},
-                           activation_from(activation));
-            }),
-            py::kw_only(), py::arg("features"), py::arg("hidden_features"), py::arg("num_experts"),
-            py::arg("activation") = "gelu", py::arg("top_k") = 1, py::arg("bias") = true,
-            py::arg("gated") = false, py::arg("shared_gate") = false, py::arg("level") = "sequence",
-            py::arg("task_features") = 0, py::arg("segment_tokens") = 0, py::arg("reduce_factor") = 64,
-            py::arg("loss_coefficient") = 1e-2, py::arg("noise_epsilon") = 1e-2);
+  block.def(
+      py::init([](Index features, Index hidden_features, Index num_experts, const std::string& activation,
+                  Index top_k, bool bias, bool gated, bool shared_gate, const std::string& level,
+                  Index task_features, Index segment_tokens, Index reduce_factor, double loss_coefficient,
+                  double noise_epsilon, const std::string& merge_order, const py::dict& scores,
+                  const py::dict& selection, const py::dict& losses, const py::dict& shared_experts) {
+        return Block({.features = features,
+                      .hidden_features = hidden_features,
+                      .num_experts = num_experts,
+                      .top_k = top_k,
+                      .shared_experts = shared_experts_from(shared_experts),
+                      .bias = bias,
+                      .gated = gated,
+                      .shared_gate = shared_gate,
+                      .routing = {.level = level_from(level),
+                                  .task_features = task_features,
+                                  .segment_tokens = segment_tokens,
+                                  .reduce_factor = reduce_factor,
+                                  .loss_coefficient = loss_coefficient,
+                                  .noise_epsilon = noise_epsilon,
+                                  .scores = scores_from(scores),
+                                  .selection = selection_from(selection),
+                                  .losses = losses_from(losses)},
+                      .merge_order = merge_order_from(merge_order)},
+                     activation_from(activation));
+      }),
+      py::kw_only(), py::arg("features"), py::arg("hidden_features"), py::arg("num_experts"),
+      py::arg("activation") = "gelu", py::arg("top_k") = 1, py::arg("bias") = true, py::arg("gated") = false,
+      py::arg("shared_gate") = false, py::arg("level") = "sequence", py::arg("task_features") = 0,
+      py::arg("segment_tokens") = 0, py::arg("reduce_factor") = 64, py::arg("loss_coefficient") = 1e-2,
+      py::arg("noise_epsilon") = 1e-2, py::arg("merge_order") = "automatic", py::arg("scores") = py::dict(),
+      py::arg("selection") = py::dict(), py::arg("losses") = py::dict(),
+      py::arg("shared_experts") = py::dict());
   bind_parameters<Block>(block);
   bind_passes<Block>(block);
 }

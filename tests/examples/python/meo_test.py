@@ -145,7 +145,7 @@ class ArrayTest(unittest.TestCase):
     def test_options_are_checked(self):
         with self.assertRaisesRegex(ValueError, "top_k: expected 1 to num_experts = 4, got 5"):
             meo.float32.MeoLayer(in_features=5, out_features=7, num_experts=4, top_k=5)
-        with self.assertRaisesRegex(ValueError, "level: expected token"):
+        with self.assertRaisesRegex(ValueError, "level: expected one of token"):
             meo.float32.MeoLayer(in_features=5, out_features=7, num_experts=4, level="word")
 
     def test_noise_of_a_seed_repeats(self):
@@ -271,6 +271,138 @@ class MergedTest(unittest.TestCase):
         block.forward(self.x, context=context)
         with self.assertRaisesRegex(ValueError, "whose experts are whole blocks"):
             meo.float32.MergedFeedForward(block, context)
+
+
+class RouterTest(unittest.TestCase):
+    """The gates of other models, against NumPy."""
+
+    def setUp(self):
+        self.x = numpy.random.default_rng(1).standard_normal((9, 5))
+
+    def layer(self, kind="MoeLayer", top_k=2, **options):
+        layer = getattr(meo.float64, kind)(in_features=5, out_features=7, num_experts=4, top_k=top_k, level="token",
+                                           **options)
+        layer.initialize(1)
+        return layer
+
+    def logits(self, layer):
+        return self.x @ layer.get("w_gate")
+
+    def gates(self, scores, selected_by=None, top_k=2):
+        by = scores if selected_by is None else selected_by
+        mask = numpy.zeros_like(scores)
+        numpy.put_along_axis(mask, numpy.argsort(-by, axis=1)[:, :top_k], 1, axis=1)
+        return scores * mask
+
+    def assert_close(self, got, expected):
+        numpy.testing.assert_allclose(got, expected, rtol=1e-12, atol=0)
+
+    def test_scores(self):
+        layer = self.layer(scores={"function": "sigmoid", "temperature": 2, "scale": 3.0})
+        self.assert_close(layer.route(self.x).gates(), self.gates(3 / (1 + numpy.exp(-self.logits(layer) / 2))))
+        layer = self.layer(scores={"function": "softmax", "bias": True})
+        bias = numpy.array([0.5, -1, 2, 0])
+        layer.set("w_gate.bias", bias)
+        scores = numpy.exp(self.logits(layer) + bias)
+        scores /= scores.sum(axis=1, keepdims=True)
+        routing = layer.route(self.x)
+        self.assert_close(routing.gates(), self.gates(scores))
+        layer = self.layer(losses={"share_coefficient": 1}, loss_coefficient=0, scores={"function": "softmax"})
+        scores = numpy.exp(self.logits(layer))
+        scores /= scores.sum(axis=1, keepdims=True)
+        share = (self.gates(scores) > 0).sum(axis=0) / 18
+        self.assert_close(layer.forward(self.x)[1].loss, 4 * share @ scores.mean(axis=0))
+        self.assert_close(layer.forward(self.x)[0].shape, (9, 7))
+
+    def test_correction_bias(self):
+        layer = self.layer(scores={"function": "sigmoid"}, selection={"correction_bias": True})
+        bias = numpy.array([0, 0, 9.0, 0])
+        layer.set("correction_bias", bias)
+        scores = 1 / (1 + numpy.exp(-self.logits(layer)))
+        routing = layer.route(self.x)
+        self.assert_close(routing.gates(), self.gates(scores, scores + bias))
+        self.assertEqual(routing.load[2], 9)
+
+    def test_capacity_leaves_rows_without_experts(self):
+        layer = self.layer(top_k=1, selection={"capacity": 2}, scores={"function": "softmax"})
+        y, routing = layer.forward(self.x)
+        self.assertEqual(routing.experts.shape, routing.weights.shape)
+        self.assertEqual(routing.begins.tolist()[-1], len(routing.experts))
+        self.assertLess(len(routing.experts), 9)
+        self.assertLessEqual(numpy.bincount(routing.experts).max(), 2)
+        empty = numpy.diff(routing.begins) == 0
+        self.assertTrue((y[empty] == 0).all())
+        self.assertTrue((y[~empty] != 0).any(axis=1).all())
+
+    def test_shared_experts(self):
+        for kind in ("MoeLayer", "MeoLayer"):
+            layer = self.layer(kind, shared_experts={"count": 1, "weight": "sigmoid"})
+            routing = layer.route(self.x)
+            rows = 9 if kind == "MoeLayer" else 1  # a MeoLayer decides for a sequence
+            self.assertEqual(routing.experts.shape, (rows, 3))
+            self.assertTrue((routing.experts[:, 2] == 4).all())
+            if kind == "MoeLayer":
+                of_shared = 1 / (1 + numpy.exp(-self.x @ layer.get("shared_expert_gate.weight").reshape(5)))
+                self.assert_close(routing.weights[:, 2], of_shared)
+            outputs = numpy.zeros((9, 5, 7))
+            if kind == "MeoLayer":
+                outputs[:, :4] = numpy.einsum("td,nfd->tnf", self.x, layer.get("weight")) + layer.get("bias")
+            else:
+                for expert in range(4):
+                    dense = f"experts.{expert}.dense."
+                    outputs[:, expert] = self.x @ layer.get(dense + "weight").T + layer.get(dense + "bias")
+            shared = "shared_experts.0.dense." if kind == "MoeLayer" else "shared_"
+            outputs[:, 4] = self.x @ layer.get(shared + "weight").reshape(7, 5).T + layer.get(shared + "bias").ravel()
+            y = numpy.einsum("tn,tnf->tf", numpy.broadcast_to(routing.gates(), (9, 5)), outputs)
+            numpy.testing.assert_allclose(layer.forward(self.x)[0], y, rtol=0, atol=1e-13)
+
+    def test_a_call_of_its_own(self):
+        layer = self.layer()
+        y, routing = layer.forward(self.x, top_k=1, allowed_experts=[True, False, True, True])
+        logits = self.logits(layer)
+        logits[:, 1] = -numpy.inf
+        numpy.testing.assert_array_equal(routing.experts[:, 0], logits.argmax(axis=1))
+        self.assertEqual(routing.weights.shape, (9, 1))
+        with self.assertRaisesRegex(ValueError, "allowed_experts: expected none or num_experts = 4, got 1"):
+            layer.forward(self.x, allowed_experts=[True])
+
+    def test_gradients(self):
+        block = meo.float64.MoeFeedForward(features=5, hidden_features=3, num_experts=4, top_k=2, shared_gate=True,
+                                           level="token", scores={"function": "softmax"},
+                                           shared_experts={"count": 1}, losses={"z_coefficient": 0.1})
+        block.initialize(1)
+        context, gradients = meo.float64.FeedForwardContext(), block.zeros_like()
+
+        def value():
+            y, decided = block.forward(self.x, context=context)
+            return (y ** 2).sum() / 2 + decided.loss
+
+        y, _ = block.forward(self.x, context=context)
+        block.backward(self.x, y, gradients, context)
+        name, = [name for name in block.shapes() if name.endswith("w_gate")]
+        weight = block.get(name)
+        for place in ((0, 0), (3, 2), (4, 3)):
+            values = []
+            for step in (1e-6, -1e-6):
+                moved = weight.copy()
+                moved[place] += step
+                block.set(name, moved)
+                values.append(value())
+            self.assertAlmostEqual((values[0] - values[1]) / 2e-6, gradients.get(name)[place], delta=1e-7)
+
+    def test_refused(self):
+        for error, message, options in (
+                (ValueError, r"scores: expected function, .*, got \['funktion'\]", {"scores": {"funktion": "softmax"}}),
+                (ValueError, r"scores\['function'\]: expected one of softmax_selected, .*, got soft",
+                 {"scores": {"function": "soft"}}),
+                (TypeError, r"selection\['groups'\]: expected an int, got 1.5", {"selection": {"groups": 1.5}}),
+                (TypeError, r"scores\['normalize'\]: expected a bool, got 'yes'", {"scores": {"normalize": "yes"}}),
+                (ValueError, "selection.groups: expected a divisor of num_experts = 4, got 3",
+                 {"selection": {"groups": 3}}),
+                (ValueError, "losses.z_coefficient", {"losses": {"z_coefficient": -1}}),
+                (ValueError, "shared_experts.count: expected at least 0", {"shared_experts": {"count": -1}})):
+            with self.subTest(message), self.assertRaisesRegex(error, message):
+                self.layer(**options)
 
 
 class ThreadTest(unittest.TestCase):
