@@ -58,6 +58,10 @@ TEST_CASE("tensors of a folder are in one file or in those of its index", "[tens
 
   write(folder / "1", {"x", "left_out"});
   write(folder / "2", {"yy", "zzz"});
+  // Of both the one file counts, as for those who publish them.
+  CHECK(fault(R"({"weight_map": {"x": "1"}})") == "no error");
+  CHECK(TensorFiles::of_folder(folder).names() == Names{"single"});
+  std::filesystem::remove(folder / "model.safetensors");
   CHECK(fault(R"({"metadata": {}, "weight_map": {"x": "1", "yy": "2", "zzz": "2"}})") == "no error");
   const TensorFiles files = TensorFiles::of_folder(folder);
   CHECK(files.name() == index);

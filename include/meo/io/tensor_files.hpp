@@ -52,8 +52,8 @@ class TensorFiles {
   /// Those of one file.
   explicit TensorFiles(const SafetensorsReader& file, std::string prefix = "");
 
-  /// Those of a folder. Throws Error for files that cannot be read, and where the index names a tensor that
-  /// its file has not.
+  /// Those of a folder: of its one file or, where it has none of that name, of those of its index. Throws
+  /// Error for files that cannot be read, and where the index names a tensor that its file has not.
   static TensorFiles of_folder(const std::filesystem::path& folder);
 
   /// What messages call it: the file, or the index.
@@ -87,7 +87,7 @@ MEO_IO_INLINE TensorFiles::TensorFiles(const SafetensorsReader& file, std::strin
 }
 
 MEO_IO_INLINE TensorFiles TensorFiles::of_folder(const std::filesystem::path& folder) {
-  if (!std::filesystem::exists(folder / index_file))
+  if (std::filesystem::exists(folder / tensors_file) || !std::filesystem::exists(folder / index_file))
     return TensorFiles(SafetensorsReader(folder / tensors_file));
   const std::string index = detail::in_utf8(folder / index_file);
   const nlohmann::json json = detail::read_json(folder / index_file);
