@@ -4,17 +4,14 @@
 ///
 /// A feed-forward block of GPT-2's size is fed its own outputs, normalised, instead of a model around it.
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdint>
-#include <functional>
 #include <iomanip>
 #include <iostream>
 #include <random>
-#include <vector>
 
 #include <meo/meo.hpp>
+
+#include "timed_generation.hpp"
 
 namespace {
 
@@ -22,7 +19,6 @@ template <class Storage = float>
 using Meo = meo::FeedForward<meo::MeoLayer<float, Eigen::Dynamic, Storage>>;
 template <class Storage = float>
 using Moe = meo::FeedForward<meo::MoeLayer<float, Eigen::Dynamic, Storage>>;
-using Clock = std::chrono::steady_clock;
 
 constexpr meo::Index features = 768, hidden = 3072, experts = 8, prompt_tokens = 64, tokens = 25;
 
@@ -46,25 +42,6 @@ Block with_top_k(const Meo<>& from, meo::Index top_k) {
   return block;
 }
 
-/// A way to generate: from a token's x, 1 × features, to its y, which makes the next one's x.
-struct Way {
-  std::function<void(const meo::Matrix<float>& x, meo::Matrix<float>& y)> step;
-  meo::Matrix<float> x, y = x;
-  std::vector<double> milliseconds = {};
-
-  void generate() {
-    const auto start = Clock::now();
-    step(x, y);
-    milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
-    x = y * (std::sqrt(static_cast<float>(features)) / y.norm());
-  }
-
-  double median() {
-    std::sort(milliseconds.begin(), milliseconds.end());
-    return milliseconds[milliseconds.size() / 2];
-  }
-};
-
 /// Prints a line for blocks of these parameters.
 template <class Storage>
 void generate(const Meo<>& merged_floats, const Moe<>& vanilla_floats, const meo::Matrix<float>& prompt,
@@ -80,18 +57,18 @@ void generate(const Meo<>& merged_floats, const Moe<>& vanilla_floats, const meo
   down.set_weight(merged.down().weight(0));
 
   const meo::Matrix<float> x = y.bottomRows(1);
-  Way ways[] = {{[&](auto& in, auto& out) { kept.forward(in, {}, out, workspace); }, x},
-                {[&](auto& in, auto& out) { merged.forward(in, {}, out, workspace); }, x},
-                {[&](auto& in, auto& out) { vanilla.forward(in, {}, out, workspace); }, x},
-                {[&](auto& in, auto& out) {
-                   up.apply(in, hidden_row.data(), hidden);
-                   meo::activate<float>(meo::Gelu(), hidden_row, hidden_row);
-                   down.apply(hidden_row, out.data(), features);
-                 },
-                 x},
-                {[&](auto&, auto&) { kept.merge(merged, decided); }, x}};
+  TimedGeneration ways[] = {{[&](auto& in, auto& out) { kept.forward(in, {}, out, workspace); }, x},
+                            {[&](auto& in, auto& out) { merged.forward(in, {}, out, workspace); }, x},
+                            {[&](auto& in, auto& out) { vanilla.forward(in, {}, out, workspace); }, x},
+                            {[&](auto& in, auto& out) {
+                               up.apply(in, hidden_row.data(), hidden);
+                               meo::activate<float>(meo::Gelu(), hidden_row, hidden_row);
+                               down.apply(hidden_row, out.data(), features);
+                             },
+                             x},
+                            {[&](auto&, auto&) { kept.merge(merged, decided); }, x}};
   for (meo::Index token = 0; token < tokens; ++token)
-    for (Way& way : ways) way.generate();
+    for (TimedGeneration& way : ways) way.next();
   std::cout << std::setw(3) << merged.options().top_k << std::setw(10) << name << std::fixed
             << std::setprecision(3) << std::setw(26) << ways[0].median() << std::setw(13) << ways[1].median()
             << std::setw(12) << ways[2].median() << std::setw(8) << ways[3].median() << std::setw(17)
