@@ -139,7 +139,7 @@ def scores(path):
             axes.errorbar([statistics.mean(float(row[cost]) / unit for row in runs) for _, runs in points],
                           [mean for mean, _ in means], yerr=[spread for _, spread in means], capsize=3,
                           linewidth=1.6, markersize=6, **style)
-        axes.set_xscale("log")
+        axes.set_xlim(left=0)
         axes.set_xlabel(name)
         axes.set_ylabel(label_of(of_task[0]))
     return with_legend(figure, panels[0], columns=5)

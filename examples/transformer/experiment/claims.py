@@ -18,7 +18,7 @@ class Scores:
     """The scores of each row, by (ffn, level, K), on each task; greater is better."""
 
     def __init__(self, path, steps=None):
-        self.scores, self.flops = defaultdict(list), {}
+        self.scores, self.flops = defaultdict(list), defaultdict(list)
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 if steps is not None and line["steps"] != steps:
@@ -26,7 +26,7 @@ class Scores:
                 name = next(name for name in SCORES if name in line)
                 row = (line["ffn"], line["level"], int(line["top_k"]))
                 self.scores[line.get("task", "words"), row].append(SCORES[name] * float(line[name]))
-                self.flops[row] = float(line["flops_per_token"])
+                self.flops[row].append(float(line["flops_per_token"]))
         self.tasks = list(dict.fromkeys(task for task, _ in self.scores))
 
     def compare(self, task, better, worse):
@@ -68,7 +68,7 @@ def main():
         words = Scores(sys.argv[2], steps)
         line("1", "MEO, segment level: K = 8, K = 2", words, ("meo", "segment", 8), ("meo", "segment", 2))
     gains = line("2, a gain", "token level, K = 4: MoE, dense", scores, ("moe", "token", 4), ("dense", "", 0))
-    cost = scores.flops["meo", "token", 4] / scores.flops["dense", "", 0]
+    cost = statistics.mean(scores.flops["meo", "token", 4]) / statistics.mean(scores.flops["dense", "", 0])
 
     def is_kept(outcomes):  # not below is enough, where there is a gain to keep
         if verdict(gains) != "supported":
