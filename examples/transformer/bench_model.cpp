@@ -59,9 +59,9 @@ class Table {
     }
     const bool is_bert = arguments.config.family == Family::bert;
     csv_start_ = std::string(is_bert ? "bert," : "gpt2,") +
-                 (!arguments.has_head ? "none,"
-                  : is_bert           ? "mlm,"
-                                      : "lm,") +
+                 (!arguments.has_head() ? "none,"
+                  : is_bert             ? "mlm,"
+                                        : "lm,") +
                  (training_             ? "training,"
                   : arguments.words > 0 ? "word,"
                                         : "forward,");
@@ -108,14 +108,13 @@ void use_threads([[maybe_unused]] Index threads) {
 #endif
 }
 
-template <class Model>
 class Bench {
  public:
   explicit Bench(const Arguments& arguments) : arguments_(arguments), table_(arguments) {
     for (const Index texts : arguments.sequences) {
-      work_.push_back(random_work(arguments.config, arguments.has_head, texts, arguments.tokens, rng_));
+      work_.push_back(random_work(arguments.config, texts, arguments.tokens, rng_));
     }
-    subjects_.push_back(std::make_unique<Subject<Model>>("dense", arguments.config));
+    subjects_.push_back(std::make_unique<Subject>("dense", arguments.config));
     randomize(dense().model(), rng_);
     if (arguments.training) dense().prepare_training();
   }
@@ -135,14 +134,14 @@ class Bench {
   }
 
  private:
-  Subject<Model>& dense() { return *subjects_.front(); }
+  Subject& dense() { return *subjects_.front(); }
 
   /// Makes the row's model, and verifies it as copies of the dense one.
   void add(const Row& row, Index top_k) {
     Config config = arguments_.config;
     config.mixture = row.mixture;
     config.mixture.top_k = top_k;
-    Subject<Model>& subject = *subjects_.emplace_back(std::make_unique<Subject<Model>>(row.name, config));
+    Subject& subject = *subjects_.emplace_back(std::make_unique<Subject>(row.name, config));
     copy_dense(dense().model(), subject.model());
     if (arguments_.training) subject.prepare_training();
     for (const Work& work : work_) {
@@ -157,7 +156,7 @@ class Bench {
   void prepare(const Work& work) {
     if (subjects_.size() == 1) return;
     const Training<float> without_noise;
-    typename Model::Context of_dense;
+    Model<float>::Context of_dense;
     dense().model().forward(work.batch, &without_noise, of_dense);
     for (std::size_t i = 1; i < subjects_.size(); ++i) {
       set_random_gates(subjects_[i]->model(), dense().model(), of_dense, work.batch, rng_);
@@ -167,7 +166,7 @@ class Bench {
 
   /// A line to be.
   struct Timed {
-    Subject<Model>* subject;
+    Subject* subject;
     Merging merging;  ///< of words that follow a text
 
     std::string name() const { return subject->name() + (merging == Merging::anew ? "-anew" : ""); }
@@ -191,8 +190,8 @@ class Bench {
   /// Of a pass, or of a word: of that in the middle, as FLOPs grow evenly.
   ModelFlops flops(const Timed& timed, const Work& work) const {
     const Config& config = timed.subject->model().config();
-    if (arguments_.words == 0) return model_flops(config, arguments_.has_head, work.batch.sequences);
-    return word_flops(config, arguments_.has_head, arguments_.tokens - (arguments_.words + 1) / 2,
+    if (arguments_.words == 0) return model_flops(config, arguments_.has_head(), work.batch.sequences);
+    return word_flops(config, arguments_.has_head(), arguments_.tokens - (arguments_.words + 1) / 2,
                       timed.merging);
   }
 
@@ -227,15 +226,9 @@ class Bench {
   std::mt19937_64 rng_{42};
   Table table_;
   std::vector<Work> work_;
-  std::vector<std::unique_ptr<Subject<Model>>> subjects_;  // the dense model first
-  typename Model::Context context_;
+  std::vector<std::unique_ptr<Subject>> subjects_;  // the dense model first
+  Model<float>::Context context_;
 };
-
-void run(const Arguments& arguments) {
-  if (!arguments.has_head) Bench<Model<NoHead, float>>(arguments).run();
-  else if (arguments.config.family == Family::bert) Bench<BertMaskedWords<float>>(arguments).run();
-  else Bench<Gpt2NextWord<float>>(arguments).run();
-}
 
 }  // namespace
 
@@ -243,6 +236,6 @@ int main(int argc, char** argv) {
   return transformer::exit_code_of("bench_model", [&] {
     const Arguments arguments = parse({argv + 1, argv + argc});
     if (arguments.help) std::cout << help_text;
-    else run(arguments);
+    else Bench(arguments).run();
   });
 }

@@ -19,8 +19,7 @@ class Continuation {
   /// The model has to live as long. Experts by the decision of the prompt; see model/past.hpp. Throws
   /// std::invalid_argument for a prompt that the model cannot read, as one of no word or of more than it has
   /// positions.
-  Continuation(const Gpt2NextWord<float>& model, const std::vector<Index>& prompt,
-               Merging merging = Merging::once)
+  Continuation(const Model<float>& model, const std::vector<Index>& prompt, Merging merging = Merging::once)
       : model_(model), past_(model.config(), merging) {
     compute(prompt);
   }
@@ -45,9 +44,9 @@ class Continuation {
     model_.forward(batch, past_, context_);
   }
 
-  const Gpt2NextWord<float>& model_;
+  const Model<float>& model_;
   Past<float> past_;
-  Gpt2NextWord<float>::Context context_;
+  Model<float>::Context context_;
 };
 
 struct Sampling {

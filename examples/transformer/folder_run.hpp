@@ -11,8 +11,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <utility>
-#include <variant>
 #include <vector>
 
 #include <meo/io/safetensors_writer.hpp>
@@ -26,7 +24,7 @@ struct FolderRun {
   std::optional<MixtureConfig> mixture;  ///< instead of the folder's own
   const Storage* storage = nullptr;      ///< of experts; null: as they are computed with
   std::optional<std::filesystem::path> save_to;
-  std::optional<std::filesystem::path> output;  ///< for the logits
+  std::optional<std::filesystem::path> output;  ///< for the logits or hidden states
   Index mask_word = 103;                        ///< that masked words are printed for; BERT's
   Index most_words = 5;                         ///< printed for a place
 };
@@ -95,6 +93,9 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, const st
         std::cout << ", next word (probability):";
         print_most_probable(logits, row_of_next(), run.most_words, word);
         break;
+      case Task::hidden_states:
+        std::cout << '\n';
+        break;
     }
   }
 }
@@ -102,25 +103,21 @@ void print_outputs(const FolderRun& run, Task task, const Batch& batch, const st
 /// Computes in float. batch: without texts, nothing is run. Throws meo::io::Error for a folder or an output
 /// that does not work, std::invalid_argument for texts that the model cannot read.
 inline void run_folder(const FolderRun& run, Batch batch, const WordText& word) {
-  AnyModel<float> model =
+  const Model<float> model =
       load_model<float>(run.folder, load_config_with(run.folder, run.mixture, run.storage));
-  std::visit(
-      [&](const auto& of_kind) {
-        if (run.save_to) save_model(of_kind, *run.save_to);
-        if (batch.sequences.size() == 0) return;
-        const Task task = of_kind.config().task;
-        const std::vector<Index> asked = asked_tokens(run, task, batch);
-        if (!run.output) batch.asked = asked;  // or all that are written
-        typename std::decay_t<decltype(of_kind)>::Context context;
-        const Rows<float> logits = of_kind.forward(batch, nullptr, context);
-        if (run.output) {
-          meo::io::SafetensorsWriter writer;
-          writer.add("logits", logits);
-          writer.write(*run.output);
-        }
-        print_outputs<float>(run, task, batch, asked, logits, word);
-      },
-      model);
+  if (run.save_to) save_model(model, *run.save_to);
+  if (batch.sequences.size() == 0) return;
+  const Task task = model.config().task;
+  const std::vector<Index> asked = asked_tokens(run, task, batch);
+  if (!run.output) batch.asked = asked;  // or all that are written
+  Model<float>::Context context;
+  const Rows<float> outputs = model.forward(batch, nullptr, context);
+  if (run.output) {
+    meo::io::SafetensorsWriter writer;
+    writer.add(task == Task::hidden_states ? "hidden_states" : "logits", outputs);
+    writer.write(*run.output);
+  }
+  print_outputs<float>(run, task, batch, asked, outputs, word);
 }
 
 }  // namespace transformer

@@ -6,7 +6,6 @@
 #include <random>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "command_line.hpp"
@@ -82,8 +81,8 @@ void run(const Arguments& arguments) {
   const FolderTokenizer tokenizer(arguments.folder);
   require_vocabulary(tokenizer, config, arguments.folder);
   const std::vector<Index> prompt = tokenizer.encode(*arguments.prompt, std::nullopt).input_ids;
-  const auto any = load_model<float>(arguments.folder, config);
-  Continuation continuation(std::get<Gpt2NextWord<float>>(any), prompt, arguments.merging);
+  const Model<float> model = load_model<float>(arguments.folder, config);
+  Continuation continuation(model, prompt, arguments.merging);
   std::cout << *arguments.prompt << std::flush;
   const std::optional<Index> end_of_text = tokenizer.find("<|endoftext|>");
   std::mt19937_64 rng(arguments.seed);

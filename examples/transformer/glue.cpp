@@ -8,7 +8,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "command_line.hpp"
@@ -240,10 +239,8 @@ class Run {
   }
 
   void operator()() {
-    using Model = BertClassifier<float>;
     if (arguments_.evaluate) {
-      const auto any = load_model<float>(arguments_.folder, config_);
-      const Model& model = std::get<Model>(any);
+      const Model<float> model = load_model<float>(arguments_.folder, config_);
       for (const auto& [name, value] : evaluate(model)) std::cout << name << ' ' << value << '\n';
       write_test_sets(model);
       return;
@@ -256,8 +253,8 @@ class Run {
         {"model", to_json(config_).dump()}, {"data", data.text()}, {"description", arguments_.description}};
     for (auto& setting : arguments_.training.settings(steps)) settings.push_back(std::move(setting));
 
-    AnyModel<float> any = start_model(arguments_.folder, config_, arguments_.training.seed);
-    Trainer<Model> trainer(std::get<Model>(std::move(any)), arguments_.training.trainer(steps));
+    Trainer<float> trainer(start_model(arguments_.folder, config_, arguments_.training.seed),
+                           arguments_.training.trainer(steps));
     if (!arguments_.training.resume.empty()) trainer.load(arguments_.training.resume, settings);
     if (!arguments_.training.save.empty()) prepare_folder(arguments_.training.save);
     Log experts_log(arguments_.experts_log, ExpertUse::header, trainer.steps());
@@ -265,7 +262,7 @@ class Run {
     train(
         trainer, arguments_.training, steps, settings, names_of_scores(),
         [&](std::mt19937_64&) { return train_.batch(epochs.numbers(trainer.steps() + 1), task_words_); },
-        [&](const Model& model, Index step) {
+        [&](const Model<float>& model, Index step) {
           if (!arguments_.experts_log.empty()) {
             std::ostringstream lines;
             ExpertUse(model, dev_[0], task_words_, context_).write_csv(lines, step, job_.task.labels);
@@ -297,7 +294,7 @@ class Run {
     return names;
   }
 
-  Scores evaluate(const BertClassifier<float>& model) {
+  Scores evaluate(const Model<float>& model) {
     const std::vector<std::string> names = names_of_scores();
     Scores scores;
     for (const LabelledTexts& texts : dev_) {
@@ -308,7 +305,7 @@ class Run {
     return scores;
   }
 
-  void write_test_sets(const BertClassifier<float>& model) {
+  void write_test_sets(const Model<float>& model) {
     for (std::size_t i = 0; i < test_.size(); ++i)
       write_predictions(file_of(job_.sets[i]), predict(model, test_[i], task_words_, context_), job_.task);
   }
@@ -321,7 +318,7 @@ class Run {
   TaskWords task_words_;
   LabelledTexts train_;
   std::vector<LabelledTexts> dev_, test_;
-  BertClassifier<float>::Context context_;
+  Model<float>::Context context_;
 };
 
 }  // namespace

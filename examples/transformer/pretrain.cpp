@@ -6,7 +6,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "command_line.hpp"
@@ -100,8 +99,8 @@ Config config_of(const Arguments& arguments) {
   return config;
 }
 
-template <class Model, class WordTask>
-void train_on(Model model, const Arguments& arguments, const FolderTokenizer& tokenizer,
+template <class WordTask>
+void train_on(Model<float> model, const Arguments& arguments, const FolderTokenizer& tokenizer,
               const WordTask& task) {
   const Config& config = model.config();
   const Index tokens = most_tokens(arguments.tokens, config);
@@ -130,11 +129,11 @@ void train_on(Model model, const Arguments& arguments, const FolderTokenizer& to
   Settings settings{
       {"model", to_json(config).dump()}, {"data", data.text()}, {"tokens", std::to_string(tokens)}};
   for (auto& setting : arguments.training.settings(arguments.steps)) settings.push_back(std::move(setting));
-  Trainer<Model> trainer(std::move(model), arguments.training.trainer(arguments.steps));
+  Trainer<float> trainer(std::move(model), arguments.training.trainer(arguments.steps));
   if (!arguments.training.resume.empty()) trainer.load(arguments.training.resume, settings);
   if (!arguments.training.save.empty()) prepare_folder(arguments.training.save);
 
-  typename Model::Context context;
+  Model<float>::Context context;
   const std::vector<std::string> scores{"validation_loss", "perplexity", "validation_accuracy"};
   train(
       trainer, arguments.training, arguments.steps, settings,
@@ -145,7 +144,7 @@ void train_on(Model model, const Arguments& arguments, const FolderTokenizer& to
           task.add(corpus.random_window(rng), rng, texts);
         return texts;
       },
-      [&](const Model& trained, Index) {
+      [&](const Model<float>& trained, Index) {
         return validation.empty() ? Scores{} : score_words(trained, validation, context);
       });
   if (!arguments.training.save.empty())
@@ -156,12 +155,12 @@ void run(const Arguments& arguments) {
   const FolderTokenizer tokenizer(arguments.folder);
   const Config config = config_of(arguments);
   require_vocabulary(tokenizer, config, arguments.folder);
-  AnyModel<float> any = start_model(arguments.folder, config, arguments.training.seed);
-  if (auto* bert = std::get_if<BertMaskedWords<float>>(&any)) {
-    train_on(std::move(*bert), arguments, tokenizer,
+  Model<float> model = start_model(arguments.folder, config, arguments.training.seed);
+  if (config.task == Task::masked_words) {
+    train_on(std::move(model), arguments, tokenizer,
              MaskedWords(tokenizer, config.vocabulary, arguments.folder));
   } else {
-    train_on(std::move(std::get<Gpt2NextWord<float>>(any)), arguments, tokenizer, NextWord());
+    train_on(std::move(model), arguments, tokenizer, NextWord());
   }
 }
 

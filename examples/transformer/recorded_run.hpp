@@ -10,7 +10,6 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -19,8 +18,8 @@
 #include <meo/io/safetensors_reader.hpp>
 #include <meo/io/safetensors_writer.hpp>
 
-#include "model/any_model.hpp"
 #include "model/config_json.hpp"
+#include "model/model.hpp"
 #include "model/weights.hpp"
 
 namespace transformer {
@@ -130,6 +129,7 @@ Scalar recorded_loss(const meo::io::SafetensorsReader& file, const RecordedTexts
     case Task::masked_words:
       return cross_entropy<Scalar>(logits, texts.unmasked("labels"));
     case Task::next_word:
+    case Task::hidden_states:
       break;
   }
   return cross_entropy<Scalar>(logits, next_words(batch, texts.unmasked("labels")));
@@ -151,10 +151,10 @@ class RecordedResults {
   meo::io::SafetensorsWriter writer_;
 };
 
-template <class Model>
-void run_recorded(Model& model, const meo::io::SafetensorsReader& file, bool with_gradients,
+template <class Scalar>
+void run_recorded(const Config& config, const meo::io::SafetensorsReader& file, bool with_gradients,
                   const std::optional<std::filesystem::path>& output) {
-  using Scalar = typename Model::Scalar;
+  Model<Scalar> model(config);
   if (with_gradients && !file.contains("labels"))
     throw meo::io::Error(file.file(), "labels", "is not in the file, and --gradients needs them");
   load(model, TensorFiles(file, "param."));
@@ -162,29 +162,29 @@ void run_recorded(Model& model, const meo::io::SafetensorsReader& file, bool wit
   const Batch batch = texts.batch();
   const std::vector<meo::Matrix<Scalar>> noise = recorded_noise<Scalar>(file);
   const Training<Scalar> training{.noise = GateNoise<Scalar>(std::span(noise)), .dropout_seed = {}};
-  typename Model::Context context;
+  typename Model<Scalar>::Context context;
   Rows<Scalar> logits = model.forward(batch, &training, context);
 
   RecordedResults results(file);
   std::vector<Index> shape{logits.rows(), logits.cols()};
-  const Task task = model.config().task;
+  const Task task = config.task;
   const bool of_words = task == Task::masked_words || task == Task::next_word;
   if (of_words && !texts.has_padding()) shape = {texts.shape()[0], texts.shape()[1], logits.cols()};
   results.writer().add("logits", shape, logits, results.dtype("logits"));
   Scalar loss = context.balance_loss;
   std::cout << "tokens: " << batch.tokens() << "\nlogits: " << logits.rows() << " x " << logits.cols()
             << '\n';
-  if (model.config().mixture.kind != Mixture::none) {
+  if (config.mixture.kind != Mixture::none) {
     results.writer().add("moe_loss", {1}, std::vector<Scalar>{loss}, results.dtype("moe_loss"));
     std::cout << "moe_loss: " << loss << '\n';
   }
-  std::optional<Model> gradients;
+  std::optional<Model<Scalar>> gradients;
   if (file.contains("labels")) {
     loss += recorded_loss<Scalar>(file, texts, batch, task, logits);
     results.writer().add("loss", {1}, std::vector<Scalar>{loss}, results.dtype("loss"));
     std::cout << "loss: " << loss << '\n';
     if (with_gradients) {
-      gradients.emplace(model.config());
+      gradients.emplace(config);
       meo::set_zero(meo::parameters(*gradients));
       model.backward(batch, &training, context, *gradients);
       for (const Tensor<Scalar>& tensor : tensors_of_model(*gradients)) {
@@ -204,12 +204,9 @@ inline void run_recorded(const std::filesystem::path& path, bool with_gradients,
                          const std::optional<std::filesystem::path>& output) {
   const meo::io::SafetensorsReader file(path);
   const Config config = config_from_json(json_of_metadata(file), file.file());
-  const auto run = [&](auto model) {
-    std::visit([&](auto& of_kind) { run_recorded(of_kind, file, with_gradients, output); }, model);
-  };
   if (file.contains("logits") && file.info("logits").dtype == meo::io::DType::F64)
-    run(make_model<double>(config));
-  else run(make_model<float>(config));
+    run_recorded<double>(config, file, with_gradients, output);
+  else run_recorded<float>(config, file, with_gradients, output);
 }
 
 }  // namespace transformer

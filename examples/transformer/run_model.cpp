@@ -41,7 +41,7 @@ files and model.safetensors.index.json), as BERT and GPT-2 are published.
   --task-ids "…"  the description of the texts' task, at task level
   --mask I        the id whose places masked words are printed for  (default that of
                   [MASK] in vocab.txt with --text, else 103)
-  --output OUT    write the logits to OUT as safetensors
+  --output OUT    write the logits, or a BertModel's hidden_states, to OUT as safetensors
   --ffn F         moe or meo: make each feed-forward projection of a dense model a
                   mixture whose experts are copies of it
   --level L       token, sequence, task (BERT) or segment (GPT-2)   (default sequence)

@@ -7,7 +7,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "../../examples/transformer/data/corpus.hpp"
@@ -41,7 +40,6 @@ Config without_dropout(Config config) {
 }
 
 /// 32 texts that no rule tells anything about.
-template <class Model>
 Texts<float> texts_by_heart(const Config& config) {
   std::vector<Index> lengths;
   for (Index i = 0; i < 32; ++i) lengths.push_back(3 + i % 5);
@@ -67,20 +65,19 @@ Texts<float> texts_by_heart(const Config& config) {
   return texts;
 }
 
-template <class Model>
 float loss_after_training(const Config& config, Index steps) {
-  Model model(config);
+  Model<float> model(config);
   std::mt19937_64 start(3);
   model.initialize(start, 0.2);
-  Trainer<Model> trainer(std::move(model), {.schedule = {.peak = 0.01, .steps = steps}});
-  const Texts<float> texts = texts_by_heart<Model>(config);
+  Trainer<float> trainer(std::move(model), {.schedule = {.peak = 0.01, .steps = steps}});
+  const Texts<float> texts = texts_by_heart(config);
   while (!trainer.done()) {
     std::mt19937_64 rng = trainer.rng_of_step();
     trainer.step(texts, rng);
   }
-  typename Model::Context context;
+  Model<float>::Context context;
   trainer.model().forward(texts.batch, nullptr, context);
-  return loss_of<Model>(context, config.task, texts.targets);
+  return loss_of<float>(context, config.task, texts.targets);
 }
 
 /// Of every kind that the programs train.
@@ -99,23 +96,22 @@ std::vector<MixtureConfig> mixtures_of(Task task) {
   return mixtures;
 }
 
-template <class Model>
 void check_learns(Task task) {
   for (const MixtureConfig& mixture : mixtures_of(task)) {
     Config config = without_dropout(small_config(task));
     config.mixture = mixture;
     CAPTURE(name_of(config));
-    CHECK(loss_after_training<Model>(config, 300) < 0.02f);
+    CHECK(loss_after_training(config, 300) < 0.02f);
   }
 }
 
 }  // namespace
 
 TEST_CASE("Models learn 32 texts by heart with every kind of block", "[training]") {
-  check_learns<BertClassifier<float>>(Task::classification);
-  check_learns<BertClassifier<float>>(Task::regression);
-  check_learns<BertMaskedWords<float>>(Task::masked_words);
-  check_learns<Gpt2NextWord<float>>(Task::next_word);
+  check_learns(Task::classification);
+  check_learns(Task::regression);
+  check_learns(Task::masked_words);
+  check_learns(Task::next_word);
 }
 
 TEST_CASE("The learning rate grows and falls in straight lines", "[training]") {
@@ -132,8 +128,7 @@ TEST_CASE("The learning rate grows and falls in straight lines", "[training]") {
 namespace {
 
 /// All values of a model's tensors, by their names in files.
-template <class Model>
-std::map<std::string, std::vector<float>> values_of(const Model& model) {
+std::map<std::string, std::vector<float>> values_of(const Model<float>& model) {
   std::map<std::string, std::vector<float>> values;
   for (const auto& tensor : tensors_of_model(model)) {
     std::vector<float>& of = values[tensor.name()];
@@ -154,7 +149,7 @@ TEST_CASE("A step is AdamW's, and neither biases nor norms decay", "[training]")
     Config config = small_config(Task::classification);
     config.mixture = mixture;
     CAPTURE(name_of(config));
-    BertClassifier<float> model(config), gradients(config);
+    Model<float> model(config), gradients(config);
     transformer::test::randomize(model, 9);
     transformer::test::randomize(gradients, 10, 0.01);
     for (const bool freezes : {false, true}) {
@@ -163,8 +158,7 @@ TEST_CASE("A step is AdamW's, and neither biases nor norms decay", "[training]")
       auto changed = model;
       auto clipped = gradients;
       constexpr double rate = 0.25, decay = 0.5;
-      Optimizer<BertClassifier<float>> optimizer(
-          changed, {.weight_decay = decay, .clip = 1e6, .only_mixtures = freezes});
+      Optimizer<float> optimizer(changed, {.weight_decay = decay, .clip = 1e6, .only_mixtures = freezes});
       optimizer.step(changed, clipped, rate);
       const auto before = values_of(model), after = values_of(changed), g = values_of(gradients);
       for (const auto& [name, values] : before) {
@@ -188,7 +182,7 @@ TEST_CASE("A step is AdamW's, and neither biases nor norms decay", "[training]")
       }
     }
   }
-  const BertClassifier<float> dense(small_config(Task::classification));
+  const Model<float> dense(small_config(Task::classification));
   CHECK(message_of([&] { Trained(dense, true); }) ==
         "freeze: expected a model with mixtures to train, got a dense one");
 }
@@ -196,14 +190,14 @@ TEST_CASE("A step is AdamW's, and neither biases nor norms decay", "[training]")
 TEST_CASE("Gradients are clipped before a step, those of what is trained alone", "[training]") {
   Config config = small_config(Task::classification);
   config.mixture = small_mixture(Mixture::meo, meo::Level::sequence);
-  BertClassifier<float> model(config), gradients(config);
+  Model<float> model(config), gradients(config);
   transformer::test::randomize(model, 9);
   transformer::test::randomize(gradients, 10);
   const Trained mixtures(model, true);
   const float norm = meo::gradient_norm(mixtures.of(gradients)),
               all = meo::gradient_norm(meo::parameters(gradients));
   REQUIRE(norm < 0.9f * all);
-  Optimizer<BertClassifier<float>> optimizer(model, {.clip = 0.5, .only_mixtures = true});
+  Optimizer<float> optimizer(model, {.clip = 0.5, .only_mixtures = true});
   CHECK(optimizer.step(model, gradients, 1e-3) == norm);
   CHECK(meo::gradient_norm(mixtures.of(gradients)) == Approx(0.5));
 }
@@ -211,26 +205,25 @@ TEST_CASE("Gradients are clipped before a step, those of what is trained alone",
 TEST_CASE("A trainer goes on from a checkpoint bit for bit", "[training]") {
   const Folder folder;
   const auto path = folder / "c.safetensors";
-  using Model = BertClassifier<float>;
   Config config = small_config(Task::classification);
   config.mixture = small_mixture(Mixture::meo, meo::Level::token);
-  const Texts<float> texts = texts_by_heart<Model>(config);
+  const Texts<float> texts = texts_by_heart(config);
   const Settings settings{{"data", "d"}, {"seed", "1"}};
   for (const bool freezes : {false, true}) {
     CAPTURE(freezes);
     const auto make = [&] {
-      Model model(config);
+      Model<float> model(config);
       transformer::test::randomize(model, 9);
-      return Trainer<Model>(std::move(model), {.optimizer = {.only_mixtures = freezes},
+      return Trainer<float>(std::move(model), {.optimizer = {.only_mixtures = freezes},
                                                .schedule = {.peak = 0.01, .steps = 9}});
     };
-    const auto train_to = [&](Trainer<Model>& trainer, Index step) {
+    const auto train_to = [&](Trainer<float>& trainer, Index step) {
       while (trainer.steps() < step) {
         std::mt19937_64 rng = trainer.rng_of_step();
         trainer.step(texts, rng);
       }
     };
-    Trainer<Model> through = make(), first = make(), resumed = make();
+    Trainer<float> through = make(), first = make(), resumed = make();
     train_to(through, 9);
     train_to(first, 4);
     first.save(path, settings);
@@ -255,13 +248,13 @@ TEST_CASE("A trainer goes on from a checkpoint bit for bit", "[training]") {
 
 TEST_CASE("A model of words becomes a classifier with a new head", "[training]") {
   const Folder folder;
-  BertMaskedWords<float> words(small_config(Task::masked_words));
+  Model<float> words(small_config(Task::masked_words));
   transformer::test::randomize(words, 15);
   save_model(words, folder / "words");
   const Config config = small_config(Task::classification);
   std::mt19937_64 rng(16);
-  const auto any = load_model<float>(folder / "words", config, {.training = &rng});
-  const auto before = values_of(words), after = values_of(std::get<BertClassifier<float>>(any));
+  const Model<float> classifier = load_model<float>(folder / "words", config, {.training = &rng});
+  const auto before = values_of(words), after = values_of(classifier);
   const auto is_zero = [](float value) { return value == 0; };
   for (const auto& [name, values] : after) {
     CAPTURE(name);
@@ -426,10 +419,10 @@ TEST_CASE("GPT-2 is asked for every next word, by gates that do not see it", "[t
       config.mixture = small_mixture(kind, level);
       CAPTURE(name_of(config));
       // Whether what comes last changes the outputs before it.
-      Gpt2NextWord<double> model(config);
+      Model<double> model(config);
       transformer::test::randomize(model, 12);
       Batch batch = random_batch(config, {9}, 13);
-      Gpt2NextWord<double>::Context context;
+      Model<double>::Context context;
       const meo::Matrix<double> before = model.forward(batch, nullptr, context);
       batch.words.back() = batch.words.back() % 10 + 1;
       const meo::Matrix<double> after = model.forward(batch, nullptr, context);
@@ -448,13 +441,13 @@ TEST_CASE("GPT-2 is asked for every next word, by gates that do not see it", "[t
 
 TEST_CASE("Scores of words are means over all that are asked for", "[training]") {
   const Config config = small_config(Task::next_word);
-  Gpt2NextWord<float> model(config);
+  Model<float> model(config);
   transformer::test::randomize(model, 14);
   std::vector<Texts<float>> batches(2);
   std::mt19937_64 rng(4);
   const std::vector<std::vector<Index>> windows{{1, 2, 3, 4, 5, 6}, {7, 8}, {9, 10, 1}};
   for (std::size_t i = 0; i < 3; ++i) NextWord().add(windows[i], rng, batches[i / 2]);
-  Gpt2NextWord<float>::Context context;
+  Model<float>::Context context;
   double loss = 0, right = 0;
   for (const auto& window : windows) {
     Batch batch;

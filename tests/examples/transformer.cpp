@@ -157,14 +157,14 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
   const std::string path = (folder / "m").string(), mixed = (folder / "mixed").string(),
                     out = (folder / "out.safetensors").string();
 
-  BertClassifier<float> classifier(transformer::test::small_config(Task::classification));
+  Model<float> classifier(transformer::test::small_config(Task::classification));
   transformer::test::randomize(classifier, 1);
   save_model(classifier, path);
   const std::string printed = output_of({path, "--ids", "3 4 5", "--ids=7", "--output", out});
   Batch batch;
   batch.add(std::vector<Index>{3, 4, 5});
   batch.add(std::vector<Index>{7});
-  BertClassifier<float>::Context context;
+  Model<float>::Context context;
   CHECK(meo::test::bit_difference(SafetensorsReader(out).read_matrix<float>("logits", 2, 3),
                                   meo::Matrix<float>(classifier.forward(batch, nullptr, context))) == "");
   CHECK(printed.starts_with("text 0, 3 tokens, class (probability):  "));
@@ -190,14 +190,14 @@ TEST_CASE("run_model runs the model of a folder, upcycles and saves it", "[trans
   CHECK(of_rounded != upcycled);
   CHECK(output_of({rounded, "--ids", "3 4 5", "--ids=7"}) == of_rounded);
 
-  BertMaskedWords<float> words(transformer::test::small_config(Task::masked_words));
+  Model<float> words(transformer::test::small_config(Task::masked_words));
   transformer::test::randomize(words, 2);
   save_model(words, path);
   const std::string of_words = output_of({path, "--mask", "2", "--ids", "3 2 5 2"});
   CHECK(of_words.starts_with("text 0, 4 tokens\n  token 1, word (probability):  "));
   CHECK(of_words.find("\n  token 3, word (probability):  ") != std::string::npos);
 
-  Gpt2NextWord<float> gpt2(transformer::test::small_config(Task::next_word));
+  Model<float> gpt2(transformer::test::small_config(Task::next_word));
   transformer::test::randomize(gpt2, 3);
   save_model(gpt2, path);
   const std::string of_next = output_of({path, "--ids", "3 2 5"});
@@ -266,7 +266,7 @@ TEST_CASE("run_model reads texts by a folder's vocabulary", "[transformer]") {
     return outcome.errors;
   };
 
-  BertMaskedWords<float> bert(transformer::test::small_config(Task::masked_words));
+  Model<float> bert(transformer::test::small_config(Task::masked_words));
   transformer::test::randomize(bert, 4);
   save_model(bert, path);
   CHECK(fault({path, "--text", "the cat"}) ==
@@ -287,7 +287,7 @@ TEST_CASE("run_model reads texts by a folder's vocabulary", "[transformer]") {
   Batch batch;
   batch.add(std::vector<Index>{2, 5, 6, 3, 8, 3}, std::vector<Index>{0, 0, 0, 0, 1, 1});
   batch.add(std::vector<Index>{2, 1, 3}, std::vector<Index>{0, 0, 0});
-  BertMaskedWords<float>::Context context;
+  Model<float>::Context context;
   const auto logits = [&] { return SafetensorsReader(out).read_matrix<float>("logits", batch.tokens(), 11); };
   CHECK(meo::test::bit_difference(logits(), meo::Matrix<float>(bert.forward(batch, nullptr, context))) == "");
 
@@ -323,7 +323,7 @@ TEST_CASE("run_model reads texts by a folder's vocabulary", "[transformer]") {
                                               ": expected the vocabulary to have '[UNK]'\n");
   std::filesystem::remove(folder / "m/vocab.txt");
 
-  Gpt2NextWord<float> gpt2(transformer::test::small_config(Task::next_word));
+  Model<float> gpt2(transformer::test::small_config(Task::next_word));
   transformer::test::randomize(gpt2, 5);
   save_model(gpt2, path);
   const std::vector<std::string> tokens{"<|endoftext|>", "a", "b", "ab", "\u0120", "\u0120ab"};  // as a space

@@ -8,7 +8,6 @@
 #include <functional>
 #include <random>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "../../examples/transformer/model/model_folder.hpp"
@@ -28,17 +27,12 @@ using meo::io::SafetensorsWriter;
 using meo::test::Folder;
 using Path = std::filesystem::path;
 
-template <class Model>
-Matrix<float> logits_of(const Model& model, const Batch& batch) {
-  typename Model::Context context;
+Matrix<float> logits_of(const Model<float>& model, const Batch& batch) {
+  Model<float>::Context context;
   return model.forward(batch, nullptr, context);
 }
 
-Matrix<float> logits_of(const AnyModel<float>& model, const Batch& batch) {
-  return std::visit([&](const auto& of_kind) { return logits_of(of_kind, batch); }, model);
-}
-
-AnyModel<float> load(const Path& folder, const Storage* storage = nullptr) {
+Model<float> load(const Path& folder, const Storage* storage = nullptr) {
   return load_model<float>(folder, load_config_with(folder, std::nullopt, storage));
 }
 
@@ -67,7 +61,7 @@ TEST_CASE("a saved model is loaded as it was", "[transformer][folder]") {
       CAPTURE(name_of(model.config()));
       randomize(model, 61);
       save_model(model, folder / "model");
-      const AnyModel<float> loaded = load(folder / "model");
+      const Model<float> loaded = load(folder / "model");
       const Batch batch = random_batch(model.config(), {3, 9, 1}, 62);
       CHECK(meo::test::bit_difference(logits_of(loaded, batch), logits_of(model, batch)) == "");
       CHECK(to_json(load_config(folder / "model")) == to_json(model.config()));
@@ -79,8 +73,8 @@ TEST_CASE("a saved model is loaded as it was", "[transformer][folder]") {
 
 TEST_CASE("published names are found in all their forms", "[transformer][folder]") {
   const Folder folder;
-  BertMaskedWords<float> bert(small_config(Task::masked_words));
-  Gpt2NextWord<float> gpt2(small_config(Task::next_word));
+  Model<float> bert(small_config(Task::masked_words));
+  Model<float> gpt2(small_config(Task::next_word));
   randomize(bert, 71);
   randomize(gpt2, 72);
   const auto check = [&](const auto& model) {
@@ -136,7 +130,7 @@ void split(const Path& folder, const std::function<void(nlohmann::json&)>& chang
 
 TEST_CASE("tensors of several files are found by their index", "[transformer][folder]") {
   const Folder folder;
-  BertClassifier<float> model(small_config(Task::classification));
+  Model<float> model(small_config(Task::classification));
   randomize(model, 81);
   save_model(model, folder / "m");
   split(folder / "m");
@@ -164,7 +158,7 @@ TEST_CASE("tensors of several files are found by their index", "[transformer][fo
 
 TEST_CASE("a new classifier and new mixtures start what a checkpoint lacks", "[transformer][folder]") {
   const Folder folder;
-  BertMaskedWords<float> words(small_config(Task::masked_words));
+  Model<float> words(small_config(Task::masked_words));
   randomize(words, 91);
   save_model(words, folder / "m");
   rename(
@@ -181,8 +175,7 @@ TEST_CASE("a new classifier and new mixtures start what a checkpoint lacks", "[t
           load_model<float>(folder / "m", config);
         }).ends_with("tensor \"classifier.weight\": is not in the file"));
   std::mt19937_64 rng(92);
-  AnyModel<float> loaded = load_model<float>(folder / "m", config, {.training = &rng});
-  auto& model = std::get<BertClassifier<float>>(loaded);
+  const Model<float> model = load_model<float>(folder / "m", config, {.training = &rng});
   model.visit([](std::string_view name, auto&& part) {
     CAPTURE(std::string(name));
     if constexpr (requires { part.linear; }) {
@@ -215,8 +208,8 @@ TEST_CASE("a model whose experts are loaded into fewer bits has their rounded va
       save_model(model, folder / "floats");
       for (const Storage* storage : small_storages()) {
         CAPTURE(name_of(model.config()), std::string(storage->name()));
-        const AnyModel<float> small = load(folder / "floats", storage);
-        std::visit([&](const auto& of_kind) { save_model(of_kind, folder / "rounded"); }, small);
+        const Model<float> small = load(folder / "floats", storage);
+        save_model(small, folder / "rounded");
         const Batch batch = random_batch(model.config(), {3, 9, 1}, 12);
         // Products with stored weights are those with floats of their values.
         CHECK(meo::test::bit_difference(logits_of(small, batch),
@@ -254,7 +247,7 @@ TEST_CASE("a model whose experts are loaded into fewer bits has their rounded va
 
 TEST_CASE("dense checkpoints become experts in fewer bits, too", "[transformer][storage]") {
   const Folder folder;
-  Gpt2NextWord<float> dense(small_config(Task::next_word));
+  Model<float> dense(small_config(Task::next_word));
   randomize(dense, 21);
   save_model(dense, folder / "dense");
   const MixtureConfig mixture = small_mixture(Mixture::meo, meo::Level::segment);
@@ -271,7 +264,7 @@ TEST_CASE("dense checkpoints become experts in fewer bits, too", "[transformer][
 
 TEST_CASE("a model of experts in fewer bits is not trained", "[transformer][storage]") {
   const Folder folder;
-  BertClassifier<float> floats(small_config(Task::classification));
+  Model<float> floats(small_config(Task::classification));
   randomize(floats, 31);
   save_model(floats, folder / "m");
   Config config = floats.config();
@@ -281,23 +274,23 @@ TEST_CASE("a model of experts in fewer bits is not trained", "[transformer][stor
       "training: expected experts that are stored as what is computed with, got bf16: train a model of "
       "those, "
       "and load what is saved in fewer bits";
-  BertClassifier<float> model(config), gradients(config);
+  Model<float> model(config), gradients(config);
   std::mt19937_64 rng(32);
   CHECK(message_of([&] { model.initialize(rng); }) == error);
   CHECK(message_of([&] { load_model<float>(folder / "m", config, {.training = &rng}); }) == error);
   const Batch batch = random_batch(config, {3, 2}, 33);
   const Training<float> training;
-  BertClassifier<float>::Context context;
+  Model<float>::Context context;
   model.forward(batch, &training, context);
   CHECK(message_of([&] { model.backward(batch, &training, context, gradients); }) == error);
 
-  CHECK(message_of([&] { BertClassifier<double> other(config); }) ==
+  CHECK(message_of([&] { Model<double> other(config); }) ==
         "storage: expected none in a model of other scalars than float, got one");
   CHECK(message_of([&] { load(folder / "m", small_storages()[1]); }) ==
         "meo: " + (folder / "m/config.json").string() +
             ": use_moe: expected a mixture, whose experts are to be stored in fewer bits, got none");
   config.mixture.kind = Mixture::none;
-  CHECK(message_of([&] { BertClassifier<float> other(config); }) ==
+  CHECK(message_of([&] { Model<float> other(config); }) ==
         "storage: expected none without a mixture, got one");
 }
 
@@ -305,14 +298,14 @@ TEST_CASE("a copy of a model of experts in fewer bits has experts of its own", "
   Config config = small_config(Task::next_word);
   config.mixture = small_mixture(Mixture::moe, meo::Level::token);
   config.mixture.storage = small_storages()[2];
-  Gpt2NextWord<float> model(config), copy = model, assigned(config);
+  Model<float> model(config), copy = model, assigned(config);
   assigned = model;
   const Index out = config.hidden, in = config.width;
   model.visit_projections([&](std::string_view, auto& projection) {
     if (projection.mixture_options().in_features == in)
       projection.initialize_from_dense(Matrix<float>::Ones(out, in), meo::Vector<float>::Ones(out));
   });
-  for (const Gpt2NextWord<float>* const other : {&copy, &assigned}) {
+  for (const Model<float>* const other : {&copy, &assigned}) {
     other->visit_projections([&](const std::string& name, const auto& projection) {
       for (const auto& tensor : projection.mixture_tensors(name)) {
         std::vector<float> values(static_cast<std::size_t>(tensor.size()));
@@ -380,6 +373,10 @@ TEST_CASE("config.json of published models", "[transformer][folder]") {
   fields["id2label"] = {{"0", "a"}};
   CHECK(with(bert_base, fields).task == Task::regression);
 
+  fields = {{"architectures", {"BertModel"}}};
+  CHECK(with(bert_base, fields).task == Task::hidden_states);
+  CHECK(to_json(with(bert_base, fields)).at("architectures") == fields["architectures"]);
+
   const nlohmann::json moe{{"use_moe", "MoE"}, {"moe_level", "task"}, {"num_experts", 8}, {"top_k", 4}};
   const MixtureConfig mixture = with(bert_base, moe).mixture;
   CHECK(mixture.kind == Mixture::moe);
@@ -424,8 +421,8 @@ TEST_CASE("config.json of published models", "[transformer][folder]") {
   CHECK(fault(bert_base, {{"pad_token_id", 30522}}) ==
         "pad_token_id: expected -1 to below vocab_size, got 30522");
   CHECK(fault(bert_base, {{"architectures", {"BertForTokenClassification"}}}) ==
-        R"(architectures: expected ["BertForMaskedLM"], ["BertForPreTraining"] or )"
-        R"(["BertForSequenceClassification"], got ["BertForTokenClassification"])");
+        R"(architectures: expected ["BertForMaskedLM"], ["BertForPreTraining"], )"
+        R"(["BertForSequenceClassification"] or ["BertModel"], got ["BertForTokenClassification"])");
   fields = classifier;
   fields["problem_type"] = "multi_label_classification";
   CHECK(fault(bert_base, fields) ==
@@ -466,7 +463,7 @@ TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folde
   const Folder folder;
   const Path model_folder = folder / "m";
   const std::string file = (model_folder / tensors_file).string();
-  BertClassifier<float> model(small_config(Task::classification));
+  Model<float> model(small_config(Task::classification));
   const auto fault = [&](const std::function<std::string(const std::string&)>& other_name,
                          const std::function<void(SafetensorsWriter&)>& add = {}) {
     save_model(model, model_folder);
@@ -529,7 +526,7 @@ TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folde
       }
     }
   }
-  save_model(BertClassifier<float>(config), model_folder);
+  save_model(Model<float>(config), model_folder);
   config.mixture.experts = 2;
   CHECK(message_of([&] {
           load_model<float>(model_folder, config);

@@ -83,13 +83,34 @@ TEST_CASE("gradients of whole models are those of their losses", "[transformer]"
   });
 }
 
+TEST_CASE("a model without a head gives the hidden states that heads read", "[transformer]") {
+  for (const Task task : {Task::masked_words, Task::next_word}) {
+    Config config = small_config(task), without = config;
+    without.task = Task::hidden_states;
+    check_gradients(Model<double>(without), random_batch(without, {4, 1, 3}, 12));
+  }
+  const Config config = small_config(Task::next_word);
+  Config without = config;
+  without.task = Task::hidden_states;
+  Model<float> model(config),
+      headless(without);  // GPT-2's decoder is its words: both have the same parameters
+  randomize(model, 11);
+  meo::copy_values(meo::parameters(model), meo::parameters(headless));
+  const Batch batch = random_batch(config, {4, 1, 3}, 12);
+  Model<float>::Context context, headless_context;
+  const Rows<float> hidden = headless.forward(batch, nullptr, headless_context);
+  Matrix<float> expected(batch.tokens(), config.vocabulary);
+  model.trunk().words().decode(read<float>(hidden), {expected.data(), expected.rows(), expected.cols()});
+  CHECK(meo::test::bit_difference(model.forward(batch, nullptr, context), expected) == "");
+}
+
 TEST_CASE("gradients of texts beyond a block of queries", "[transformer]") {
   Config config = small_config(Task::next_word);
   config.layers = 1;
   config.vocabulary = 5;
   config.hidden = 4;
   config.positions = 70;
-  check_gradients(Gpt2NextWord<double>(config), random_batch(config, {70}, 12));
+  check_gradients(Model<double>(config), random_batch(config, {70}, 12));
 }
 
 TEST_CASE("gradients where one description is that of all texts", "[transformer]") {
@@ -98,7 +119,7 @@ TEST_CASE("gradients where one description is that of all texts", "[transformer]
   Batch batch = random_batch(config, {4, 1, 3}, 12);
   batch.task_words.resize(3);
   batch.descriptions = meo::Sequences::uniform(1, 3);
-  check_gradients(BertClassifier<double>(config), batch);
+  check_gradients(Model<double>(config), batch);
 }
 
 TEMPLATE_TEST_CASE("a text's outputs have the same bits alone and in a batch", "[transformer]", float,
@@ -186,13 +207,13 @@ TEST_CASE("words are computed for the tokens that are asked for", "[transformer]
 TEST_CASE("steps of training lower the loss", "[transformer]") {
   Config config = small_config(Task::classification);
   config.mixture = small_mixture(Mixture::meo, meo::Level::sequence);
-  BertClassifier<float> model(config), gradients(config);
+  Model<float> model(config), gradients(config);
   std::mt19937_64 rng(35);
   model.initialize(rng, 0.1);
   const Batch batch = random_batch(config, {5, 2, 9, 4, 4, 3}, 36);
   const Labels labels(config, batch, 37);
   meo::AdamW<float> optimizer(meo::parameters(model), {.learning_rate = 1e-2});
-  BertClassifier<float>::Context context;
+  Model<float>::Context context;
   std::vector<float> losses;
   for (std::uint64_t step = 0; step < 100; ++step) {
     const Training<float> training{.noise = GateNoise<float>(rng), .dropout_seed = step};
@@ -299,8 +320,8 @@ TEST_CASE("each dropout of a model acts in training, by its seed alone", "[trans
         const Matrix<double> inferred = model.forward(batch, nullptr, context);
         CHECK(meo::test::bit_difference(inferred, logits({})) == "");
       };
-      if (task == Task::next_word) check(Gpt2NextWord<double>(config));
-      else check(BertClassifier<double>(config));
+      if (task == Task::next_word) check(Model<double>(config));
+      else check(Model<double>(config));
     }
   }
 }
@@ -340,12 +361,12 @@ TEST_CASE("outputs and gradients have the same bits with any number of threads",
 
 TEST_CASE("the padding word's embedding has no gradient as an input's", "[transformer]") {
   const Config config = small_config(Task::classification);
-  BertClassifier<double> model(config), gradients(config);
+  Model<double> model(config), gradients(config);
   randomize(model, 51);
   meo::set_zero(meo::parameters(gradients));
   Batch batch;
   batch.add(std::vector<Index>{3, 0, 4});
-  BertClassifier<double>::Context context;
+  Model<double>::Context context;
   const Training<double> training;
   cross_entropy<double>(model.forward(batch, &training, context), std::vector<Index>{1});
   model.backward(batch, &training, context, gradients);
@@ -386,9 +407,9 @@ TEST_CASE("with segments no word depends on a later one, but in a text's first",
     config.mixture = small_mixture(kind, meo::Level::segment);
     REQUIRE(config.mixture.segment_tokens == segment_tokens);
     CAPTURE(name_of(config));
-    Gpt2NextWord<float> model(config);
+    Model<float> model(config);
     randomize(model, 54);
-    Gpt2NextWord<float>::Context context;
+    Model<float>::Context context;
     const Batch batch = random_batch(config, {8, 2, 10}, 55);
     const Matrix<float> logits = model.forward(batch, nullptr, context);
     bool first_segments_change = false;
@@ -416,8 +437,8 @@ TEST_CASE("with segments no word depends on a later one, but in a text's first",
 TEST_CASE("what a model cannot read is refused", "[transformer]") {
   Config config = small_config(Task::classification);
   config.positions = 4;
-  const BertClassifier<float> model(config);
-  BertClassifier<float>::Context context;
+  const Model<float> model(config);
+  Model<float>::Context context;
   const auto fault = [&](const Batch& batch) {
     return message_of([&] { model.forward(batch, nullptr, context); });
   };
@@ -441,13 +462,13 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
   batch.words.push_back(3);
   CHECK(fault(batch) == "sequences: expected 3 tokens in all, as there are words, got 2");
 
-  const Gpt2NextWord<float> gpt2(small_config(Task::next_word));
-  Gpt2NextWord<float>::Context gpt2_context;
+  const Model<float> gpt2(small_config(Task::next_word));
+  Model<float>::Context gpt2_context;
   CHECK(message_of([&] { gpt2.forward(of_words({1}, {0}), nullptr, gpt2_context); }) ==
         "types: expected none by this model, got 1");
 
   config.mixture = small_mixture(Mixture::meo, meo::Level::task);
-  const BertClassifier<float> with_tasks(config);
+  const Model<float> with_tasks(config);
   const auto task_fault = [&](Batch of_tasks) {
     return message_of([&] { with_tasks.forward(of_tasks, nullptr, context); });
   };
@@ -459,15 +480,14 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
 
   config = small_config(Task::classification);
   config.width = 13;
-  CHECK(message_of([&] { BertClassifier<float>{config}; }) ==
-        "width: expected a multiple of heads = 2, got 13");
-  CHECK(message_of([&] { BertMaskedWords<float>{small_config(Task::classification)}; }) ==
-        "task: expected one that the model's head is for");
-  CHECK(message_of([&] { BertClassifier<float>{small_config(Task::next_word)}; }) ==
-        "task: expected one that the model's head is for");
+  CHECK(message_of([&] { Model<float>{config}; }) == "width: expected a multiple of heads = 2, got 13");
+  config = small_config(Task::classification);
+  config.family = Family::gpt2;
+  CHECK(message_of([&] { Model<float>{config}; }) ==
+        "task: expected next_word for GPT-2 and another for BERT");
   config = small_config(Task::classification);
   config.layers = 0;
-  CHECK(message_of([&] { BertClassifier<float>{config}; }) == "layers: expected at least 1, got 0");
+  CHECK(message_of([&] { Model<float>{config}; }) == "layers: expected at least 1, got 0");
 }
 
 }  // namespace

@@ -99,6 +99,9 @@ struct Labels {
       values.push_back(normal(rng));
       if (config.task == Task::classification) classes.push_back(label(rng));
     }
+    for (Index i = batch.sequences.size();
+         i < batch.tokens() * config.width && config.task == Task::hidden_states; ++i)
+      values.push_back(normal(rng));
     if (config.task == Task::next_word) classes = next_words(batch, batch.words);
     for (Index t = 0; t < batch.tokens() && config.task == Task::masked_words; ++t)
       classes.push_back(t % 3 == 1 ? no_label : word(rng));
@@ -107,7 +110,8 @@ struct Labels {
 
 /// The task's loss; its gradient replaces the logits.
 inline double loss_of(const Config& config, Rows<double> logits, const Labels& labels) {
-  if (config.task == Task::regression) return squared_error<double>(logits, labels.values);
+  if (config.task == Task::regression || config.task == Task::hidden_states)
+    return squared_error<double>(logits, labels.values);
   return cross_entropy<double>(logits, labels.classes);
 }
 
@@ -118,13 +122,7 @@ void for_each_task(const MixtureConfig& mixture, const Test& test, Index positio
     Config config = small_config(task, positions);
     config.mixture = mixture;
     if (!is_possible(config.family, mixture)) continue;
-    if (task == Task::next_word) {
-      test(Gpt2NextWord<Scalar>(config));
-    } else if (task == Task::masked_words) {
-      test(BertMaskedWords<Scalar>(config));
-    } else {
-      test(BertClassifier<Scalar>(config));
-    }
+    test(Model<Scalar>(config));
   }
 }
 

@@ -80,8 +80,8 @@ TEST_CASE("attention to many tokens allocates nothing", "[transformer][noalloc]"
     config.width = 128;
     config.heads = 1;
     config.layers = 1;
-    if (task == Task::next_word) check(Gpt2NextWord<double>(config), {1200, 600});
-    else check(BertClassifier<double>(config), {1200, 600});
+    if (task == Task::next_word) check(Model<double>(config), {1200, 600});
+    else check(Model<double>(config), {1200, 600});
   }
 }
 
@@ -144,14 +144,14 @@ TEST_CASE("loading experts in fewer bits takes no floats of all", "[transformer]
   config.hidden = 256;
   config.mixture = small_mixture(Mixture::meo, meo::Level::segment);
   config.mixture.experts = 8;
-  Gpt2NextWord<float> model(config);
+  Model<float> model(config);
   randomize(model, 10);
   meo::io::SafetensorsWriter writer;
   save(model, writer);
   writer.write(folder / meo::io::tensors_file);
   config.mixture.storage = &bfloat16;
   const std::size_t peak = heap::peak_of([&] {
-    Gpt2NextWord<float> loaded(config);
+    Model<float> loaded(config);
     load(loaded, meo::io::TensorFiles::of_folder(folder));
   });
   const std::size_t weights = 2 * 2 * 8 * 64 * 256;  // of experts, which are most of the model

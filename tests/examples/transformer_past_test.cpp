@@ -20,7 +20,7 @@ namespace {
 using namespace transformer;
 using namespace transformer::test;
 using meo::Matrix;
-using Gpt2 = Gpt2NextWord<float>;
+using Gpt2 = Model<float>;
 
 /// "" if all differences are within 2⁻¹⁴ of the largest value, what some 2⁹ roundings of floats may come to;
 /// a word, an expert or a key left out leaves about one.

@@ -7,7 +7,6 @@
 #include <random>
 #include <sstream>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include <meo/training/adamw.hpp>
@@ -66,7 +65,7 @@ TEST_CASE("A classifier is trained from a published model, as the example's READ
   const Batch batch = transformer::test::random_batch(dense, {5, 3, 9, 4}, 1);
   const std::vector<Index> labels{0, 1, 1, 0};
   // A published one has a pooler, too.
-  transformer::BertClassifier<float> published([&] {
+  transformer::Model<float> published([&] {
     transformer::Config config = dense;
     config.task = Task::classification;
     return config;
@@ -80,10 +79,9 @@ TEST_CASE("A classifier is trained from a published model, as the example's READ
   transformer::Config config = transformer::load_config("bert-base-uncased");
   config.task = transformer::Task::classification;
   config.mixture = {.kind = transformer::Mixture::meo, .experts = 8, .top_k = 4};
-  auto any = transformer::load_model<float>("bert-base-uncased", config, {.training = &rng});
-  auto& model = std::get<transformer::BertClassifier<float>>(any);
-  transformer::BertClassifier<float> gradients(config);
-  transformer::BertClassifier<float>::Context context;
+  auto model = transformer::load_model<float>("bert-base-uncased", config, {.training = &rng});
+  transformer::Model<float> gradients(config);
+  transformer::Model<float>::Context context;
   meo::AdamW<float> optimizer(meo::parameters(model), {.learning_rate = 2e-5});
   for (std::uint64_t step = 0; step < steps; ++step) {
     const transformer::Training<float> training{.noise = transformer::GateNoise<float>(rng),
@@ -101,12 +99,12 @@ TEST_CASE("A classifier is trained from a published model, as the example's READ
   CHECK(printed.text().find("\nstep 1: loss ") != std::string::npos);
   // What was loaded has gone on, and is what was saved.
   const auto saved = transformer::load_model<float>("classifier", transformer::load_config("classifier"));
-  const auto loss_of = [&](const transformer::BertClassifier<float>& of) {
+  const auto loss_of = [&](const transformer::Model<float>& of) {
     const meo::Matrix<float> logits = of.forward(batch, nullptr, context);
     meo::Matrix<float> changed = logits;
     return transformer::cross_entropy<float>({changed.data(), changed.rows(), changed.cols()}, labels);
   };
-  CHECK(loss_of(std::get<transformer::BertClassifier<float>>(saved)) == loss_of(model));
+  CHECK(loss_of(saved) == loss_of(model));
   CHECK(loss_of(model) < loss_of(published));
 }
 

@@ -80,7 +80,6 @@ struct Row {
 
 struct Arguments {
   Config config;
-  bool has_head = false;
   bool training = false;
   Index words = 0;        ///< that follow a text; 0: passes are timed
   std::vector<Row> rows;  ///< without dense
@@ -90,6 +89,8 @@ struct Arguments {
   Index repetitions = 7;
   std::optional<std::string> csv;
   bool help = false;
+
+  bool has_head() const { return config.task != Task::hidden_states; }
 };
 
 inline std::vector<std::string> parts_of(const std::string& text) {
@@ -119,7 +120,7 @@ inline std::vector<Index> counts_of(const std::string& option, const std::string
 inline Config base_config(Family family) {
   const bool is_bert = family == Family::bert;
   return {.family = family,
-          .task = is_bert ? Task::masked_words : Task::next_word,
+          .task = Task::hidden_states,
           .vocabulary = is_bert ? 30522 : 50257,
           .width = 768,
           .layers = 12,
@@ -269,7 +270,9 @@ inline Arguments parse(const std::vector<std::string>& words) {
     } else if (option == "--head") {
       if (value != "none" && value != head)
         throw UsageError("--head: expected none or " + head + ", got '" + value + "'");
-      arguments.has_head = value != "none";
+      config.task = value == "none"          ? Task::hidden_states
+                    : family == Family::bert ? Task::masked_words
+                                             : Task::next_word;
     } else if (option != "--model") {
       throw UsageError("unknown option '" + option + "'");
     }

@@ -19,6 +19,7 @@
 #include "../model/batch.hpp"
 #include "../model/config.hpp"
 #include "../model/initialize.hpp"
+#include "../model/model.hpp"
 
 namespace transformer::bench {
 
@@ -67,9 +68,8 @@ inline meo::Matrix<float> random_gate(const meo::Matrix<float>& rows, Index expe
 }
 
 /// Sets all gates of a model. context: left by the dense model's forward of the batch, in training.
-template <class Model>
-void set_random_gates(Model& model, const Model& dense, const typename Model::Context& context,
-                      const Batch& batch, std::mt19937_64& rng) {
+inline void set_random_gates(Model<float>& model, const Model<float>& dense,
+                             const Model<float>::Context& context, const Batch& batch, std::mt19937_64& rng) {
   const MixtureConfig& mixture = model.config().mixture;
   std::size_t number = 0;
   model.visit_projections([&](const std::string& name, auto& projection) {

@@ -20,7 +20,6 @@
 
 #include "../model/losses.hpp"
 #include "../model/model.hpp"
-#include "../model/no_head.hpp"
 #include "../model/parallel.hpp"
 
 namespace transformer::bench {
@@ -34,8 +33,7 @@ struct Work {
 
 /// Texts of 16 words each, so that means over texts differ as those of texts on something do. Masked words
 /// are 15 % of all.
-inline Work random_work(const Config& config, bool has_head, Index texts, Index tokens,
-                        std::mt19937_64& rng) {
+inline Work random_work(const Config& config, Index texts, Index tokens, std::mt19937_64& rng) {
   constexpr Index words_of_text = 16;
   std::uniform_int_distribution<Index> word(0, config.vocabulary - 1), pick(0, words_of_text - 1);
   Work work;
@@ -47,7 +45,7 @@ inline Work random_work(const Config& config, bool has_head, Index texts, Index 
   }
   std::bernoulli_distribution is_masked(0.15);
   std::normal_distribution<float> normal;
-  if (!has_head) {
+  if (config.task == Task::hidden_states) {
     work.values.resize(static_cast<std::size_t>(texts * tokens * config.width));
     for (float& value : work.values) value = normal(rng);
   } else if (config.family == Family::gpt2) {
@@ -59,16 +57,13 @@ inline Work random_work(const Config& config, bool has_head, Index texts, Index 
 }
 
 /// Replaces the outputs by their gradient.
-template <class Model>
-float loss_of(Rows<float> outputs, const Work& work) {
-  if constexpr (std::is_same_v<typename Model::Head, NoHead<float>>)
-    return squared_error<float>(outputs, work.values);
-  else return cross_entropy<float>(outputs, work.labels);
+inline float loss_of(Rows<float> outputs, const Work& work) {
+  if (!work.values.empty()) return squared_error<float>(outputs, work.values);
+  return cross_entropy<float>(outputs, work.labels);
 }
 
 /// Gives all parameters random values, biases too; norms stay near one.
-template <class Model>
-void randomize(Model& model, std::mt19937_64& rng) {
+inline void randomize(Model<float>& model, std::mt19937_64& rng) {
   model.initialize(rng);
   std::normal_distribution<float> normal(0, 0.02f);
   model.visit([&](std::string_view, auto&& part) {
@@ -84,8 +79,7 @@ void randomize(Model& model, std::mt19937_64& rng) {
 }
 
 /// Makes a model of mixtures, new and so zero, compute what the dense one does: experts are copies.
-template <class Model>
-void copy_dense(Model& dense, Model& model) {
+inline void copy_dense(Model<float>& dense, Model<float>& model) {
   std::map<std::string, std::span<float>> values;
   for (const auto& range : meo::parameters(dense)) values[range.name] = range.values;
   for (const auto& range : meo::parameters(model)) {
@@ -105,8 +99,7 @@ void copy_dense(Model& dense, Model& model) {
 }
 
 /// Makes copies of experts different ones, each weight times 1 ± 1/32 at most, and token attention random.
-template <class Model>
-void set_apart(Model& model, std::mt19937_64& rng) {
+inline void set_apart(Model<float>& model, std::mt19937_64& rng) {
   // Half a billion draws want a fast generator.
   std::uint32_t state = static_cast<std::uint32_t>(rng());
   std::normal_distribution<float> normal(0, 0.02f);
@@ -136,17 +129,16 @@ struct Seconds {
   double total() const { return passes + optimizer; }
 };
 
-template <class Model>
 class Subject {
  public:
-  using Context = typename Model::Context;
+  using Context = Model<float>::Context;
 
   Subject(std::string name, const Config& config) : name_(std::move(name)), model_(config) {}
 
   const std::string& name() const { return name_; }
-  Model& model() { return model_; }
+  Model<float>& model() { return model_; }
   /// Of prepare_training.
-  Model& gradients() { return *gradients_; }
+  Model<float>& gradients() { return *gradients_; }
 
   /// Takes three times the memory that the model has.
   void prepare_training() {
@@ -158,7 +150,7 @@ class Subject {
   /// runs.
   void pass_both_ways(const Work& work, const Training<float>& training, Context& context) {
     model_.forward(work.batch, &training, context);
-    loss_of<Model>(context.logits(), work);
+    loss_of(context.logits(), work);
     model_.backward(work.batch, &training, context, *gradients_);
   }
 
@@ -206,8 +198,8 @@ class Subject {
   }
 
   std::string name_;
-  Model model_;
-  std::optional<Model> gradients_;
+  Model<float> model_;
+  std::optional<Model<float>> gradients_;
   std::optional<meo::AdamW<float>> optimizer_;
 };
 

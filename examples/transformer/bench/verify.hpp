@@ -49,9 +49,7 @@ meo::Matrix<float> weight_and_bias(const Bank& bank, Index expert) {
 }
 
 /// Throws WrongResult unless a model whose experts are copies has the dense model's outputs.
-template <class Model>
-void verify_outputs(Subject<Model>& dense, Subject<Model>& subject, const Work& work,
-                    typename Model::Context& context) {
+inline void verify_outputs(Subject& dense, Subject& subject, const Work& work, Subject::Context& context) {
   const meo::Matrix<float> expected = dense.model().forward(work.batch, nullptr, context);
   const Rows<float> actual = subject.model().forward(work.batch, nullptr, context);
   require_close(subject.name() + "'s outputs", actual, expected,
@@ -59,9 +57,8 @@ void verify_outputs(Subject<Model>& dense, Subject<Model>& subject, const Work& 
 }
 
 /// The same of a word after others.
-template <class Model>
-void verify_words(Subject<Model>& dense, Subject<Model>& subject, const Work& work, Index words,
-                  typename Model::Context& context) {
+inline void verify_words(Subject& dense, Subject& subject, const Work& work, Index words,
+                         Subject::Context& context) {
   dense.run_words(work, words, Merging::once, context);
   const meo::Matrix<float> expected = context.logits();
   for (const Merging merging : {Merging::once, Merging::anew}) {
@@ -73,11 +70,9 @@ void verify_words(Subject<Model>& dense, Subject<Model>& subject, const Work& wo
 
 /// Throws WrongResult unless such a model has the dense model's gradients, those of a projection's experts
 /// summed. Its gates are zero: nothing goes through them.
-template <class Model>
-void verify_gradients(Subject<Model>& dense, Subject<Model>& subject, const Work& work,
-                      typename Model::Context& context) {
+inline void verify_gradients(Subject& dense, Subject& subject, const Work& work, Subject::Context& context) {
   const Training<float> without_noise;
-  for (Subject<Model>* const each : {&dense, &subject}) {
+  for (Subject* const each : {&dense, &subject}) {
     meo::set_zero(meo::parameters(each->gradients()));
     each->pass_both_ways(work, without_noise, context);
   }
@@ -106,8 +101,7 @@ void verify_gradients(Subject<Model>& dense, Subject<Model>& subject, const Work
 }
 
 /// Throws WrongResult unless what the gates of the batch decide costs as many FLOPs as were counted.
-template <class Model>
-void verify_routings(Subject<Model>& subject, const Work& work, typename Model::Context& context) {
+inline void verify_routings(Subject& subject, const Work& work, Subject::Context& context) {
   const Training<float> without_noise;
   subject.model().forward(work.batch, &without_noise, context);  // keeps the routings of all layers
   const meo::Method method = method_of(subject.model().config().mixture.kind);

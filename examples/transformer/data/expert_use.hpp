@@ -20,9 +20,8 @@ class ExpertUse {
   static constexpr const char* header = "step,gate,class,expert,count,share";
 
   /// Of a model with mixtures, for texts with classes.
-  template <class Model>
-  ExpertUse(const Model& model, const LabelledTexts& all, const TaskWords& task,
-            typename Model::Context& context) {
+  ExpertUse(const Model<float>& model, const LabelledTexts& all, const TaskWords& task,
+            Model<float>::Context& context) {
     const Training<float> keeps_all_layers{};  // and else is as inference
     for_each_batch(all, task, [&](std::span<const Index> numbers, const Texts<float>& texts) {
       model.forward(texts.batch, &keeps_all_layers, context);

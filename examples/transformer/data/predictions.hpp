@@ -14,6 +14,7 @@
 #include <meo/io/output_file.hpp>
 
 #include "../model/batch.hpp"
+#include "../model/model.hpp"
 #include "glue_tasks.hpp"
 #include "labelled_texts.hpp"
 #include "metrics.hpp"
@@ -39,9 +40,8 @@ void for_each_batch(const LabelledTexts& all, const TaskWords& task, const Visit
   }
 }
 
-template <class Model>
-Predictions predict(const Model& model, const LabelledTexts& all, const TaskWords& task,
-                    typename Model::Context& context) {
+inline Predictions predict(const Model<float>& model, const LabelledTexts& all, const TaskWords& task,
+                           Model<float>::Context& context) {
   Predictions predictions;
   for_each_batch(all, task, [&](std::span<const Index>, const Texts<float>& texts) {
     const Rows<float> logits = model.forward(texts.batch, nullptr, context);

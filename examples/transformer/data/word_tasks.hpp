@@ -90,9 +90,8 @@ inline void require_causal(const Config& config, const std::string& file) {
 }
 
 /// Mean loss, its exponential, and the part of the words that get the largest logit, over all texts.
-template <class Model>
-Scores score_words(const Model& model, const std::vector<Texts<float>>& batches,
-                   typename Model::Context& context) {
+inline Scores score_words(const Model<float>& model, const std::vector<Texts<float>>& batches,
+                          Model<float>::Context& context) {
   double loss = 0, right = 0, asked = 0;
   for (const Texts<float>& texts : batches) {
     const Rows<float> logits = model.forward(texts.batch, nullptr, context);
@@ -102,7 +101,7 @@ Scores score_words(const Model& model, const std::vector<Texts<float>>& batches,
       right += best == texts.targets.classes[static_cast<std::size_t>(row)] ? 1 : 0;
     }
     const auto rows = static_cast<double>(logits.rows());
-    loss += rows * static_cast<double>(loss_of<Model>(context, model.config().task, texts.targets));
+    loss += rows * static_cast<double>(loss_of<float>(context, model.config().task, texts.targets));
     asked += rows;
   }
   return {{"validation_loss", loss / asked},

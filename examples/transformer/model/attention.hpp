@@ -58,7 +58,8 @@ class Attention {
         Scalar* const kept = keep ? memory.probabilities.data() + first + row * stride : layout.rows(scratch);
         Block p(kept, rows, keys, Eigen::OuterStride<>(stride));
         multiply_in_parts(keys, [&](Index key, Index count) {
-          p.middleCols(key, count).noalias() = q.middleRows(row, rows) * k.middleRows(key, count).transpose();
+          set_product_with_transposed(rows_of(read(q), row, rows), rows_of(read(k), key, count),
+                                      columns_of(p, key, count));
         });
         for (Index r = 0; r < rows; ++r) {
           const Index seen = causal_ ? row + r + 1 : length;
@@ -70,12 +71,13 @@ class Attention {
           new (&weights) Block(layout.rows(scratch), rows, keys, Eigen::OuterStride<>(stride));
           drop(dropout, first + row * stride, p, weights);
         }
-        out.middleRows(row, rows).setZero();
+        Block rows_out = rows_of(out, row, rows);
+        rows_out.setZero();
         multiply_in_parts(keys, [&](Index key, Index count) {
-          out.middleRows(row, rows).noalias() += weights.middleCols(key, count) * v.middleRows(key, count);
+          add_product(columns_of(read(weights), key, count), rows_of(read(v), key, count), rows_out);
         });
       }
-      mixed.block(begin, head * size_, length, size_) = out;
+      part(mixed, begin, length, 0, head) = out;
     });
   }
 
@@ -109,9 +111,8 @@ class Attention {
       Block d_k = layout.block(scratch, 0, length), d_v = layout.block(scratch, 1, length);
       d_k.setZero();
       d_v.setZero();
-      const auto q = part(qkv, begin, length, 0, head), k = part(qkv, begin, length, 1, head),
-                 v = part(qkv, begin, length, 2, head);
-      const auto d_out = d_mixed.block(begin, head * size_, length, size_);
+      const ConstBlock q = part(qkv, begin, length, 0, head), k = part(qkv, begin, length, 1, head),
+                       v = part(qkv, begin, length, 2, head), d_out = part(d_mixed, begin, length, 0, head);
       const Index first = probabilities_begin(memory, b, head, length);
       for (Index row = 0; row < length; row += query_rows) {
         const Index rows = (std::min)(query_rows, length - row);
@@ -120,8 +121,8 @@ class Attention {
         Block d_p(layout.rows(scratch), rows, keys, Eigen::OuterStride<>(stride));
         Block weights = p;
         multiply_in_parts(keys, [&](Index key, Index count) {
-          d_p.middleCols(key, count).noalias() =
-              d_out.middleRows(row, rows) * v.middleRows(key, count).transpose();
+          set_product_with_transposed(rows_of(d_out, row, rows), rows_of(v, key, count),
+                                      columns_of(d_p, key, count));
         });
         if (dropout) {
           new (&weights) Block(layout.more_rows(scratch), rows, keys, Eigen::OuterStride<>(stride));
@@ -133,14 +134,14 @@ class Attention {
           softmax_backward<Scalar>(p.row(r).data(), d_p.row(r).data(), keys);
         }
         d_p *= scale;
-        auto d_q = part(d_qkv, begin + row, rows, 0, head);
+        Block d_q = part(d_qkv, begin + row, rows, 0, head);
         d_q.setZero();
         multiply_in_parts(keys, [&](Index key, Index count) {
-          d_v.middleRows(key, count).noalias() +=
-              weights.middleCols(key, count).transpose() * d_out.middleRows(row, rows);
-          d_q.noalias() += d_p.middleCols(key, count) * k.middleRows(key, count);
-          d_k.middleRows(key, count).noalias() +=
-              d_p.middleCols(key, count).transpose() * q.middleRows(row, rows);
+          add_transposed_product(columns_of(read(weights), key, count), rows_of(d_out, row, rows),
+                                 rows_of(d_v, key, count));
+          add_product(columns_of(read(d_p), key, count), rows_of(k, key, count), d_q);
+          add_transposed_product(columns_of(read(d_p), key, count), rows_of(q, row, rows),
+                                 rows_of(d_k, key, count));
         });
       }
       part(d_qkv, begin, length, 1, head) = d_k;
@@ -150,6 +151,7 @@ class Attention {
 
  private:
   using Block = Eigen::Map<meo::Matrix<Scalar>, 0, Eigen::OuterStride<>>;
+  using ConstBlock = Eigen::Map<const meo::Matrix<Scalar>, 0, Eigen::OuterStride<>>;
 
   /// Queries whose scores are formed at a time: enough for Eigen's products to pay for packing the keys, and
   /// few enough that with causal attention little is computed beyond the diagonal.
@@ -177,9 +179,41 @@ class Attention {
   };
 
   /// q, k or v (0, 1, 2) of a head, and so of whatever stands side by side.
-  template <class Matrix>
-  auto part(Matrix& qkv, Index begin, Index length, Index which, Index head) const {
-    return qkv.block(begin, (which * heads_ + head) * size_, length, size_);
+  ConstBlock part(const ConstRows<Scalar>& qkv, Index begin, Index length, Index which, Index head) const {
+    return {qkv.data() + begin * qkv.cols() + (which * heads_ + head) * size_, length, size_,
+            Eigen::OuterStride<>(qkv.cols())};
+  }
+  Block part(Rows<Scalar>& qkv, Index begin, Index length, Index which, Index head) const {
+    return {qkv.data() + begin * qkv.cols() + (which * heads_ + head) * size_, length, size_,
+            Eigen::OuterStride<>(qkv.cols())};
+  }
+
+  static ConstBlock rows_of(const ConstBlock& block, Index first, Index count) {
+    return {block.data() + first * block.outerStride(), count, block.cols(),
+            Eigen::OuterStride<>(block.outerStride())};
+  }
+  static ConstBlock columns_of(const ConstBlock& block, Index first, Index count) {
+    return {block.data() + first, block.rows(), count, Eigen::OuterStride<>(block.outerStride())};
+  }
+  /// To be written.
+  static Block rows_of(Block& block, Index first, Index count) {
+    return {block.data() + first * block.outerStride(), count, block.cols(),
+            Eigen::OuterStride<>(block.outerStride())};
+  }
+  static Block columns_of(Block& block, Index first, Index count) {
+    return {block.data() + first, block.rows(), count, Eigen::OuterStride<>(block.outerStride())};
+  }
+  static ConstBlock read(const Block& block) {
+    return {block.data(), block.rows(), block.cols(), Eigen::OuterStride<>(block.outerStride())};
+  }
+
+  // All of Eigen's products are of these three types: each more takes a second to compile.
+  static void set_product_with_transposed(const ConstBlock& a, const ConstBlock& b, Block c) {
+    c.noalias() = a * b.transpose();
+  }
+  static void add_product(const ConstBlock& a, const ConstBlock& b, Block c) { c.noalias() += a * b; }
+  static void add_transposed_product(const ConstBlock& a, const ConstBlock& b, Block c) {
+    c.noalias() += a.transpose() * b;
   }
 
   static Index longest_of(const meo::Sequences& sequences) {

@@ -17,8 +17,8 @@ using meo::Index;
 
 enum class Family { bert, gpt2 };
 
-/// What a model is for. BERT: the first three; GPT-2: the last.
-enum class Task { classification, regression, masked_words, next_word };
+/// What a model is for. BERT: the first three; GPT-2: next_word; both: hidden_states, the last of them.
+enum class Task { classification, regression, masked_words, next_word, hidden_states };
 
 /// What the two projections of a feed-forward block are.
 enum class Mixture { none, moe, meo };
@@ -82,7 +82,8 @@ inline void check_config(const Config& config) {
     require(dropout >= 0 && dropout < 1, "dropout: expected 0 to below 1, got ", dropout);
   }
   require(config.norm_epsilon > 0, "norm_epsilon: expected a number above 0, got ", config.norm_epsilon);
-  require((config.family == Family::gpt2) == (config.task == Task::next_word),
+  require((config.family == Family::gpt2) == (config.task == Task::next_word) ||
+              config.task == Task::hidden_states,
           "task: expected next_word for GPT-2 and another for BERT");
   if (config.mixture.kind == Mixture::none) {
     require(config.mixture.storage == nullptr, "storage: expected none without a mixture, got one");

@@ -154,9 +154,11 @@ inline Task task_of(const ConfigFields& fields, Family family) {
   const std::string name =
       names.is_array() && !names.empty() && names[0].is_string() ? names[0].get<std::string>() : "";
   if (name == "BertForMaskedLM" || name == "BertForPreTraining") return Task::masked_words;
+  if (name == "BertModel") return Task::hidden_states;
   if (name != "BertForSequenceClassification") {
     fields.fail("architectures",
-                R"(["BertForMaskedLM"], ["BertForPreTraining"] or ["BertForSequenceClassification"])");
+                R"(["BertForMaskedLM"], ["BertForPreTraining"], ["BertForSequenceClassification"] or )"
+                R"(["BertModel"])");
   }
   const std::string problem = fields.text("problem_type", "");
   if (problem == "regression") return Task::regression;
@@ -248,8 +250,10 @@ inline nlohmann::json to_json(const Config& config) {
   json["model_type"] = is_bert ? "bert" : "gpt2";
   json["vocab_size"] = config.vocabulary;
   if (is_bert) {
-    const bool classifies = config.task != Task::masked_words;
-    json["architectures"] = {classifies ? "BertForSequenceClassification" : "BertForMaskedLM"};
+    const bool classifies = config.task == Task::classification || config.task == Task::regression;
+    json["architectures"] = {classifies                          ? "BertForSequenceClassification"
+                             : config.task == Task::masked_words ? "BertForMaskedLM"
+                                                                 : "BertModel"};
     json["hidden_size"] = config.width;
     json["num_hidden_layers"] = config.layers;
     json["num_attention_heads"] = config.heads;
@@ -270,7 +274,7 @@ inline nlohmann::json to_json(const Config& config) {
       json["problem_type"] = config.task == Task::regression ? "regression" : "single_label_classification";
     }
   } else {
-    json["architectures"] = {"GPT2LMHeadModel"};
+    json["architectures"] = {config.task == Task::next_word ? "GPT2LMHeadModel" : "GPT2Model"};
     json["n_embd"] = config.width;
     json["n_layer"] = config.layers;
     json["n_head"] = config.heads;

@@ -7,15 +7,19 @@
 ///     MaskedWordsHead      words at every token, or those asked for, T × V: dense, activation, norm, and the
 ///                          words' decoder
 ///     NextWordHead         words at every token, or those asked for, T × V: the words' decoder
+///     NoHead               the hidden states themselves, T × d
 ///
 /// Each has forward(h, batch, words, pass, logits, context); backward(…), from d_logits to dh, which is
-/// overwritten; output_rows and output_columns; initialize and visit; and is_for(task).
+/// overwritten; output_rows and output_columns; initialize and visit. Head is one of them, by the task.
 ///
 /// Letters: T tokens, B texts, V vocabulary, d width.
 
 #include <cmath>
 #include <random>
 #include <string>
+#include <tuple>
+#include <type_traits>
+#include <variant>
 
 #include <meo/experts/activate.hpp>
 #include <meo/experts/aligned_vector.hpp>
@@ -72,7 +76,6 @@ class ClassificationHead {
         dropout_(config.classifier_dropout),
         dropout_place_(config.layers * dropouts_per_layer + 1) {}
 
-  static bool is_for(Task task) { return task == Task::classification || task == Task::regression; }
   Index output_rows(const Batch& batch) const { return batch.sequences.size(); }
   Index output_columns() const { return classifier_.out_features(); }
 
@@ -139,7 +142,6 @@ class MaskedWordsHead {
         activation_(config.activation),
         vocabulary_(config.vocabulary) {}
 
-  static bool is_for(Task task) { return task == Task::masked_words; }
   Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
@@ -193,7 +195,6 @@ class NextWordHead {
 
   explicit NextWordHead(const Config& config) : vocabulary_(config.vocabulary) {}
 
-  static bool is_for(Task task) { return task == Task::next_word; }
   Index output_rows(const Batch& batch) const { return num_asked(batch); }
   Index output_columns() const { return vocabulary_; }
 
@@ -218,6 +219,109 @@ class NextWordHead {
 
  private:
   Index vocabulary_;
+};
+
+template <class Scalar>
+class NoHead {
+ public:
+  struct Context {};
+
+  explicit NoHead(const Config& config) : width_(config.width) {}
+
+  Index output_rows(const Batch& batch) const { return batch.tokens(); }
+  Index output_columns() const { return width_; }
+
+  void forward(const ConstRows<Scalar>& h, const Batch&, const Words<Scalar>&, const Pass<Scalar>&,
+               Rows<Scalar> outputs, Context&) const {
+    outputs = h;
+  }
+
+  void backward(const ConstRows<Scalar>&, const Batch&, const Words<Scalar>&, const Pass<Scalar>&,
+                const ConstRows<Scalar>& d_outputs, Context&, NoHead&, Words<Scalar>&,
+                Rows<Scalar> dh) const {
+    dh = d_outputs;
+  }
+
+  void initialize(std::mt19937_64&, double) {}
+
+  template <class Self, class Visitor>
+  static void visit(Self&, const Visitor&) {}
+
+ private:
+  Index width_;
+};
+
+/// The head that the config's task asks for.
+template <class Scalar>
+class Head {
+ public:
+  /// Of each kind: one that is not used takes no memory.
+  using Context =
+      std::tuple<typename ClassificationHead<Scalar>::Context, typename MaskedWordsHead<Scalar>::Context,
+                 typename NextWordHead<Scalar>::Context, typename NoHead<Scalar>::Context>;
+
+  explicit Head(const Config& config) : kind_(made(config)) {}
+
+  Index output_rows(const Batch& batch) const {
+    return std::visit([&](const auto& head) { return head.output_rows(batch); }, kind_);
+  }
+  Index output_columns() const {
+    return std::visit([](const auto& head) { return head.output_columns(); }, kind_);
+  }
+
+  void forward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+               const Pass<Scalar>& pass, Rows<Scalar> outputs, Context& context) const {
+    std::visit(
+        [&](const auto& head) { head.forward(h, batch, words, pass, outputs, context_of(head, context)); },
+        kind_);
+  }
+
+  void backward(const ConstRows<Scalar>& h, const Batch& batch, const Words<Scalar>& words,
+                const Pass<Scalar>& pass, const ConstRows<Scalar>& d_outputs, Context& context,
+                Head& gradients, Words<Scalar>& words_gradients, Rows<Scalar> dh) const {
+    std::visit(
+        [&](const auto& head) {
+          using HeadOfKind = std::decay_t<decltype(head)>;
+          head.backward(h, batch, words, pass, d_outputs, context_of(head, context),
+                        std::get<HeadOfKind>(gradients.kind_), words_gradients, dh);
+        },
+        kind_);
+  }
+
+  void initialize(std::mt19937_64& rng, double deviation) {
+    std::visit([&](auto& head) { head.initialize(rng, deviation); }, kind_);
+  }
+
+  template <class Self, class Visitor>
+  static void visit(Self& self, const Visitor& visit) {
+    std::visit([&](auto& head) { std::decay_t<decltype(head)>::visit(head, visit); }, self.kind_);
+  }
+
+ private:
+  using Kind =
+      std::variant<ClassificationHead<Scalar>, MaskedWordsHead<Scalar>, NextWordHead<Scalar>, NoHead<Scalar>>;
+
+  static Kind made(const Config& config) {
+    switch (config.task) {
+      case Task::classification:
+      case Task::regression:
+        break;
+      case Task::masked_words:
+        return MaskedWordsHead<Scalar>(config);
+      case Task::next_word:
+        return NextWordHead<Scalar>(config);
+      case Task::hidden_states:
+        return NoHead<Scalar>(config);
+    }
+    return ClassificationHead<Scalar>(config);
+  }
+
+  template <class HeadOfKind>
+  static typename HeadOfKind::Context& context_of(const HeadOfKind&, Context& context) {
+    return std::get<typename HeadOfKind::Context>(context);
+  }
+
+  Kind kind_;
 };
 
 }  // namespace transformer

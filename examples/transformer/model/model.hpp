@@ -1,9 +1,9 @@
 #pragma once
 
-/// A whole model: BERT or GPT-2 and a head.
+/// A whole model: BERT or GPT-2 and the head of the config's task.
 ///
-///     transformer::BertClassifier<float> model(config);
-///     transformer::BertClassifier<float>::Context context;
+///     transformer::Model<float> model(config);
+///     transformer::Model<float>::Context context;
 ///     logits = model.forward(batch, nullptr, context);           // inference
 ///
 ///     model.forward(batch, &training, context);                  // a step of training
@@ -29,16 +29,15 @@
 
 namespace transformer {
 
-template <template <class> class HeadType, class ScalarType>
+template <class ScalarType>
 class Model {
  public:
   using Scalar = ScalarType;
-  using Head = HeadType<Scalar>;  ///< see heads.hpp
 
   /// Memory of a forward and of the backward that follows it. Keeps what it has grown to.
   struct Context {
     typename Trunk<Scalar>::Context trunk;
-    typename Head::Context head;
+    typename Head<Scalar>::Context head;
     Activations<Scalar> outputs, hidden_gradient;
     Scalar balance_loss = 0;  ///< of all gates, times their coefficient
 
@@ -55,7 +54,7 @@ class Model {
   const Config& config() const { return config_; }
   Trunk<Scalar>& trunk() { return trunk_; }
   const Trunk<Scalar>& trunk() const { return trunk_; }
-  Head& head() { return head_; }
+  Head<Scalar>& head() { return head_; }
 
   /// training: null for inference, which keeps the activations of one layer at a time; else all are kept for
   /// backward. Throws std::invalid_argument for a batch that the model cannot read.
@@ -111,12 +110,12 @@ class Model {
   template <class Visitor>
   void visit(const Visitor& visit) {
     Trunk<Scalar>::visit(trunk_, visit);
-    Head::visit(head_, visit);
+    Head<Scalar>::visit(head_, visit);
   }
   template <class Visitor>
   void visit(const Visitor& visit) const {
     Trunk<Scalar>::visit(trunk_, visit);
-    Head::visit(head_, visit);
+    Head<Scalar>::visit(head_, visit);
   }
 
   /// Calls visit(name, projection) for those of all feed-forward blocks.
@@ -139,21 +138,12 @@ class Model {
 
   static const Config& checked(const Config& config) {
     check_config(config);
-    require(Head::is_for(config.task), "task: expected one that the model's head is for");
     return config;
   }
 
   Config config_;
   Trunk<Scalar> trunk_;
-  Head head_;
+  Head<Scalar> head_;
 };
-
-/// Classification and regression.
-template <class Scalar>
-using BertClassifier = Model<ClassificationHead, Scalar>;
-template <class Scalar>
-using BertMaskedWords = Model<MaskedWordsHead, Scalar>;
-template <class Scalar>
-using Gpt2NextWord = Model<NextWordHead, Scalar>;
 
 }  // namespace transformer

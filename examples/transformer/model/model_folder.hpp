@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 #include <system_error>
-#include <variant>
 
 #include <nlohmann/json.hpp>
 
@@ -18,8 +17,8 @@
 #include <meo/io/safetensors_writer.hpp>
 #include <meo/io/tensor_files.hpp>
 
-#include "any_model.hpp"
 #include "config_json.hpp"
+#include "model.hpp"
 #include "weights.hpp"
 
 namespace transformer {
@@ -63,21 +62,17 @@ inline Config load_config_with(const std::filesystem::path& folder,
 /// has dense projections, or with a classifier where it has none. Throws meo::io::Error for tensors that do
 /// not fit.
 template <class Scalar>
-AnyModel<Scalar> load_model(const std::filesystem::path& folder, const Config& config,
-                            const LoadOptions& options = {}) {
-  AnyModel<Scalar> model = make_model<Scalar>(config);
-  std::visit(
-      [&](auto& of_kind) {
-        if (options.training != nullptr) of_kind.initialize_new(*options.training);
-        load(of_kind, TensorFiles::of_folder(folder), options);
-      },
-      model);
+Model<Scalar> load_model(const std::filesystem::path& folder, const Config& config,
+                         const LoadOptions& options = {}) {
+  Model<Scalar> model(config);
+  if (options.training != nullptr) model.initialize_new(*options.training);
+  load(model, TensorFiles::of_folder(folder), options);
   return model;
 }
 
 /// Creates the folder, or replaces both files in it. Throws meo::io::Error if it cannot.
-template <class Model>
-void save_model(const Model& model, const std::filesystem::path& folder) {
+template <class Scalar>
+void save_model(const Model<Scalar>& model, const std::filesystem::path& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) throw meo::io::Error(folder.string(), "cannot be created: " + error.message());

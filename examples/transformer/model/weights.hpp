@@ -24,6 +24,7 @@
 #include <meo/io/tensor_parts.hpp>
 
 #include "config.hpp"
+#include "model.hpp"
 #include "parameter.hpp"
 #include "projection.hpp"
 
@@ -87,10 +88,10 @@ void add_tensors(Bank& bank, const LinearTensor& tensor, std::vector<Tensor<Scal
       std::move(write_bias));
 }
 
-/// All tensors of a model. They refer to it.
-template <class Model>
-std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
-  using Scalar = typename Model::Scalar;
+/// All tensors of a model, const or not. They refer to it.
+template <class ModelType>
+std::vector<Tensor<typename ModelType::Scalar>> tensors_of_model(ModelType& model) {
+  using Scalar = typename ModelType::Scalar;
   std::vector<Tensor<Scalar>> tensors;
   model.visit([&](std::string_view name, auto&& part) {
     if constexpr (requires { part.matrix; }) {
@@ -107,9 +108,8 @@ std::vector<Tensor<typename Model::Scalar>> tensors_of_model(Model& model) {
 }
 
 /// Adds all tensors, not copied: the model has to live, and to stay as it is, until the writer has written.
-template <class Model>
-void save(const Model& model, meo::io::SafetensorsWriter& writer, const std::string& prefix = "") {
-  using Scalar = typename Model::Scalar;
+template <class Scalar>
+void save(const Model<Scalar>& model, meo::io::SafetensorsWriter& writer, const std::string& prefix = "") {
   for (const Tensor<Scalar>& tensor : tensors_of_model(model)) {
     writer.add_deferred<Scalar>(
         prefix + tensor.name(), tensor.shape(),
@@ -175,10 +175,10 @@ struct DenseTensors {
 };
 
 /// The mixtures of a model that the checkpoint has as dense projections.
-template <class Model>
-std::vector<DenseTensors<typename Model::Scalar>> dense_in_file(Model& model, const TensorFiles& files,
-                                                                const TensorNames& names) {
-  std::vector<DenseTensors<typename Model::Scalar>> all;
+template <class Scalar>
+std::vector<DenseTensors<Scalar>> dense_in_file(Model<Scalar>& model, const TensorFiles& files,
+                                                const TensorNames& names) {
+  std::vector<DenseTensors<Scalar>> all;
   model.visit_projections([&](const std::string& name, auto& projection) {
     const std::string weight = names.in_file(name + ".weight");
     if (projection.is_dense() || !files.contains(weight)) return;
@@ -209,9 +209,8 @@ void upcycle(const TensorFiles& files, const DenseTensors<Scalar>& dense, std::m
 /// Fills a model. Needs all of its parameters, each in its shape, and refuses tensors that are of no known
 /// use, as those of a layer too many. Throws meo::io::Error, which names the tensor; the model may then have
 /// some of the checkpoint's parameters. Throws std::invalid_argument where it is to be trained and cannot be.
-template <class Model>
-void load(Model& model, const TensorFiles& files, const LoadOptions& options = {}) {
-  using Scalar = typename Model::Scalar;
+template <class Scalar>
+void load(Model<Scalar>& model, const TensorFiles& files, const LoadOptions& options = {}) {
   constexpr Index piece = 16384;  // values read at a time, or a row of more
   if (options.training != nullptr) require_trainable(model.config());
   const TensorNames names(files, prefix_of(model.config().family));

@@ -12,6 +12,7 @@
 #include <meo/training/gradient_norm.hpp>
 #include <meo/training/parameters.hpp>
 
+#include "../model/model.hpp"
 #include "../model/require.hpp"
 
 namespace transformer {
@@ -26,8 +27,8 @@ struct OptimizerOptions {
 class Trained {
  public:
   /// Throws std::invalid_argument where mixtures alone are to be trained and there are none.
-  template <class Model>
-  Trained(const Model& model, bool only_mixtures) : all_(!only_mixtures) {
+  template <class Scalar>
+  Trained(const Model<Scalar>& model, bool only_mixtures) : all_(!only_mixtures) {
     if (all_) return;
     model.visit_projections([&](const std::string& name, const auto& projection) {
       if (!projection.is_dense()) starts_.push_back(name + ".");
@@ -41,8 +42,8 @@ class Trained {
                        [&](const std::string& start) { return name.starts_with(start); });
   }
 
-  template <class Model>
-  meo::Parameters<typename Model::Scalar> of(Model& model) const {
+  template <class Scalar>
+  meo::Parameters<Scalar> of(Model<Scalar>& model) const {
     auto parameters = meo::parameters(model);
     std::erase_if(parameters, [&](const auto& range) { return !(*this)(range.name); });
     return parameters;
@@ -55,8 +56,8 @@ class Trained {
 
 /// Multiplies what decays by a factor. In meo::parameters biases are in one range with weights, so they are
 /// put by.
-template <class Model, class Scalar>
-void decay_weights(Model& model, const Trained& trained, Scalar factor) {
+template <class Scalar>
+void decay_weights(Model<Scalar>& model, const Trained& trained, Scalar factor) {
   const auto scale = [&](auto values) {
     for (Scalar& value : values) value *= factor;
   };
@@ -82,12 +83,10 @@ void decay_weights(Model& model, const Trained& trained, Scalar factor) {
   });
 }
 
-template <class Model>
+template <class Scalar>
 class Optimizer {
  public:
-  using Scalar = typename Model::Scalar;
-
-  Optimizer(Model& model, const OptimizerOptions& options)
+  Optimizer(Model<Scalar>& model, const OptimizerOptions& options)
       : options_(options),
         trained_(model, options.only_mixtures),
         adam_(trained_.of(model), {.weight_decay = 0}) {}
@@ -96,7 +95,7 @@ class Optimizer {
   void set_steps(meo::Index steps) { adam_.set_steps(steps); }
 
   /// Clips the gradients and makes a step. Returns their norm before.
-  Scalar step(Model& model, Model& gradients, double learning_rate) {
+  Scalar step(Model<Scalar>& model, Model<Scalar>& gradients, double learning_rate) {
     const auto to_train = trained_.of(model), their_gradients = trained_.of(gradients);
     const Scalar norm = meo::clip_gradient_norm(their_gradients, static_cast<Scalar>(options_.clip));
     if (const double decay = learning_rate * options_.weight_decay; decay > 0)
@@ -109,11 +108,11 @@ class Optimizer {
   }
 
   /// Between the moments and models that hold them, whose other parameters stay.
-  void copy_moments_to(Model& first, Model& second) {
+  void copy_moments_to(Model<Scalar>& first, Model<Scalar>& second) {
     meo::copy_values(adam_.first_moments(), trained_.of(first));
     meo::copy_values(adam_.second_moments(), trained_.of(second));
   }
-  void copy_moments_from(Model& first, Model& second) {
+  void copy_moments_from(Model<Scalar>& first, Model<Scalar>& second) {
     meo::copy_values(trained_.of(first), adam_.first_moments());
     meo::copy_values(trained_.of(second), adam_.second_moments());
   }

@@ -8,7 +8,6 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 
 #include <meo/io/error.hpp>
 #include <meo/io/output_file.hpp>
@@ -30,21 +29,20 @@ inline void require_vocabulary(const FolderTokenizer& tokenizer, const Config& c
 
 /// The folder's parameters, its dense projections as mixtures where the config has them; random ones where it
 /// has no file of them. seed: for what is drawn.
-inline AnyModel<float> start_model(const std::filesystem::path& folder, const Config& config,
-                                   std::uint64_t seed) {
+inline Model<float> start_model(const std::filesystem::path& folder, const Config& config,
+                                std::uint64_t seed) {
   std::mt19937_64 rng = generator(seed, Draw::start_values);
   if (exists(folder / tensors_file) || exists(folder / index_file))
     return load_model<float>(folder, config, {.training = &rng});
-  AnyModel<float> model = make_model<float>(config);
-  std::visit([&](auto& of_kind) { of_kind.initialize(rng); }, model);
+  Model<float> model(config);
+  model.initialize(rng);
   return model;
 }
 
 /// Writes the model and the tokenizer's files of the folder that it came from. Throws meo::io::Error if it
 /// cannot.
-template <class Model>
-void save_with_tokenizer(const Model& model, const std::filesystem::path& from,
-                         const std::filesystem::path& to) {
+inline void save_with_tokenizer(const Model<float>& model, const std::filesystem::path& from,
+                                const std::filesystem::path& to) {
   save_model(model, to);
   for (const char* const name : FolderTokenizer::files) {
     std::error_code error;

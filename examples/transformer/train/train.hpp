@@ -63,8 +63,8 @@ inline std::string joined(const std::vector<std::string>& names) {
 
 /// next(rng): the texts of a step. evaluate(model, step): Scores of these names, at every progress line.
 /// Throws std::runtime_error where the loss is no finite number any more.
-template <class Model, class Next, class Evaluate>
-void train(Trainer<Model>& trainer, const TrainingOptions& options, Index steps, const Settings& settings,
+template <class Scalar, class Next, class Evaluate>
+void train(Trainer<Scalar>& trainer, const TrainingOptions& options, Index steps, const Settings& settings,
            const std::vector<std::string>& scores, const Next& next, const Evaluate& evaluate) {
   Log log(
       options.log,

@@ -41,10 +41,8 @@ struct Texts {
 };
 
 /// The loss of outputs that the forward left, which their gradient replaces.
-template <class Model>
-typename Model::Scalar loss_of(typename Model::Context& context, Task task,
-                               const Targets<typename Model::Scalar>& targets) {
-  using Scalar = typename Model::Scalar;
+template <class Scalar>
+Scalar loss_of(typename Model<Scalar>::Context& context, Task task, const Targets<Scalar>& targets) {
   if (task == Task::regression) return squared_error<Scalar>(context.logits(), targets.values);
   return cross_entropy<Scalar>(context.logits(), targets.classes);
 }
@@ -59,23 +57,21 @@ struct TrainerOptions {
 /// Names and values of what determines a run, in the order in which they are compared.
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
-template <class Model>
+template <class Scalar>
 class Trainer {
  public:
-  using Scalar = typename Model::Scalar;
-
   struct Losses {
     Scalar task, balance;  ///< of the outputs; of all gates
   };
 
   /// Throws std::invalid_argument for options that do not fit the model.
-  Trainer(Model model, const TrainerOptions& options)
+  Trainer(Model<Scalar> model, const TrainerOptions& options)
       : options_(options),
         model_(std::move(model)),
         gradients_(model_.config()),
         optimizer_(model_, options.optimizer) {}
 
-  const Model& model() const { return model_; }
+  const Model<Scalar>& model() const { return model_; }
   Index steps() const { return optimizer_.steps(); }
   bool done() const { return steps() >= options_.schedule.steps; }
 
@@ -86,7 +82,7 @@ class Trainer {
     Training<Scalar> training{.dropout_seed = rng()};
     if (options_.gate_noise) training.noise = GateNoise<Scalar>(rng);
     model_.forward(texts.batch, &training, context_);
-    const Scalar loss = loss_of<Model>(context_, model_.config().task, texts.targets);
+    const Scalar loss = loss_of<Scalar>(context_, model_.config().task, texts.targets);
     meo::set_zero(meo::parameters(gradients_));
     model_.backward(texts.batch, &training, context_, gradients_);
     optimizer_.step(model_, gradients_, options_.schedule.rate(steps() + 1));
@@ -100,7 +96,7 @@ class Trainer {
     meo::io::SafetensorsWriter writer;
     transformer::save(model_, writer, "model.");
     // The writer reads them when it writes: both have to live until then.
-    Model first(model_.config()), second(model_.config());
+    Model<Scalar> first(model_.config()), second(model_.config());
     optimizer_.copy_moments_to(first, second);
     transformer::save(first, writer, "first_moments.");
     transformer::save(second, writer, "second_moments.");
@@ -120,7 +116,7 @@ class Trainer {
       }
     }
     const Index steps = steps_of(reader);
-    Model model(model_.config()), first(model_.config()), second(model_.config());
+    Model<Scalar> model(model_.config()), first(model_.config()), second(model_.config());
     transformer::load(model, TensorFiles(reader, "model."));
     transformer::load(first, TensorFiles(reader, "first_moments."));
     transformer::load(second, TensorFiles(reader, "second_moments."));
@@ -142,9 +138,9 @@ class Trainer {
   }
 
   TrainerOptions options_;
-  Model model_, gradients_;
-  Optimizer<Model> optimizer_;
-  typename Model::Context context_;
+  Model<Scalar> model_, gradients_;
+  Optimizer<Scalar> optimizer_;
+  typename Model<Scalar>::Context context_;
 };
 
 }  // namespace transformer
