@@ -6,6 +6,7 @@
 #include <bit>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <iostream>
 #include <optional>
 #include <string>
@@ -62,8 +63,7 @@ void print_selection(std::string_view name, const meo::Routing<Scalar>& routing)
 }
 
 /// Median of a few runs.
-template <class Function>
-void print_time(const Function& forward) {
+inline void print_time(const std::function<void()>& forward) {
   std::vector<double> times;
   for (int run = 0; run < 5; ++run) {
     const auto start = std::chrono::steady_clock::now();

@@ -61,12 +61,12 @@ Results<Scalar> results_of(const meo::io::SafetensorsReader& reader, const Argum
   return {&reader, reader.info(input_of(arguments)).dtype};
 }
 
-/// (out_features, in_features) of the expert weights under a prefix.
-template <class Layer>
-std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, const std::string& prefix) {
-  const std::string name = prefix + (Layer::Kind::stacks_experts ? "weight" : "experts.0.dense.weight");
+/// (out_features, in_features) of the expert weights under a prefix. stacks_experts: of the layer's kind.
+inline std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader,
+                                            const std::string& prefix, bool stacks_experts) {
+  const std::string name = prefix + (stacks_experts ? "weight" : "experts.0.dense.weight");
   const std::vector<Index>& shape = reader.info(name).shape;
-  const std::size_t dimensions = Layer::Kind::stacks_experts ? 3 : 2;
+  const std::size_t dimensions = stacks_experts ? 3 : 2;
   if (shape.size() != dimensions) {
     throw meo::io::Error(reader.file(), name,
                          "expected a shape of " + std::to_string(dimensions) + " dimensions, got " +
@@ -75,21 +75,26 @@ std::pair<Index, Index> weight_shape(const meo::io::SafetensorsReader& reader, c
   return {shape[dimensions - 2], shape[dimensions - 1]};
 }
 
+/// What the metadata say of the routing.
+inline meo::RoutingOptions routing_of(const Metadata& metadata, Index task_features) {
+  return {.level = metadata.level(),
+          .task_features = task_features,
+          .reduce_factor = metadata.count("reduce_factor", 64),
+          .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
+          .loss_coefficient = metadata.real("loss_coef", 0.01),
+          .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+}
+
 /// Options of a layer or a block, with its sizes, completed by what the metadata and the tensors under the
 /// prefix of the layer, or of one of the block's, say of both.
-template <class Layer, class Options>
+template <class Options>
 Options completed(Options options, const meo::io::SafetensorsReader& reader, const std::string& prefix,
-                  Index task_features) {
+                  bool stacks_experts, Index task_features) {
   const Metadata metadata(reader);
   options.num_experts = metadata.count("num_experts");
   options.top_k = metadata.count("top_k");
-  options.bias = reader.contains(prefix + (Layer::Kind::stacks_experts ? "bias" : "experts.0.dense.bias"));
-  options.routing = {.level = metadata.level(),
-                     .task_features = task_features,
-                     .reduce_factor = metadata.count("reduce_factor", 64),
-                     .gate_before_attention = metadata.text("kind", "") == "Conv1D_MEO",
-                     .loss_coefficient = metadata.real("loss_coef", 0.01),
-                     .noise_epsilon = metadata.real("noise_epsilon", 0.01)};
+  options.bias = reader.contains(prefix + (stacks_experts ? "bias" : "experts.0.dense.bias"));
+  options.routing = routing_of(metadata, task_features);
   return options;
 }
 
@@ -98,10 +103,11 @@ void run_layer(const meo::io::SafetensorsReader& reader, const Arguments& argume
   using Scalar = typename Layer::Scalar;
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, input_of(arguments), metadata);
-  const auto [out_features, in_features] = weight_shape<Layer>(reader, prefix_of(arguments));
+  const auto [out_features, in_features] =
+      weight_shape(reader, prefix_of(arguments), Layer::Kind::stacks_experts);
   const auto options =
-      completed<Layer>(meo::LayerOptions{.in_features = in_features, .out_features = out_features}, reader,
-                       prefix_of(arguments), run.task_features());
+      completed(meo::LayerOptions{.in_features = in_features, .out_features = out_features}, reader,
+                prefix_of(arguments), Layer::Kind::stacks_experts, run.task_features());
   // Before there is a layer: metadata may ask for any amount of memory.
   meo::io::check_shapes<Layer>(options, reader, prefix_of(arguments));
   Layer layer(options);
@@ -137,12 +143,12 @@ void run_block(const meo::io::SafetensorsReader& reader, const Arguments& argume
   const Metadata metadata(reader);
   const Run<Scalar> run(reader, input_of(arguments), metadata);
   const std::string up = prefix_of(arguments) + "up.";
-  const auto [hidden_features, features] = weight_shape<Layer>(reader, up);
-  const auto options = completed<Layer>(meo::FeedForwardOptions{.features = features,
-                                                                .hidden_features = hidden_features,
-                                                                .gated = metadata.flag("gated"),
-                                                                .shared_gate = metadata.flag("shared_gate")},
-                                        reader, up, run.task_features());
+  const auto [hidden_features, features] = weight_shape(reader, up, Layer::Kind::stacks_experts);
+  const auto options = completed(meo::FeedForwardOptions{.features = features,
+                                                         .hidden_features = hidden_features,
+                                                         .gated = metadata.flag("gated"),
+                                                         .shared_gate = metadata.flag("shared_gate")},
+                                 reader, up, Layer::Kind::stacks_experts, run.task_features());
   using Block = meo::FeedForward<Layer, meo::AnyActivation>;
   meo::io::check_shapes<Block>(options, reader, prefix_of(arguments));
   Block block(options, activation);
