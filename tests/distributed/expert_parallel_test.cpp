@@ -138,6 +138,72 @@ TEST_CASE("ranks with other sizes do not send one another rows") {
   CHECK(refused(options, "num_experts", "4 on rank 0", "5 on rank 1") == "");
 }
 
+TEST_CASE("what is wrong with one rank's part of the batch throws on all, and all go on") {
+  const int last = world().size() - 1;
+  const bool is_last = world().rank() == last;
+  const std::string where = " (on rank " + std::to_string(last) + ")";
+  Generator rng(3);
+  const bool reduces = GENERATE(false, true);
+  const mpi::StatisticsSum<double> add_up(world());
+  Inputs<double> inputs;
+  if (reduces) inputs.reduction = StatisticsReduction<double>(add_up);
+  Moe whole({.in_features = 3,
+             .out_features = 2,
+             .num_experts = 5,
+             .top_k = 2,
+             .shared_experts = {1, SharedWeight::sigmoid},
+             .routing = {.level = Level::token}});
+  whole.initialize(rng);
+  mpi::ExpertParallel<Moe> layer(world(), whole), gradients(world(), whole.options());
+  mpi::ExpertParallel<Moe>::Context context;
+  const Matrix<double> x = random_matrix<double>(rng, 4, 3), dy = random_matrix<double>(rng, 4, 2);
+  Matrix<double> y = Matrix<double>::Constant(4, 2, 7), dx = Matrix<double>::Constant(4, 3, 7);
+  const auto forward = [&](const Matrix<double>& of) { layer.forward(of, inputs, y, context); };
+  const auto backward = [&](const Matrix<double>& of) {
+    layer.backward(x, inputs, context, of, gradients, dx);
+  };
+
+  CHECK(error_lacks<std::invalid_argument>([&] { forward(is_last ? Matrix<double>(x.leftCols(2)) : x); },
+                                           {"x: expected 3 columns, got 2" + where}) == "");
+  Matrix<double> bad = x;
+  if (is_last) bad(2, 1) = std::nan("");
+  CHECK(error_lacks<std::domain_error>([&] { forward(bad); }, {"finite logits", where}) == "");
+  // After the losses were summed, where they are.
+  Linear<double>& gate = layer.router().shared_expert_gate();
+  const Linear<double> finite = gate;
+  if (is_last) {
+    for (auto& value : gate.values()) value = std::nan("");
+  }
+  CHECK(error_lacks<std::domain_error>([&] { forward(x); }, {"for the shared experts", where}) == "");
+  gate = finite;
+  CHECK(y == Matrix<double>::Constant(4, 2, 7));
+  CHECK(error_lacks<std::invalid_argument>([&] { backward(dy); }, {"context", "none", " (on rank 0)"}) == "");
+
+  forward(x);
+  CHECK(error_lacks<std::invalid_argument>([&] { backward(is_last ? Matrix<double>(dy.leftCols(1)) : dy); },
+                                           {"dy", "expected 4 x 2, got 4 x 1" + where}) == "");
+  CHECK(dx == Matrix<double>::Constant(4, 3, 7));
+  backward(dy);
+}
+
+TEST_CASE("a rank with other options than the others throws on all") {
+  const int last = world().size() - 1;
+  const Index less = world().rank() == last ? 1 : 0;
+  const std::string where = " (on rank " + std::to_string(last) + ")";
+  CHECK(error_lacks<std::invalid_argument>(
+            [&] {
+              mpi::ExpertParallel<Moe>(world(),
+                                       {.in_features = 3, .out_features = 2, .num_experts = 1 - less});
+            },
+            {where}) == "");
+  CHECK(error_lacks<std::invalid_argument>([&] { mpi::GradientReducer<double>(world(), 1 - less); },
+                                           {"bucket_values: expected at least 1, got 0" + where}) == "");
+  if (last > 0) {
+    CHECK(error_lacks<std::invalid_argument>([&] { mpi::GradientReducer<double>(world(), 9 - less); },
+                                             {"bucket_values: expected the same"}) == "");
+  }
+}
+
 TEST_CASE("what is no expert-parallel layer is said before anything is sent") {
   const LayerOptions options{.in_features = 3, .out_features = 2, .num_experts = 2};
   CHECK(error_lacks<std::invalid_argument>(

@@ -206,6 +206,22 @@ TEMPLATE_TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "a block with one router and token attention has the whole one's outputs, to the bit, and gradients") {
+  using Layer = MeoLayer<double>;
+  const auto y_and_down = [](const std::string& name) { return name == "y" || name == "down.experts"; };
+  for (const Level level : all_levels) {
+    for (const bool gated : {false, true}) {
+      if (level != Level::token && gated) continue;  // no other code than at token level
+      for (const Index hidden : {14, 103}) {
+        INFO("level " << to_string(level) << ", gated " << gated << ", H " << hidden);
+        check_layer<FeedForward<Layer>, TensorParallelProjections<Layer>>(
+            small_block(level, 9, hidden, gated, true), 9, 9, y_and_down);
+      }
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("shared experts are split as the others are", "", MoeLayer<double>, MeoLayer<double>) {
   LayerOptions layer = small_layer(Level::sequence, 5, 13);
   FeedForwardOptions block = small_block(Level::sequence, 6, 10, true, true);
@@ -323,7 +339,15 @@ TEST_CASE("what cannot be split is refused") {
   if (world().size() > 1) {
     CHECK(message([] { TensorParallel<MoeLayer<double>>(world(), small_layer(Level::token, 3, 1)); }) ==
           "meo: out_features: expected one at least for each of " + std::to_string(world().size()) +
-              " ranks, got 1");
+              " ranks, got 1 (on rank 0)");
+    const Index more = world().rank() == 1 ? 1 : 0;
+    const auto of_sizes = [](Index features, Index outputs) {
+      TensorParallel<MoeLayer<double>>(world(), small_layer(Level::token, features, outputs));
+    };
+    CHECK(message([&] { of_sizes(3, 8 + more); }) ==
+          "meo: out_features: expected the same on all ranks, got 8 on rank 0 and 9 on rank 1");
+    CHECK(message([&] { of_sizes(1 - more, 8); }) ==
+          "meo: in_features: expected at least 1, got 0 (on rank 1)");
   }
   CHECK_THAT(
       message([] { TensorParallel<Block>(world(), small_block(Level::sequence, 3, 8, false, false)); }),
@@ -331,7 +355,7 @@ TEST_CASE("what cannot be split is refused") {
   CHECK_THAT(message([] { TensorParallel<Block>(world(), small_block(Level::token, 3, 8, false, true)); }),
              Catch::Contains("level: expected a block without token attention"));
   CHECK_THAT(message([] {
-               TensorParallelProjections<MeoLayer<double>>(world(),
+               TensorParallelProjections<MoeLayer<double>>(world(),
                                                            small_block(Level::token, 3, 8, false, true));
              }),
              Catch::Contains("shared_gate: expected a block with a router for each projection"));

@@ -14,14 +14,20 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <meo/distributed/communicator.hpp>
 #include <meo/errors.hpp>
+#include <meo/routing/inputs.hpp>
+#include <meo/routing/statistics_reduction.hpp>
+#include <meo/sums.hpp>
 #include <meo/types.hpp>
 
 namespace meo::inline MEO_ABI::mpi {
@@ -116,6 +122,37 @@ void agree_on(const Communicator& communicator, std::string_view what, const Wor
     meo::detail::require(values[rank] == values[0], what,
                          ": expected the same on all ranks, got another on rank ", rank, " than on rank 0");
   }
+}
+
+/// What make() returns, if it throws on no rank; see agree.
+template <class Make>
+auto agreed(const Communicator& communicator, const Make& make) {
+  std::optional<decltype(make())> made;
+  agree(communicator, [&] { made.emplace(make()); });
+  return *std::move(made);
+}
+
+/// As agree, of work(inputs) that may wait for the others in inputs.reduction: it is given one that they all
+/// come to, or none. The reduction is over these ranks; where it is over others as well, these wait for what
+/// is thrown here.
+template <class Scalar, class Work>
+void agree_reducing(const Communicator& communicator, const Inputs<Scalar>& inputs, const Work& work) {
+  if (!inputs.reduction) return agree(communicator, [&] { work(inputs); });
+  std::exception_ptr agreed;  // what all have thrown instead of reducing
+  const auto reduce = [&](std::span<meo::detail::Sum<Scalar>> sums, std::span<Index> counts) {
+    try {
+      agree(communicator, [] {});
+    } catch (...) {
+      agreed = std::current_exception();
+      throw;
+    }
+    inputs.reduction(sums, counts);
+  };
+  Inputs<Scalar> told = inputs;
+  told.reduction = StatisticsReduction<Scalar>(reduce);
+  const detail::Outcome outcome = detail::outcome_of([&] { work(std::as_const(told)); });
+  if (agreed) std::rethrow_exception(agreed);
+  detail::values_of_all(communicator, outcome, 0);
 }
 
 /// Throws std::invalid_argument on all ranks unless `value` is the same on all. Collective.

@@ -147,8 +147,9 @@ class ExpertParallelContext {
 /// rounding, as is then dx. Shared experts are owned as others are: all tokens go to their owners. Capacity
 /// and expert choice count the rows of each rank by themselves.
 ///
-/// Constructors, forward and backward are for all ranks to call, with tokens or without. What one rank throws
-/// leaves the others waiting for it: see run.
+/// Constructors, forward and backward are for all ranks to call, with tokens or without. What is wrong on one
+/// rank throws on all, see agree, and changes nothing. Where Inputs::reduction is over other ranks as well,
+/// those wait for the ones that throw: see run.
 template <class LayerType>
 class ExpertParallel {
   using Spreadable = detail::Spreadable<LayerType>;
@@ -165,21 +166,30 @@ class ExpertParallel {
   /// are not the same on all ranks.
   template <class... More>
   ExpertParallel(const Communicator& communicator, const Options& options, const More&... more)
-      : communicator_(communicator),
-        options_(checked(options)),
-        router_(options.routing, in_features(), options.num_experts, options.top_k, options.shared_experts) {
+      : communicator_(communicator), options_(options), router_(agreed(communicator, [&] {
+          check_options(options);
+          return Router<Scalar>(options.routing, Spreadable::in_features(options), options.num_experts,
+                                options.top_k, options.shared_experts);
+        })) {
     require_same_sizes();
-    if (own().size() > 0) experts_.emplace(local(options, own().size()), more...);
+    agree(communicator_, [&] {
+      if (own().size() > 0) experts_.emplace(local(options, own().size()), more...);
+    });
   }
 
   /// With the parameters of a layer, of whose experts it copies its own. Throws std::invalid_argument for one
   /// without a router, or with several, and where sizes are not the same on all ranks.
   ExpertParallel(const Communicator& communicator, const Layer& whole)
-      : communicator_(communicator), options_(checked(whole.options())), router_(Spreadable::router(whole)) {
+      : communicator_(communicator), options_(whole.options()), router_(agreed(communicator, [&] {
+          check_options(whole.options());
+          return Spreadable::router(whole);
+        })) {
     require_same_sizes();
-    if (own().size() == 0) return;
-    experts_.emplace(Spreadable::like(whole, local(options_, own().size())));
-    Spreadable::copy(whole, own().begin, *experts_);
+    agree(communicator_, [&] {
+      if (own().size() == 0) return;
+      experts_.emplace(Spreadable::like(whole, local(options_, own().size())));
+      Spreadable::copy(whole, own().begin, *experts_);
+    });
   }
 
   /// The ranks that share the layer.
@@ -235,10 +245,9 @@ class ExpertParallel {
   using Memory = detail::ExpertParallelMemory<Layer, Scalar>;
   using Map = Eigen::Map<Matrix<Scalar>, 0, Eigen::OuterStride<>>;
 
-  static const Options& checked(const Options& options) {
+  static void check_options(const Options& options) {
     Spreadable::check(options);
     meo::detail::require(options.has_router, "has_router: expected a layer with a router, got false");
-    return options;
   }
 
   /// The same layer of some of the experts: every row that comes has one of them.
@@ -373,11 +382,15 @@ auto ExpertParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
     -> const Routing<Scalar>& {
   Memory& memory = memory_of(context);
   memory.tokens = -1;
-  const meo::detail::Offsets offsets = check(x, inputs);
-  meo::detail::require_shape(y, x.rows(), out_features(), "y (rows of x by out_features)");
-  meo::detail::require_apart<Scalar>(y, "y", x, "x");
-  const meo::detail::GateRows rows = rows_of(offsets, memory);
-  router_.route(x, rows, inputs, context.routing, memory.router);
+  std::optional<meo::detail::Offsets> offsets;
+  meo::detail::GateRows rows;
+  agree_reducing(communicator_, inputs, [&](const Inputs<Scalar>& reduced) {
+    offsets.emplace(check(x, inputs));
+    meo::detail::require_shape(y, x.rows(), out_features(), "y (rows of x by out_features)");
+    meo::detail::require_apart<Scalar>(y, "y", x, "x");
+    rows = rows_of(*offsets, memory);
+    router_.route(x, rows, reduced, context.routing, memory.router);
+  });
   auto& dispatch = memory.dispatch;
   meo::detail::dispatch_tokens<Scalar>(meo::detail::pairs_of(context.routing), num_experts(), rows.governed,
                                        dispatch);
@@ -405,16 +418,19 @@ void ExpertParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const 
                                          ExpertParallel& gradients, MatrixRef<Scalar> dx,
                                          const Scalar& d_loss) const {
   Memory& memory = memory_of(context);
-  const meo::detail::Offsets offsets = check(x, inputs);
-  meo::detail::require(memory.tokens == x.rows(), "context: expected a forward's of ", x.rows(),
-                       " tokens, got ", memory.tokens == -1 ? "none" : "another");
-  meo::detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
-  meo::detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
-  meo::detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
-  meo::detail::require(&gradients != this, "gradients: expected another layer, got the one itself");
-  meo::detail::require_apart<Scalar>(dx, "dx", x, "x");
-  meo::detail::require_apart<Scalar>(dx, "dx", dy, "dy");
-  const meo::detail::GateRows rows = rows_of(offsets, memory);
+  std::optional<meo::detail::Offsets> offsets;
+  agree(communicator_, [&] {
+    offsets.emplace(check(x, inputs));
+    meo::detail::require(memory.tokens == x.rows(), "context: expected a forward's of ", x.rows(),
+                         " tokens, got ", memory.tokens == -1 ? "none" : "another");
+    meo::detail::require_shape(dy, x.rows(), out_features(), "dy (rows of x by out_features)");
+    meo::detail::require_shape(dx, x.rows(), in_features(), "dx (rows of x by in_features)");
+    meo::detail::require(gradients.options() == options_, "gradients: expected a layer of the same options");
+    meo::detail::require(&gradients != this, "gradients: expected another layer, got the one itself");
+    meo::detail::require_apart<Scalar>(dx, "dx", x, "x");
+    meo::detail::require_apart<Scalar>(dx, "dx", dy, "dy");
+  });
+  const meo::detail::GateRows rows = rows_of(*offsets, memory);
   const auto& dispatch = memory.dispatch;
   // Owners weigh, as one rank does before it multiplies: behind each row goes its weight, and comes its
   // gradient.

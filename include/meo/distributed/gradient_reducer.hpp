@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include <meo/distributed/agreement.hpp>
 #include <meo/distributed/communicator.hpp>
 #include <meo/errors.hpp>
 #include <meo/training/parameters.hpp>
@@ -37,10 +38,14 @@ template <class Scalar>
 class GradientReducer {
  public:
   /// bucket_values: values of a bucket; many small ones are slow to send, and none of a large one is on its
-  /// way before it is full. Throws std::invalid_argument for fewer than one.
+  /// way before it is full. Throws std::invalid_argument for fewer than one, and unless all ranks say the
+  /// same. Collective.
   explicit GradientReducer(const Communicator& communicator, Index bucket_values = Index{1} << 20)
       : communicator_(communicator), bucket_values_(static_cast<std::size_t>(bucket_values)) {
-    meo::detail::require(bucket_values >= 1, "bucket_values: expected at least 1, got ", bucket_values);
+    agree(communicator, [&] {
+      meo::detail::require(bucket_values >= 1, "bucket_values: expected at least 1, got ", bucket_values);
+    });
+    require_same(communicator, "bucket_values", bucket_values);
   }
 
   GradientReducer(const GradientReducer&) = delete;

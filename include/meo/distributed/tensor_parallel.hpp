@@ -132,7 +132,7 @@ struct Split<FeedForward<LayerType, Activation>> {
             "TensorParallelProjections splits the others");
     require(!Layer::Kind::has_token_attention || options.routing.level != Level::token,
             "level: expected a block without token attention to split it by hidden features, got token, at "
-            "which `down` has some over all of them");
+            "which `down` has some over all of them; TensorParallelProjections splits such a block");
   }
   static Layer like(const Layer& block, const FeedForwardOptions& options) {
     return Layer(options, block.activation());
@@ -249,21 +249,26 @@ class TensorParallel {
   };
 
   /// All parameters zero. options: of the whole; activation: that of a block. Throws std::invalid_argument
-  /// for options that make no layer, and unless each rank gets one at least of what is split.
+  /// for options that make no layer, unless each rank gets one at least of what is split, and unless all
+  /// ranks have the same sizes.
   template <class... Activation>
   TensorParallel(const Communicator& communicator, const Options& options, const Activation&... activation)
-      : TensorParallel(communicator, options, Layer(part_options(communicator, options), activation...)) {}
+      : TensorParallel(communicator, options, agreed(communicator, [&] {
+                         return Layer(part_options(communicator, options), activation...);
+                       })) {}
 
   /// This rank's part of a layer that is the same on all ranks. Experts that are stored in 8 bits and split
   /// by inputs are rounded again, by a scale of the part's own.
   TensorParallel(const Communicator& communicator, const Layer& whole)
-      : TensorParallel(communicator, whole.options(),
-                       Split::like(whole, part_options(communicator, whole.options()))) {
-    Split::for_banks(whole, part_, [&](const auto& bank, auto& part, detail::Axis axis) {
-      take(bank, detail::Block(bank, axis, communicator.size(), communicator.rank()), part);
-    });
-    Split::copy_shared(whole, part_);
-  }
+      : TensorParallel(communicator, whole.options(), agreed(communicator, [&] {
+                         Layer part = Split::like(whole, part_options(communicator, whole.options()));
+                         Split::for_banks(whole, part, [&](const auto& bank, auto& own, detail::Axis axis) {
+                           take(bank, detail::Block(bank, axis, communicator.size(), communicator.rank()),
+                                own);
+                         });
+                         Split::copy_shared(whole, part);
+                         return part;
+                       })) {}
 
   /// The whole layer, on all ranks.
   Layer whole() const;
@@ -308,12 +313,35 @@ class TensorParallel {
                 const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients, MatrixRef<Scalar> dx,
                 const Scalar& d_loss = Scalar(1)) const;
 
+  /// The same where other layers have used the decision of this one, d_weights being what they make of the
+  /// gradient of its weights: on each rank a summand, which add up to it over the ranks.
+  void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context& context,
+                const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients, MatrixRef<Scalar> dx,
+                const Scalar& d_loss, std::span<const Scalar> d_weights) const requires(!Split::sums_outputs);
+
+  /// A layer with a routing from elsewhere, as the layer's forward_routed; all ranks pass the same, which is
+  /// checked.
+  void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                      const Assignment<Scalar>& routing, MatrixRef<Scalar> y, Context& context) const
+      requires(!Split::sums_outputs);
+
+  /// Gradients of forward_routed(x, inputs, routing, y, context), as the layer's backward_routed has them.
+  /// To d_weights each rank's summand is added: that of the outputs that it has.
+  void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                       const Assignment<Scalar>& routing, Context& context, const ConstMatrixRef<Scalar>& dy,
+                       TensorParallel& gradients, MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const
+      requires(!Split::sums_outputs);
+
  private:
   using Memory = detail::TensorParallelMemory<Scalar>;
 
   TensorParallel(const Communicator& communicator, const Options& options, Layer&& part)
       : communicator_(communicator), options_(options), part_(std::move(part)) {
     options_.num_experts = part_.options().num_experts;
+    require_same(communicator, "num_experts, with shared ones",
+                 options_.num_experts + options_.shared_experts.count);
+    require_same(communicator, Split::size_name, Split::size(options_));
+    require_same(communicator, "features of y", Split::outputs(options_));
   }
 
   static Options part_options(const Communicator& communicator, Options options) {
@@ -332,7 +360,16 @@ class TensorParallel {
   template <class Bank>
   void gather_expert(Bank& bank, detail::Axis axis, Index expert, const Bank& part) const;
 
-  /// y from every rank's columns of it.
+  /// Throws unless y fits x, and does not overlap it.
+  void check_output(const ConstMatrixRef<Scalar>& x, const MatrixRef<Scalar>& y) const;
+
+  /// This rank's columns of y, or its summand.
+  Eigen::Map<Matrix<Scalar>> own_output(Index rows, Context& context) const {
+    return matrix(context.memory_.own, rows, Split::sums_outputs ? Split::outputs(options_) : range().size());
+  }
+
+  /// y from what every rank has of it.
+  void collect_output(Memory& memory, MatrixRef<Scalar> y) const;
   void gather(Memory& memory, MatrixRef<Scalar> y) const;
 
   /// The columns of dy that reach this rank's part.
@@ -345,9 +382,17 @@ class TensorParallel {
   static void set_aside(TensorParallel& gradients, Memory& memory);
   static void restore(TensorParallel& gradients, const Memory& memory);
 
-  /// The part's backward; what of its gradients every rank has whole is then this rank's summand.
-  void backward_part(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context& context,
-                     const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients, const Scalar& d_loss) const;
+  /// Calls backward_part(this rank's summand of dx), in which the part's gradients are added, and sums what
+  /// every rank has whole over the ranks.
+  template <class BackwardPart>
+  void backward_by(const ConstMatrixRef<Scalar>& x, Context& context, const ConstMatrixRef<Scalar>& dy,
+                   TensorParallel& gradients, MatrixRef<Scalar> dx, const BackwardPart& backward_part) const;
+
+  /// The balance loss is every rank's, its gradient the first one's.
+  Scalar own_loss(const Scalar& d_loss) const { return communicator_.rank() == 0 ? d_loss : Scalar(0); }
+
+  /// Nor have other ranks than the first gradients of biases that are added once.
+  void drop_other_biases(TensorParallel& gradients) const;
 
   /// Of dx and of the gradients of all that every rank has whole: summands become sums.
   void sum_over_ranks(Index dx_size, Context& context, TensorParallel& gradients) const;
@@ -435,12 +480,9 @@ void TensorParallel<LayerType>::gather_expert(Bank& bank, detail::Axis axis, Ind
 template <class LayerType>
 auto TensorParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                         MatrixRef<Scalar> y, Context& context) const -> Scalar {
-  auto& memory = context.memory_;
-  const Index cols = Split::sums_outputs ? Split::outputs(options_) : range().size();
   const auto forward_part = [&](const Inputs<Scalar>& part_inputs) {
-    meo::detail::require_shape(y, x.rows(), Split::outputs(options_), "y (rows of x by outputs)");
-    meo::detail::require_apart<Scalar>(y, "y", x, "x");
-    part_.forward(x, part_inputs, matrix(memory.own, x.rows(), cols),
+    check_output(x, y);
+    part_.forward(x, part_inputs, own_output(x.rows(), context),
                   static_cast<typename Split::Context&>(context));
     return detail::checksum(x.rows(), Split::routing(context));
   };
@@ -457,13 +499,37 @@ auto TensorParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
   } else {
     agree_on(communicator_, "routing", [&] { return forward_part(inputs); });
   }
+  collect_output(context.memory_, y);
+  return Split::routing(context).loss;
+}
+
+template <class LayerType>
+void TensorParallel<LayerType>::forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                                               const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
+                                               Context& context) const requires(!Split::sums_outputs) {
+  agree_on(communicator_, "routing", [&] {
+    check_output(x, y);
+    part_.forward_routed(x, inputs, routing, own_output(x.rows(), context), context);
+    return detail::checksum(x.rows(), routing);
+  });
+  collect_output(context.memory_, y);
+}
+
+template <class LayerType>
+void TensorParallel<LayerType>::check_output(const ConstMatrixRef<Scalar>& x,
+                                             const MatrixRef<Scalar>& y) const {
+  meo::detail::require_shape(y, x.rows(), Split::outputs(options_), "y (rows of x by outputs)");
+  meo::detail::require_apart<Scalar>(y, "y", x, "x");
+}
+
+template <class LayerType>
+void TensorParallel<LayerType>::collect_output(Memory& memory, MatrixRef<Scalar> y) const {
   if constexpr (Split::sums_outputs) {
     communicator_.all_reduce_sum(span_of(memory.own, y.size()));
     y = matrix(memory.own, y.rows(), y.cols());
   } else {
     gather(memory, y);
   }
-  return Split::routing(context).loss;
 }
 
 template <class LayerType>
@@ -485,6 +551,38 @@ void TensorParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const 
                                          Context& context, const ConstMatrixRef<Scalar>& dy,
                                          TensorParallel& gradients, MatrixRef<Scalar> dx,
                                          const Scalar& d_loss) const {
+  backward_by(x, context, dy, gradients, dx, [&](MatrixRef<Scalar> own_dx) {
+    part_.backward(x, inputs, context, part_of(dy), gradients.part_, own_dx, own_loss(d_loss));
+  });
+}
+
+template <class LayerType>
+void TensorParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                                         Context& context, const ConstMatrixRef<Scalar>& dy,
+                                         TensorParallel& gradients, MatrixRef<Scalar> dx,
+                                         const Scalar& d_loss, std::span<const Scalar> d_weights) const
+    requires(!Split::sums_outputs) {
+  backward_by(x, context, dy, gradients, dx, [&](MatrixRef<Scalar> own_dx) {
+    part_.backward(x, inputs, context, part_of(dy), gradients.part_, own_dx, own_loss(d_loss), d_weights);
+  });
+}
+
+template <class LayerType>
+void TensorParallel<LayerType>::backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
+                                                const Assignment<Scalar>& routing, Context& context,
+                                                const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients,
+                                                MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const
+    requires(!Split::sums_outputs) {
+  backward_by(x, context, dy, gradients, dx, [&](MatrixRef<Scalar> own_dx) {
+    part_.backward_routed(x, inputs, routing, context, part_of(dy), gradients.part_, own_dx, d_weights);
+  });
+}
+
+template <class LayerType>
+template <class BackwardPart>
+void TensorParallel<LayerType>::backward_by(const ConstMatrixRef<Scalar>& x, Context& context,
+                                            const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients,
+                                            MatrixRef<Scalar> dx, const BackwardPart& backward_part) const {
   auto& memory = context.memory_;
   memory.gradients.clear();
   try {
@@ -496,7 +594,8 @@ void TensorParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const 
       meo::detail::require(gradients.options_ == options_,
                            "gradients: expected those of a layer of the same options");
       set_aside(gradients, memory);
-      backward_part(x, inputs, context, dy, gradients, d_loss);
+      backward_part(matrix(memory.own, x.rows(), x.cols()));
+      drop_other_biases(gradients);
     });
   } catch (...) {
     restore(gradients, memory);
@@ -524,14 +623,7 @@ void TensorParallel<LayerType>::restore(TensorParallel& gradients, const Memory&
 }
 
 template <class LayerType>
-void TensorParallel<LayerType>::backward_part(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                                              Context& context, const ConstMatrixRef<Scalar>& dy,
-                                              TensorParallel& gradients, const Scalar& d_loss) const {
-  // The balance loss is every rank's, its gradient the first one's.
-  const Scalar own_loss = communicator_.rank() == 0 ? d_loss : Scalar(0);
-  part_.backward(x, inputs, context, part_of(dy), gradients.part_,
-                 matrix(context.memory_.own, x.rows(), x.cols()), own_loss);
-  // So is that of biases that are added once.
+void TensorParallel<LayerType>::drop_other_biases(TensorParallel& gradients) const {
   Split::for_banks(part_, gradients.part_, [&](const auto&, auto& bank, detail::Axis axis) {
     if (axis == detail::Axis::outputs || communicator_.rank() == 0 || !bank.has_bias()) return;
     const Vector<Scalar> zeros = Vector<Scalar>::Zero(bank.out_features());

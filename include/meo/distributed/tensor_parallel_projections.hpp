@@ -1,16 +1,17 @@
 #pragma once
 
-/// A feed-forward block whose projections each have a router, as in the MEO authors' code, split over ranks
-/// projection by projection: each of them by its outputs, as a layer by itself. So routers and token
-/// attention of `down` see hidden features of all ranks, which are gathered; y has the bits of the unsplit
-/// block, on any number of ranks.
+/// A feed-forward block split over ranks projection by projection: each of them by its outputs, as a layer by
+/// itself. So routers and token attention of `down` see hidden features of all ranks, which are gathered; y
+/// has the bits of the unsplit block, on any number of ranks.
 ///
 /// Letters: T tokens, D features, H hidden features.
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <meo/distributed/agreement.hpp>
 #include <meo/distributed/communicator.hpp>
@@ -26,7 +27,9 @@
 namespace meo::inline MEO_ABI::mpi {
 
 /// As TensorParallel, for what that refuses: a block of MoeLayer or MeoLayer, at any level, with a router for
-/// each projection.
+/// each projection, as in the MEO authors' code, and a block of MeoLayer with one router at token level,
+/// where `down` has token attention. Takes MeoLayers with one router at other levels, too: TensorParallel
+/// sends less for them, but sums y over ranks.
 template <class LayerType, class Activation = Gelu>
 class TensorParallelProjections {
  public:
@@ -51,13 +54,15 @@ class TensorParallelProjections {
     AlignedVector<Scalar> pre_activation_, hidden_, gate_hidden_;  // T × H
     AlignedVector<Scalar> d_hidden_, d_gate_hidden_;               // T × H
     AlignedVector<Scalar> d_x_;                                    // T × D, through gate_up
+    std::vector<Scalar> d_weights_;  // of each pair of the one routing, this rank's summands
     Matrix<Scalar> task_embeddings_;
   };
 
-  /// This rank's part of a block that is the same on all ranks. Throws std::invalid_argument for a block with
-  /// one decision, and unless each rank gets one output at least of each projection.
+  /// This rank's part of a block that is the same on all ranks. Throws std::invalid_argument for a block of
+  /// MoeLayer with one decision, one without a router, and unless each rank gets one output at least of each
+  /// projection.
   TensorParallelProjections(const Communicator& communicator, const Layer& whole)
-      : options_(checked(whole.options())),
+      : options_(agreed(communicator, [&] { return checked(whole.options()); })),
         activation_(whole.activation()),
         up_(communicator, whole.up()),
         down_(communicator, whole.down()) {
@@ -110,10 +115,11 @@ class TensorParallelProjections {
                 const Scalar& d_loss = Scalar(1)) const;
 
  private:
-  static const Options& checked(const Options& options) {
-    meo::detail::require(!options.shared_gate,
+  static Options checked(const Options& options) {
+    meo::detail::require(!options.shared_gate || !Layer::Kind::mixes_blocks,
                          "shared_gate: expected a block with a router for each projection, got true; split a "
                          "block with one decision by its hidden features, as TensorParallel does");
+    meo::detail::require(options.has_router, "has_router: expected a block with a router, got false");
     return options;
   }
 
@@ -149,10 +155,17 @@ auto TensorParallelProjections<LayerType, Activation>::forward(const ConstMatrix
     meo::detail::require_apart<Scalar>(y, "y", x, "x");
   });
   Scalar loss = up_.forward(x, inputs, hidden(context.pre_activation_, x.rows()), context.up);
-  if (gate_up_) loss += gate_up_->forward(x, inputs, hidden(context.gate_hidden_, x.rows()), context.gate_up);
+  // The loss of a projection's own router, or 0 where it takes the decision of `up`.
+  const auto forward_other = [&](const Projection& projection, const ConstMatrixRef<Scalar>& from,
+                                 MatrixRef<Scalar> to, typename Projection::Context& left) {
+    if (!options_.shared_gate) return projection.forward(from, inputs, to, left);
+    projection.forward_routed(from, {.sequences = inputs.sequences}, context.up.routing, to, left);
+    return Scalar(0);
+  };
+  if (gate_up_) loss += forward_other(*gate_up_, x, hidden(context.gate_hidden_, x.rows()), context.gate_up);
   const auto h = hidden(context.hidden_, x.rows());
   meo::detail::activate_rows(activation_, hidden_of(context), x.rows());
-  loss += down_.forward(h, inputs, y, context.down);
+  loss += forward_other(down_, h, y, context.down);
   return loss;
 }
 
@@ -173,22 +186,33 @@ void TensorParallelProjections<LayerType, Activation>::backward(
                          "context: expected a forward's that left ", size, " hidden activations, got ",
                          context.hidden_.size());
   });
+  context.d_weights_.assign(context.up.routing.weights.size(), Scalar(0));
+  const auto backward_other = [&](const Projection& projection, const ConstMatrixRef<Scalar>& from,
+                                  typename Projection::Context& left, const ConstMatrixRef<Scalar>& d_to,
+                                  Projection& to_add, MatrixRef<Scalar> d_from) {
+    if (!options_.shared_gate) return projection.backward(from, inputs, left, d_to, to_add, d_from, d_loss);
+    projection.backward_routed(from, {.sequences = inputs.sequences}, context.up.routing, left, d_to, to_add,
+                               d_from, context.d_weights_);
+  };
   const auto d_hidden = hidden(context.d_hidden_, x.rows());
-  down_.backward(hidden(context.hidden_, x.rows()), inputs, context.down, dy, gradients.down_, d_hidden,
-                 d_loss);
+  backward_other(down_, hidden(context.hidden_, x.rows()), context.down, dy, gradients.down_, d_hidden);
   const auto d_gate_hidden = hidden(context.d_gate_hidden_, gate_up_ ? x.rows() : 0);
   meo::detail::activate_rows_backward(activation_, hidden_of(context), x.rows(), context.d_hidden_.data(),
                                       context.d_gate_hidden_.data());
-  up_.backward(x, inputs, context.up, d_hidden, gradients.up_, dx, d_loss);
-  if (gate_up_) {
-    Eigen::Map<Matrix<Scalar>> through_gate_up(meo::detail::reserve(context.d_x_, x.size()), x.rows(),
-                                               x.cols());
-    gate_up_->backward(x, inputs, context.gate_up, d_gate_hidden, *gradients.gate_up_, through_gate_up,
-                       d_loss);
-    dx += through_gate_up;
+  Eigen::Map<Matrix<Scalar>> through_gate_up(meo::detail::reserve(context.d_x_, gate_up_ ? x.size() : 0),
+                                             gate_up_ ? x.rows() : 0, x.cols());
+  if (gate_up_)
+    backward_other(*gate_up_, x, context.gate_up, d_gate_hidden, *gradients.gate_up_, through_gate_up);
+  if (options_.shared_gate) {
+    up_.backward(x, inputs, context.up, d_hidden, gradients.up_, dx, d_loss,
+                 std::span<const Scalar>(context.d_weights_));
+  } else {
+    up_.backward(x, inputs, context.up, d_hidden, gradients.up_, dx, d_loss);
   }
+  if (gate_up_) dx += through_gate_up;
   if (options_.routing.level == Level::task) {
     context.task_embeddings_ = context.up.task_embeddings_gradient();
+    if (options_.shared_gate) return;
     if (gate_up_) context.task_embeddings_ += context.gate_up.task_embeddings_gradient();
     context.task_embeddings_ += context.down.task_embeddings_gradient();
   }
