@@ -115,6 +115,8 @@ TEST_CASE("a file that ranks write together is that of one rank, and any number 
   check_files<FeedForward<MeoLayer<double>>>(block);
   check_files<FeedForward<MeoLayer<double>>, mpi::TensorParallelProjections<MeoLayer<double>>>(
       small_block(Level::token, 6, 9, true, false));
+  check_files<FeedForward<MeoLayer<double>>, mpi::TensorParallelProjections<MeoLayer<double>>>(
+      small_block(Level::token, 6, 9, true, true));
 }
 
 TEST_CASE("experts that ranks own are written and read as those of one rank") {

@@ -317,20 +317,18 @@ class TensorParallel {
   /// gradient of its weights: on each rank a summand, which add up to it over the ranks.
   void backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs, Context& context,
                 const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients, MatrixRef<Scalar> dx,
-                const Scalar& d_loss, std::span<const Scalar> d_weights) const requires(!Split::sums_outputs);
+                const Scalar& d_loss, std::span<const Scalar> d_weights) const;
 
   /// A layer with a routing from elsewhere, as the layer's forward_routed; all ranks pass the same, which is
   /// checked.
   void forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
-                      const Assignment<Scalar>& routing, MatrixRef<Scalar> y, Context& context) const
-      requires(!Split::sums_outputs);
+                      const Assignment<Scalar>& routing, MatrixRef<Scalar> y, Context& context) const;
 
   /// Gradients of forward_routed(x, inputs, routing, y, context), as the layer's backward_routed has them.
   /// To d_weights each rank's summand is added: that of the outputs that it has.
   void backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                        const Assignment<Scalar>& routing, Context& context, const ConstMatrixRef<Scalar>& dy,
-                       TensorParallel& gradients, MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const
-      requires(!Split::sums_outputs);
+                       TensorParallel& gradients, MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const;
 
  private:
   using Memory = detail::TensorParallelMemory<Scalar>;
@@ -506,7 +504,7 @@ auto TensorParallel<LayerType>::forward(const ConstMatrixRef<Scalar>& x, const I
 template <class LayerType>
 void TensorParallel<LayerType>::forward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                                const Assignment<Scalar>& routing, MatrixRef<Scalar> y,
-                                               Context& context) const requires(!Split::sums_outputs) {
+                                               Context& context) const {
   agree_on(communicator_, "routing", [&] {
     check_output(x, y);
     part_.forward_routed(x, inputs, routing, own_output(x.rows(), context), context);
@@ -560,8 +558,7 @@ template <class LayerType>
 void TensorParallel<LayerType>::backward(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                          Context& context, const ConstMatrixRef<Scalar>& dy,
                                          TensorParallel& gradients, MatrixRef<Scalar> dx,
-                                         const Scalar& d_loss, std::span<const Scalar> d_weights) const
-    requires(!Split::sums_outputs) {
+                                         const Scalar& d_loss, std::span<const Scalar> d_weights) const {
   backward_by(x, context, dy, gradients, dx, [&](MatrixRef<Scalar> own_dx) {
     part_.backward(x, inputs, context, part_of(dy), gradients.part_, own_dx, own_loss(d_loss), d_weights);
   });
@@ -571,8 +568,7 @@ template <class LayerType>
 void TensorParallel<LayerType>::backward_routed(const ConstMatrixRef<Scalar>& x, const Inputs<Scalar>& inputs,
                                                 const Assignment<Scalar>& routing, Context& context,
                                                 const ConstMatrixRef<Scalar>& dy, TensorParallel& gradients,
-                                                MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const
-    requires(!Split::sums_outputs) {
+                                                MatrixRef<Scalar> dx, std::span<Scalar> d_weights) const {
   backward_by(x, context, dy, gradients, dx, [&](MatrixRef<Scalar> own_dx) {
     part_.backward_routed(x, inputs, routing, context, part_of(dy), gradients.part_, own_dx, d_weights);
   });
