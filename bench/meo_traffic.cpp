@@ -12,6 +12,7 @@
 #include "flops/table.hpp"
 #include "program.hpp"
 #include "traffic/count.hpp"
+#include "traffic/overlap.hpp"
 #include "traffic/point.hpp"
 
 namespace {
@@ -20,7 +21,7 @@ using namespace bench::traffic;
 using bench::flops::fixed;
 
 constexpr std::string_view help_text = R"(usage: meo_traffic [--csv]
-       mpirun -n P meo_traffic [--csv]
+       mpirun -n P meo_traffic [--csv|--overlap]
 
 Bytes that all ranks together send for one feed-forward block D -> H -> D with
 one router, N experts, K selected, float, and each rank's part of the batch:
@@ -34,6 +35,10 @@ in forward and in backward, bytes once a step; "rows": values for a token over
 D, of a forward and of a step of training. N H over the tokens of a rank is the
 same for both blocks, and so are rows on paper, to 1/D; the last column is rows
 counted over rows on paper.
+
+--overlap times what data parallelism sends instead: backward of six blocks, the
+same with the sums of gradients after it and during it, and the share of them
+that is hidden so.
 )";
 
 void write_csv(const std::vector<Point>& points, bool are_counted) {
@@ -71,6 +76,17 @@ void print_table(const std::vector<Point>& points, bool are_counted) {
   std::cout << table;
 }
 
+void print_overlap(const meo::mpi::Communicator& world) {
+  if (world.size() == 1) throw bench::UsageError("--overlap: expected several ranks, got one");
+  const Overlap overlap = OverlapRun(world).measure(15);
+  if (world.rank() != 0) return;
+  bench::flops::Table table({"", "ms"}, 1);
+  table.add({"backward", fixed(1e3 * overlap.backward, 1)});
+  table.add({"backward, then sums", fixed(1e3 * overlap.after, 1)});
+  table.add({"sums during backward", fixed(1e3 * overlap.during, 1)});
+  std::cout << table << "hidden: " << fixed(100 * overlap.hidden(), 0) << " %\n";
+}
+
 void run(const meo::mpi::Communicator& world, const std::vector<std::string>& arguments) {
   bool is_csv = false;
   for (const std::string& argument : arguments) {
@@ -78,7 +94,9 @@ void run(const meo::mpi::Communicator& world, const std::vector<std::string>& ar
       if (world.rank() == 0) std::cout << help_text;
       return;
     }
-    if (argument != "--csv") throw bench::UsageError("expected --csv or nothing, got '" + argument + "'");
+    if (argument == "--overlap") return print_overlap(world);
+    if (argument != "--csv")
+      throw bench::UsageError("expected --csv, --overlap or nothing, got '" + argument + "'");
     is_csv = true;
   }
   const bool are_counted = world.size() > 1;

@@ -1,6 +1,6 @@
-/// Generates token by token from the decision of a prompt's gate, and what a token takes: with experts merged
-/// once and kept, merged anew for every token, not merged at all, and with a dense block; each with weights
-/// stored in 32, 16 and 8 bits.
+/// Generating token by token: one learns how the decision of a prompt's gate is kept, and what a token takes
+/// then: with experts merged once and kept, merged anew for every token, not merged at all, and with a dense
+/// block; each with weights stored in 32, 16 and 8 bits.
 ///
 /// A feed-forward block of GPT-2's size is fed its own outputs, normalised, instead of a model around it.
 

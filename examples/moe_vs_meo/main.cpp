@@ -1,4 +1,4 @@
-/// The same parameters through both layers: what they compute, what it costs, and what it takes.
+/// The same parameters through both layers: one learns what they compute, what it costs, and what it takes.
 ///
 /// At sequence level a projection by MEO and one by MoE are the same function, for K times fewer operations.
 

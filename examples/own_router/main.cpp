@@ -1,5 +1,6 @@
-/// A router of one's own and its gradients: a token has every expert whose score is above one half, none,
-/// some or all of them. Letters: T tokens, D features, N experts.
+/// A router of one's own: one learns how experts run by a decision from elsewhere, and how gradients come
+/// back to its maker. A token has every expert whose score is above one half, none, some or all. Letters: T
+/// tokens, D features, N experts.
 
 #include <iostream>
 #include <random>

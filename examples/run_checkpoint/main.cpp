@@ -1,5 +1,6 @@
 /// Runs a layer or a feed-forward block from a safetensors checkpoint, or a block of a model of a public
-/// family, on an input. `--help` says which metadata and tensors it reads and what it writes.
+/// family, on an input. `--help` says which metadata and tensors it reads and what it writes. One learns how
+/// a program finds kinds and sizes in files; load_checkpoint has how a layer is loaded.
 
 #include <exception>
 #include <filesystem>

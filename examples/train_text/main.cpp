@@ -1,4 +1,5 @@
-/// Trains a small classifier of bytes whose feed-forward blocks are dense, MoE or MEO. `--help` says more.
+/// Trains a small classifier of bytes whose feed-forward blocks are dense, MoE or MEO: one learns how a model
+/// around them is trained, logged and resumed. `--help` says more.
 
 #include <chrono>
 #include <exception>

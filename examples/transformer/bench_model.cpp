@@ -1,5 +1,5 @@
-/// Times whole models with dense, MoE and MEO feed-forward blocks. `--help` says how. To be measured, it is
-/// built for this machine's instructions:
+/// Times whole models with dense, MoE and MEO feed-forward blocks: one learns what experts cost in a model.
+/// `--help` says how. To be measured, it is built for this machine's instructions:
 ///
 ///     cmake --preset bench -D MEO_BUILD_EXAMPLES=ON && cmake --build build/bench --target bench_model
 

@@ -1,4 +1,5 @@
-/// Goes on with a text by GPT-2. `--help` says more.
+/// Goes on with a text by GPT-2: one learns how a model computes each word once, with what it keeps of those
+/// before. `--help` says more.
 
 #include <cstdint>
 #include <iostream>

@@ -1,4 +1,5 @@
-/// Fine-tunes BERT on GLUE's tasks and others of their kind, and says how good it is. `--help` says more.
+/// Fine-tunes BERT on GLUE's tasks and others of their kind, and says how good it is: one learns how experts
+/// are made of a published dense model's blocks and trained with it. `--help` says more.
 
 #include <algorithm>
 #include <filesystem>

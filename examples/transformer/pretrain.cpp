@@ -1,4 +1,5 @@
-/// Trains BERT to find masked words and GPT-2 the next one, from plain text. `--help` says more.
+/// Trains BERT to find masked words and GPT-2 the next one, from plain text: one learns how models with
+/// experts are trained from nothing. `--help` says more.
 
 #include <iostream>
 #include <optional>

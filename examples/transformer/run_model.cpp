@@ -1,4 +1,5 @@
-/// Runs BERT and GPT-2, with dense, MoE or MEO feed-forward blocks. `--help` says what it reads and writes.
+/// Runs BERT and GPT-2, with dense, MoE or MEO feed-forward blocks: one learns how published folders become
+/// models, and how their outputs and gradients are had. `--help` says what it reads and writes.
 
 #include <filesystem>
 #include <iostream>

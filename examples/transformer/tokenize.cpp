@@ -1,4 +1,5 @@
-/// Turns texts into the ids that BERT or GPT-2 reads. `--help` says what it reads and writes.
+/// Turns texts into the ids that BERT or GPT-2 reads: one learns how the tokenizers are used. `--help` says
+/// what it reads and writes.
 
 #include <cstddef>
 #include <filesystem>

@@ -32,8 +32,9 @@ namespace meo::inline MEO_ABI::mpi {
 /// They are summed, not averaged: each rank's loss is its share of that of the whole batch, as where it
 /// divides by the tokens of all ranks, and the gates' losses are so by themselves, see Inputs::reduction.
 /// Ranges of a bucket's size and more are summed where they lie, smaller ones by way of a copy. Every value
-/// is summed in the order of the ranks, whatever the buckets. Without finish, ranges that lay in buckets keep
-/// what each rank had.
+/// is summed in the order of the ranks, whatever the buckets. How much is hidden behind backward is MPI's
+/// affair: next to nothing where ranks share a machine, see bench/README.md. Without finish, ranges that lay
+/// in buckets keep what each rank had.
 template <class Scalar>
 class GradientReducer {
  public:
