@@ -84,11 +84,11 @@ constexpr Index steps_ahead(int panels) {
 /// Rows r … r + Count − 1 times the Width panels from `panel` on. A full tile asks for Lines lines from
 /// `ahead` on at every prefetch interval, as far as `ahead_end`, and returns how far it came. One of fewer
 /// rows waits for its own weights, which it asks for, and at the end of its panels for those of the next: a
-/// core that prefetches by itself stops at every page.
-template <int Count, int Width, int Lines, class Scalar, class Storage>
+/// core that prefetches by itself stops at every page. Packets: of a panel's columns, the first; 0: all.
+template <int Count, int Width, int Lines, int Packets = 0, class Scalar, class Storage>
 const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
                           Index panel, const char* ahead = nullptr, const char* ahead_end = nullptr) {
-  constexpr int packets = Tile<Scalar>::packets;
+  constexpr int packets = Packets > 0 ? Packets : Tile<Scalar>::packets;
   constexpr int size = PacketOf<Scalar>::size;
   const Scalar* x[Count];
   Packet<Scalar> sums[Count][Width][packets];
@@ -119,7 +119,7 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
     MEO_UNROLL_ALL
     for (int w = 0; w < Width; ++w) {
       MEO_UNROLL_ALL
-      for (int c = 0; c < columns; c += static_cast<int>(line_size<Storage>))
+      for (int c = 0; c < packets * size; c += static_cast<int>(line_size<Storage>))
         prefetch_near(weights_at + to_ahead + w * panels.stride + c);
     }
   };
@@ -186,7 +186,9 @@ const char* multiply_tile(const ProductRows<Scalar>& rows, Index r, const Panels
   return ahead;
 }
 
-/// The same for the last panel where not all NR columns of it exist: by way of rows that have them.
+/// The same for the last panel where not all NR columns of it exist: by way of rows that have them. A
+/// single row, which waits for weights, does not read packets without outputs: of 512 outputs in panels of 48
+/// they are 6 %.
 template <int Count, class Scalar, class Storage>
 void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar, Storage>& panels,
                    Index panel) {
@@ -204,7 +206,12 @@ void multiply_edge(const ProductRows<Scalar>& rows, Index r, const Panels<Scalar
   edge.first += panel * panels.stride;
   edge.scales += panel * panels.scales_stride;
   if (edge.starts != nullptr) edge.starts += r * panels.starts_row_stride + panel * panels.starts_stride;
-  multiply_tile<Count, 1, 0>(whole, 0, edge, 0);
+  const auto multiply = [&]<int Packets>() { multiply_tile<Count, 1, 0, Packets>(whole, 0, edge, 0); };
+  constexpr Index size = PacketOf<Scalar>::size;
+  if constexpr (Count > 1) multiply.template operator()<0>();
+  else if (valid <= size) multiply.template operator()<1>();
+  else if (valid <= 2 * size) multiply.template operator()<2>();
+  else multiply.template operator()<0>();
   for (Index i = 0; i < Count; ++i) std::copy_n(outputs + i * columns, valid, rows.output(r + i, panel));
 }
 
