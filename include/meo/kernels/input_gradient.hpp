@@ -10,6 +10,8 @@
 #include <meo/kernels/parts/gradient_blocking.hpp>
 #include <meo/kernels/parts/merge_turned.hpp>
 #include <meo/kernels/parts/multiply.hpp>
+#include <meo/kernels/parts/packet.hpp>
+#include <meo/kernels/parts/prefetch.hpp>
 #include <meo/kernels/rows.hpp>
 #include <meo/kernels/scratch.hpp>
 #include <meo/parallel.hpp>
@@ -30,6 +32,7 @@ template <class Scalar>
 class TurnedPanels {
  public:
   using Bank = PanelBank<Scalar, const Scalar>;
+  static constexpr Index columns = Tile<Scalar>::columns;
 
   /// data: size scalars.
   TurnedPanels(const Bank& bank, const TurnedBlock& block, Scalar* data)
@@ -40,12 +43,17 @@ class TurnedPanels {
     return panels * input_panels * columns * columns;
   }
 
-  /// Writes the part that is merged from NR inputs and NR outputs of the experts.
-  void merge(Index panel, Index input_panel, MergeTerms<Scalar> terms) const {
-    const Index input = (block_.first_input_panel + input_panel) * columns;
+  /// Inputs of a panel of NR that are merged at a time.
+  static constexpr Index strip = PacketOf<Scalar>::size;
+  static constexpr Index num_strips = columns / strip;
+
+  /// Writes the part that is merged from a strip of inputs and NR outputs of the experts.
+  void merge(Index panel, Index input_panel, Index s, MergeTerms<Scalar> terms) const {
+    const Index input = (block_.first_input_panel + input_panel) * columns + s * strip;
+    if (input >= bank_.in_features) return;
     merge_turned(merge_source(bank_, block_.first_panel + panel, input), terms,
-                 (std::min)(columns, bank_.in_features - input),
-                 data_ + input_panel * panel_stride() + panel * columns * columns);
+                 (std::min)(strip, bank_.in_features - input),
+                 data_ + input_panel * panel_stride() + panel * columns * columns + s * strip);
   }
 
   /// Copies the outputs that the block has of `count` rows of dy, from `first` on. packed: count ×
@@ -53,9 +61,11 @@ class TurnedPanels {
   void pack(const Rows<const Scalar>& dy, Index first, Index count, Scalar* packed) const {
     const Index output = block_.first_panel * columns;
     const Index outputs = bank_.valid_columns(block_.first_panel, block_.panels);
-    for (Index r = 0; r < count; ++r)
+    for (Index r = 0; r < count; ++r) {
+      if (r + pack_ahead < count) prefetch_row(dy.row(first + r + pack_ahead) + output, outputs);
       std::copy_n(dy.row(first + r) + output, outputs,
                   packed + r * packed_gradient_stride<Scalar>(block_.panels));
+    }
   }
 
   /// dx (+)= dy · W for `rows` packed rows of dy. dx: as many of in_features. Adds to what other outputs have
@@ -80,8 +90,6 @@ class TurnedPanels {
   }
 
  private:
-  static constexpr Index columns = Tile<Scalar>::columns;
-
   Index panel_stride() const { return block_.panels * columns * columns; }
 
   const Bank& bank_;
@@ -116,7 +124,9 @@ void input_gradient(const PanelBank<Scalar, const Scalar>& bank, Index expert, R
                                 (std::min)(blocks.input_panels, end - input)};
         const TurnedPanels<Scalar> turned(bank, block, data);
         for (Index p = 0; p < block.panels; ++p) {
-          for (Index i = 0; i < block.input_panels; ++i) turned.merge(p, i, {&expert, &one, 1});
+          for (Index i = 0; i < block.input_panels; ++i) {
+            for (Index s = 0; s < turned.num_strips; ++s) turned.merge(p, i, s, {&expert, &one, 1});
+          }
         }
         PrefetchQueue nothing_ahead;
         for (Index first = 0; first < rows; first += packed_gradient_rows) {

@@ -121,12 +121,14 @@ class MergedInputGradient {
     return ahead;
   }
 
-  /// Few rows at a time, which stay in L1 for all Q merges.
+  /// A strip of inputs at a time, whose rows of the experts stay in L1 for all Q merges.
   void merge(const Block& block) const {
     for (Index p = 0; p < block.panels; ++p) {
       for (Index i = 0; i < block.input_panels; ++i) {
-        for (Index q = 0; q < block.merges; ++q)
-          turned(block, q).merge(p, i, plan_.terms(block.first_merge + q));
+        for (Index s = 0; s < TurnedPanels<Scalar>::num_strips; ++s) {
+          for (Index q = 0; q < block.merges; ++q)
+            turned(block, q).merge(p, i, s, plan_.terms(block.first_merge + q));
+        }
       }
     }
   }

@@ -51,6 +51,7 @@ void pack_columns(const Rows<const Scalar>& rows, Index first, Index count, Inde
   constexpr Index width = Tile<Scalar>::columns;
   for (Index t = 0; t < count; ++t, packed += width) {
     const Scalar* const from = rows.row(first + t);
+    if (t + pack_ahead < count) prefetch_row(rows.row(first + t + pack_ahead), columns);
     if (columns == width) std::copy_n(from, width, packed);
     else std::fill(std::copy_n(from, columns, packed), packed + width, Scalar(0));
     if (rows.weights == nullptr) continue;

@@ -26,6 +26,15 @@ inline constexpr Index prefetch_interval = (std::max<Index>)(6144 /
                                                                   static_cast<Index>(sizeof(Scalar))),
                                                              1);
 
+/// Rows after that which is packed that are asked for: no hardware foresees them where they are far apart.
+inline constexpr Index pack_ahead = 16;
+
+/// Asks for `size` values from `row` on.
+template <class Scalar>
+void prefetch_row(const Scalar* row, Index size) {
+  for (Index at = 0; at < size; at += line_size<Scalar>) prefetch(row + at);
+}
+
 /// What comes next, as stretches of memory that are asked for one after another.
 class PrefetchQueue {
  public:

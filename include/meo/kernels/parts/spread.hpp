@@ -13,8 +13,8 @@
 namespace meo::inline MEO_ABI::detail {
 
 /// Merges whose gradients an expert takes at a time: with four, sums, weights and a packet of each operand
-/// stay within 16 registers.
-inline constexpr int spread_merges = 4;
+/// stay within 16 registers, with eight within 32.
+inline constexpr int spread_merges = num_registers >= 32 ? 8 : 4;
 
 /// One merge that selected the expert.
 template <class Scalar>
