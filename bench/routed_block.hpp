@@ -106,13 +106,17 @@ class RoutedBlock {
     }
   }
 
-  /// Reads the experts that have rows. Returns the sum of their weights.
+  /// Reads the experts that have rows, where the block reads them: of each a stretch in every panel. Returns
+  /// the sum of their weights.
   Scalar run_read() const {
     Scalar sum = 0;
-    for (std::size_t e = 0; e < rows_.size(); ++e) {
-      if (rows_[e] == 0) continue;
-      for (const auto* layer : {&block_.up(), &block_.gate_up(), &block_.down()})
-        sum += read<Scalar>(bytes_of(*layer, e));
+    for (const auto* layer : {&block_.up(), &block_.gate_up(), &block_.down()}) {
+      const auto panels = layer->experts().panels();
+      for (std::size_t e = 0; e < rows_.size(); ++e) {
+        for (Index p = 0; rows_[e] > 0 && p < panels.num_panels(); ++p)
+          sum += read<Scalar>(
+              {panels.panel(p, static_cast<Index>(e)), static_cast<std::size_t>(panels.panel_size())});
+      }
     }
     return sum;
   }
