@@ -188,26 +188,21 @@ class Attention {
             Eigen::OuterStride<>(qkv.cols())};
   }
 
-  static ConstBlock rows_of(const ConstBlock& block, Index first, Index count) {
+  /// To be read or written, as the block is.
+  template <class AnyBlock>
+  static AnyBlock rows_of(AnyBlock block, Index first, Index count) {
     return {block.data() + first * block.outerStride(), count, block.cols(),
             Eigen::OuterStride<>(block.outerStride())};
   }
-  static ConstBlock columns_of(const ConstBlock& block, Index first, Index count) {
-    return {block.data() + first, block.rows(), count, Eigen::OuterStride<>(block.outerStride())};
-  }
-  /// To be written.
-  static Block rows_of(Block& block, Index first, Index count) {
-    return {block.data() + first * block.outerStride(), count, block.cols(),
-            Eigen::OuterStride<>(block.outerStride())};
-  }
-  static Block columns_of(Block& block, Index first, Index count) {
+  template <class AnyBlock>
+  static AnyBlock columns_of(AnyBlock block, Index first, Index count) {
     return {block.data() + first, block.rows(), count, Eigen::OuterStride<>(block.outerStride())};
   }
   static ConstBlock read(const Block& block) {
     return {block.data(), block.rows(), block.cols(), Eigen::OuterStride<>(block.outerStride())};
   }
 
-  // All of Eigen's products are of these three types: each more takes a second to compile.
+  // The products of blocks are of these three types: each more of Eigen's takes half a second to compile.
   static void set_product_with_transposed(const ConstBlock& a, const ConstBlock& b, Block c) {
     c.noalias() = a * b.transpose();
   }

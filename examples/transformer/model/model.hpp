@@ -54,7 +54,6 @@ class Model {
   const Config& config() const { return config_; }
   Trunk<Scalar>& trunk() { return trunk_; }
   const Trunk<Scalar>& trunk() const { return trunk_; }
-  Head<Scalar>& head() { return head_; }
 
   /// training: null for inference, which keeps the activations of one layer at a time; else all are kept for
   /// backward. Throws std::invalid_argument for a batch that the model cannot read.

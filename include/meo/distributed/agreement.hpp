@@ -138,12 +138,12 @@ auto agreed(const Communicator& communicator, const Make& make) {
 template <class Scalar, class Work>
 void agree_reducing(const Communicator& communicator, const Inputs<Scalar>& inputs, const Work& work) {
   if (!inputs.reduction) return agree(communicator, [&] { work(inputs); });
-  std::exception_ptr agreed;  // what all have thrown instead of reducing
+  std::exception_ptr thrown;  // what all have thrown instead of reducing
   const auto reduce = [&](std::span<meo::detail::Sum<Scalar>> sums, std::span<Index> counts) {
     try {
       agree(communicator, [] {});
     } catch (...) {
-      agreed = std::current_exception();
+      thrown = std::current_exception();
       throw;
     }
     inputs.reduction(sums, counts);
@@ -151,7 +151,7 @@ void agree_reducing(const Communicator& communicator, const Inputs<Scalar>& inpu
   Inputs<Scalar> told = inputs;
   told.reduction = StatisticsReduction<Scalar>(reduce);
   const detail::Outcome outcome = detail::outcome_of([&] { work(std::as_const(told)); });
-  if (agreed) std::rethrow_exception(agreed);
+  if (thrown) std::rethrow_exception(thrown);
   detail::values_of_all(communicator, outcome, 0);
 }
 
