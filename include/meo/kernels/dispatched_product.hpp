@@ -72,7 +72,7 @@ class DispatchedProduct {
     PrefetchQueue ahead;
     for (Index p = next.first; p < next.first + next.count; ++p)
       ahead.add(bank_.panel(p, next.expert), bank_.panel_size() * static_cast<Index>(sizeof(Storage)));
-    ahead.spread(prefetch_intervals(rows(at.expert), panels(at)));
+    ahead.spread_all(prefetch_intervals(rows(at.expert), panels(at)));
     return ahead;
   }
 

@@ -59,14 +59,14 @@ class PrefetchQueue {
     bytes_ += bytes;
   }
 
-  /// Sets the rate so that `intervals` intervals suffice for all. The lowest that does: a core can wait for
-  /// few lines at a time, and those of the tile itself are among them. So 8 are for what would need still
-  /// more, where tiles are few; with 4 instead of 8, 128 tokens of a single merge of 8 experts take 10 to 15
-  /// % less (Xeon of 15 GB/s from memory). Few rates are enough, as each is a tile to compile.
-  void spread(Index intervals) {
-    const Index lines = (bytes_ / line_bytes + intervals) / (std::max<Index>)(intervals, 1);
-    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : lines <= 8 ? 4 : max_lines;
-  }
+  /// Sets the rate so that `intervals` intervals suffice for all: the lowest that does, as a core can wait for
+  /// few lines at a time, and those of the tile itself are among them. Few rates are enough, as each is a tile
+  /// to compile.
+  void spread_all(Index intervals) { set_rate(intervals, 4); }
+
+  /// The same, but 4 lines, which do not suffice, for what would need up to 8: where a merge reads first what
+  /// comes, 128 tokens of a single merge of 8 experts take 10 to 15 % less (Xeon of 15 GB/s from memory).
+  void spread(Index intervals) { set_rate(intervals, max_lines); }
 
   /// The same; but where no rate suffices, because tiles are short, in `bursts` bursts between the tiles.
   void spread(Index intervals, Index bursts) {
@@ -97,6 +97,11 @@ class PrefetchQueue {
   }
 
  private:
+  void set_rate(Index intervals, Index most_at_four) {
+    const Index lines = (bytes_ / line_bytes + intervals - 1) / (std::max<Index>)(intervals, 1);
+    lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : lines <= most_at_four ? 4 : max_lines;
+  }
+
   struct Stretch {
     const char* at = nullptr;
     const char* end = nullptr;
