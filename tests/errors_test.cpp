@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace errors_test {
 
 using meo::detail::message;
 
@@ -25,4 +26,5 @@ TEST_CASE("messages take texts of any kind", "[errors]") {
         "meo: a text ext text");
 }
 
+}  // namespace errors_test
 }  // namespace

@@ -17,6 +17,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace flops_counting_test {
 
 using meo::Index;
 using meo::Level;
@@ -154,8 +155,6 @@ std::int64_t count_routed(const Layer& layer, const meo::Sequences& batch,
   meo::Workspace<Counting> workspace;
   return count_flops([&] { layer.forward_routed(x, {.sequences = &batch}, assignment, y, workspace); });
 }
-
-}  // namespace
 
 TEST_CASE("MoE's counted operations are those of flops.hpp, item by item", "[flops]") {
   for (const auto& [options, noise] : cases()) {
@@ -545,3 +544,6 @@ TEST_CASE("An assignment that does not fit has no shape", "[flops]") {
   CHECK(error_lacks<Invalid>([&] { meo::assignment_shape(Method::moe, options, batch, ragged); },
                              {"expert: expected 0 to 5, got 6"}) == "");
 }
+
+}  // namespace flops_counting_test
+}  // namespace

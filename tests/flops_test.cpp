@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace flops_test {
 
 using meo::Convention;
 using meo::flops;
@@ -102,8 +103,6 @@ constexpr std::array<Curve, 6> figure{{
 double deviation(const ModelFlops& count, double expected_gflops) {
   return std::abs(static_cast<double>(count.total()) * 1e-9 / expected_gflops - 1);
 }
-
-}  // namespace
 
 TEST_CASE("flops: a layer's total is the sum of its items", "[flops]") {
   constexpr LayerFlops count{.gate = 1,
@@ -299,3 +298,6 @@ TEST_CASE("flops: all 36 points of the paper's figure within one per cent", "[fl
     }
   }
 }
+
+}  // namespace flops_test
+}  // namespace

@@ -10,6 +10,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace overlap_test {
 
 using namespace meo;
 using meo::test::Generator;
@@ -66,4 +67,5 @@ TEST_CASE("blocks of columns of one matrix overlap only where they share columns
             {"meo: y: expected memory that does not overlap x, got some that does"}) == "");
 }
 
+}  // namespace overlap_test
 }  // namespace

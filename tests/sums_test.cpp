@@ -9,6 +9,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace sums_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -75,4 +76,5 @@ TEMPLATE_TEST_CASE("a million terms are within the bound of their pairwise sum",
   CHECK(std::abs(Wide<S>(sum) - exact) <= bound);
 }
 
+}  // namespace sums_test
 }  // namespace

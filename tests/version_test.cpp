@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace version_test {
 
 TEST_CASE("The version is one number and one text", "[version]") {
   STATIC_REQUIRE(MEO_VERSION / 10000 == MEO_VERSION_MAJOR);
@@ -16,4 +17,5 @@ TEST_CASE("The version is one number and one text", "[version]") {
                                   "." + std::to_string(MEO_VERSION_PATCH));
 }
 
+}  // namespace version_test
 }  // namespace

@@ -27,6 +27,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace checkpoint_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -103,8 +104,6 @@ void check_files(const typename Layer::Options& options) {
   mpi::load(loaded, mpi::open(world(), file.path()), "a.");
   CHECK(are_same(loaded, split));
 }
-
-}  // namespace
 
 TEST_CASE("a file that ranks write together is that of one rank, and any number reads it") {
   check_files<MoeLayer<double>>(small_layer(Level::token, 5, 37));
@@ -214,3 +213,6 @@ TEST_CASE("a file that one rank alone cannot open or write is an error of all") 
   CHECK_THROWS_WITH(incomplete.write(file.path()), Catch::Contains("elements of all ranks together, got"));
   CHECK(load_bytes(file.path()) == before);
 }
+
+}  // namespace checkpoint_test
+}  // namespace

@@ -13,6 +13,7 @@
 using meo::Index;
 
 namespace {
+namespace communicator_test {
 
 /// A value that says where it is from.
 int mark(int from, int to, int place = 0) { return 10000 * from + 100 * to + place; }
@@ -36,8 +37,6 @@ std::vector<float> sum_in_order(int ranks, std::size_t size) {
   }
   return sum;
 }
-
-}  // namespace
 
 TEST_CASE("values go from each rank to each in the order of the ranks") {
   const int ranks = world().size();
@@ -173,3 +172,6 @@ TEST_CASE("spans that do not fit are refused before anything is sent") {
 TEST_CASE("a rank that is of no part of a split communicator is told so") {
   CHECK_THROWS_WITH(meo::mpi::Communicator(MPI_COMM_NULL), Catch::Contains("got MPI_COMM_NULL"));
 }
+
+}  // namespace communicator_test
+}  // namespace

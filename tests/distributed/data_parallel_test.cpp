@@ -19,6 +19,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace data_parallel_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -172,4 +173,5 @@ TEST_CASE("a bucket has room for one value at least") {
                                            {"bucket_values", "at least 1", "got 0"}) == "");
 }
 
+}  // namespace data_parallel_test
 }  // namespace

@@ -17,6 +17,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace expert_parallel_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -222,4 +223,5 @@ TEST_CASE("what is no expert-parallel layer is said before anything is sent") {
                                            {"gradients", "the one itself"}) == "");
 }
 
+}  // namespace expert_parallel_test
 }  // namespace

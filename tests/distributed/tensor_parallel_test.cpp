@@ -26,6 +26,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace tensor_parallel_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -165,8 +166,6 @@ void check_tensor_parallel(const typename Layer::Options& options, Index feature
 
 bool y_and_experts(const std::string& name) { return name == "y" || name == "experts"; }
 bool nothing(const std::string&) { return false; }
-
-}  // namespace
 
 TEMPLATE_TEST_CASE("a layer split by outputs has the whole one's outputs, to the bit, and gradients", "",
                    MoeLayer<double>, MeoLayer<double>) {
@@ -360,3 +359,6 @@ TEST_CASE("what cannot be split is refused") {
              }),
              Catch::Contains("shared_gate: expected a block with a router for each projection"));
 }
+
+}  // namespace tensor_parallel_test
+}  // namespace

@@ -18,6 +18,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace traffic_test {
 
 using namespace meo;
 using namespace meo::mpi;
@@ -122,4 +123,5 @@ static_assert(traffic(Parallelism::expert, eight).forward == 2 * 2 * 4 * 4 * 7 /
 static_assert(traffic(Parallelism::padded, eight).forward == traffic(Parallelism::expert, eight).forward);
 static_assert(held_values(Parallelism::tensor, eight) * 8 == held_values(Parallelism::data, eight));
 
+}  // namespace traffic_test
 }  // namespace

@@ -18,6 +18,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace transformer_folder_test {
 
 using namespace transformer;
 using namespace transformer::test;
@@ -533,4 +534,5 @@ TEST_CASE("what is wrong with a folder's tensors is named", "[transformer][folde
         }).starts_with(at("bert.encoder.layer.0.intermediate.dense.w_gate")));
 }
 
+}  // namespace transformer_folder_test
 }  // namespace

@@ -10,6 +10,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace transformer_metrics_test {
 
 using transformer::Index;
 using transformer::test::message_of;
@@ -68,8 +69,6 @@ void check_close(double actual, double expected) {
   CHECK((std::isnan(expected) ? std::isnan(actual) : std::abs(actual - expected) <= bound));
 }
 
-}  // namespace
-
 TEST_CASE("Metrics of classes are scikit-learn's", "[transformer][metrics]") {
   for (const Classes& c : of_classes) {
     CAPTURE(c.predictions, c.labels);
@@ -105,3 +104,6 @@ TEST_CASE("Metrics refuse what has none", "[transformer][metrics]") {
   CHECK(message_of([&] { transformer::f1(three, three); }) == "class: expected 0 to 1, got 2");
   CHECK(message_of([&] { transformer::macro_f1(two, negative, 3); }) == "class: expected 0 to 2, got -1");
 }
+
+}  // namespace transformer_metrics_test
+}  // namespace

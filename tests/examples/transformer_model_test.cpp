@@ -20,6 +20,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace transformer_model_test {
 
 using namespace transformer;
 using namespace transformer::test;
@@ -489,4 +490,5 @@ TEST_CASE("what a model cannot read is refused", "[transformer]") {
   CHECK(message_of([&] { Model<float>{config}; }) == "layers: expected at least 1, got 0");
 }
 
+}  // namespace transformer_model_test
 }  // namespace

@@ -16,6 +16,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace transformer_past_test {
 
 using namespace transformer;
 using namespace transformer::test;
@@ -233,4 +234,5 @@ TEST_CASE("a past is of one text of GPT-2", "[transformer][past]") {
         "text 0: expected at least one token, got none");
 }
 
+}  // namespace transformer_past_test
 }  // namespace

@@ -19,6 +19,7 @@
 #include "support/readme.hpp"
 
 namespace {
+namespace transformer_readme_test {
 
 using transformer::Batch;
 using transformer::Index;
@@ -52,8 +53,6 @@ class Printed {
   std::ostringstream text_;
   std::streambuf* before_;
 };
-
-}  // namespace
 
 TEST_CASE("A classifier is trained from a published model, as the example's README has it",
           "[transformer][readme]") {
@@ -115,3 +114,6 @@ TEST_CASE("The example's README's snippets are in this file", "[transformer][rea
   const auto snippet = meo::test::lines_of(blocks[0]);
   CHECK(std::search(here.begin(), here.end(), snippet.begin(), snippet.end()) != here.end());
 }
+
+}  // namespace transformer_readme_test
+}  // namespace

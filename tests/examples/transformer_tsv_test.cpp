@@ -9,6 +9,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace transformer_tsv_test {
 
 using transformer::Index;
 using transformer::Tsv;
@@ -24,8 +25,6 @@ std::vector<Fields> all_of(const Tsv& tsv, std::size_t columns) {
   }
   return rows;
 }
-
-}  // namespace
 
 TEST_CASE("A TSV is lines and tabs, and nothing else", "[transformer][tsv]") {
   const std::vector<Fields> expected{{"\"a", "b\"\"", "'"}, {"", "", ""}, {" x ", "\\t", "é"}};
@@ -100,3 +99,6 @@ TEST_CASE("A TSV's faults are named by file, line and column", "[transformer][ts
   CHECK(message_of([&] { Tsv::load(missing, {}); }) ==
         "meo: " + missing + ": cannot be read: No such file or directory");
 }
+
+}  // namespace transformer_tsv_test
+}  // namespace

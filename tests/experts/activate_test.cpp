@@ -16,6 +16,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace activate_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -179,4 +180,5 @@ TEMPLATE_TEST_CASE("exponentials of an array are those of each value, to the bit
   }
 }
 
+}  // namespace activate_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace activation_accuracy_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -170,4 +171,5 @@ TEMPLATE_TEST_CASE("at the ends of the range smooth activations are x and -0, th
   check(Silu());
 }
 
+}  // namespace activation_accuracy_test
 }  // namespace

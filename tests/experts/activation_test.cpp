@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace activation_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -75,4 +76,5 @@ TEMPLATE_TEST_CASE("derivatives are the differences of the values", "[activation
   CHECK(Relu().derivative(S(0)) == 0);
 }
 
+}  // namespace activation_test
 }  // namespace

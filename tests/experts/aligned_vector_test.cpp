@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace aligned_vector_test {
 
 using meo::AlignedVector;
 using namespace meo::detail;
@@ -44,4 +45,5 @@ TEST_CASE("more elements than memory can hold are refused", "[aligned_vector]") 
   CHECK_THROWS_AS(allocator.allocate(too_many), std::bad_array_new_length);
 }
 
+}  // namespace aligned_vector_test
 }  // namespace

@@ -11,6 +11,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace any_activation_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -65,4 +66,5 @@ TEST_CASE("an activation chosen at run time has the bits of the one it stands fo
   CHECK(!AnyActivation::from_name(""));
 }
 
+}  // namespace any_activation_test
 }  // namespace

@@ -15,6 +15,7 @@
 #include "support/types.hpp"
 
 namespace {
+namespace expert_bank_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -259,4 +260,5 @@ TEST_CASE("experts without biases have none to set or read", "[expert_bank]") {
   CHECK(error_lacks<std::invalid_argument>([&] { static_cast<void>(bank.bias(0)); }, {message}) == "");
 }
 
+}  // namespace expert_bank_test
 }  // namespace

@@ -7,6 +7,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace initialize_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -47,4 +48,5 @@ TEST_CASE("initial values fill ±1/√in_features evenly", "[initialize]") {
   CHECK(bank.bias(0).cwiseAbs().maxCoeff() > 0.09);
 }
 
+}  // namespace initialize_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace linear_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -169,4 +170,5 @@ TEST_CASE("a Linear that was moved from says so", "[linear]") {
                                       {"expected one to use, got one that was moved from"}) == "");
 }
 
+}  // namespace linear_test
 }  // namespace

@@ -23,6 +23,7 @@
 #include "support/golden.hpp"
 
 namespace {
+namespace checkpoint_test {
 
 using meo::Index;
 using meo::Level;
@@ -184,8 +185,6 @@ std::string fault(Layer layer, const Bytes& bytes) {
   CHECK((parameters_of(layer) == before) == (error != "no error"));
   return error;
 }
-
-}  // namespace
 
 TEST_CASE("the parameters of all golden files are loaded, each to its place, and saved again",
           "[io][checkpoint][golden]") {
@@ -566,3 +565,6 @@ TEST_CASE("a loaded layer gives the authors' output", "[io][checkpoint][golden]"
   const Matrix<double> expected = golden.matrix("y");
   CHECK((y - expected).cwiseAbs().maxCoeff() < 1e-13 * expected.cwiseAbs().maxCoeff());
 }
+
+}  // namespace checkpoint_test
+}  // namespace

@@ -11,6 +11,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace dtype_test {
 
 using meo::io::DType;
 using meo::io::dtype_of;
@@ -58,8 +59,6 @@ struct BF16 {
   using Format = detail::BF16Format;
   static constexpr int exponent_bits = 8, fraction_bits = 7;
 };
-
-}  // namespace
 
 TEST_CASE("names and sizes of the element types", "[io][dtype]") {
   const std::pair<const char*, std::size_t> types[] = {
@@ -131,3 +130,6 @@ TEMPLATE_TEST_CASE("what lies between two 16-bit floats is rounded to nearest ev
   // A NaN that is known by a bit that 16 bits have no room for.
   CHECK(std::isnan(Format::decode(Format::encode(std::bit_cast<double>(0x7ff0000000000001)))));
 }
+
+}  // namespace dtype_test
+}  // namespace

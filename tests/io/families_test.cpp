@@ -23,6 +23,7 @@
 #include "support/golden_files.hpp"
 
 namespace {
+namespace families_test {
 
 using namespace meo;
 using io::BlockFormat;
@@ -614,4 +615,5 @@ TEST_CASE("names of tensors that only seem to be an expert's are none", "[famili
   CHECK(model.blocks().empty());
 }
 
+}  // namespace families_test
 }  // namespace

@@ -31,6 +31,7 @@ extern "C" int fsync(int descriptor) {
 #endif
 
 namespace {
+namespace output_file_test {
 
 using meo::io::PlacedOutput;
 using meo::io::require_writable;
@@ -53,8 +54,6 @@ void write(const Path& path, const std::string& text) {
 std::string write_fault(const Path& path) {
   return error_of([&] { write(path, "new"); });
 }
-
-}  // namespace
 
 TEST_CASE("a file gets what is written, when it is complete", "[io][output_file]") {
   const Folder folder;
@@ -319,3 +318,6 @@ TEST_CASE("all of a file is on the disk before it has its name, and then the nam
   on_fsync = nullptr;
 }
 #endif
+
+}  // namespace output_file_test
+}  // namespace

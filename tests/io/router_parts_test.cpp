@@ -16,6 +16,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace router_parts_test {
 
 using namespace meo;
 using io::SafetensorsReader;
@@ -99,4 +100,5 @@ TEST_CASE("a gate's bias is trained, its correction bias is not", "[router_parts
   CHECK(layer.gate().correction_bias() == (Vector<float>(4) << 1, -2, 3, -4).finished());
 }
 
+}  // namespace router_parts_test
 }  // namespace

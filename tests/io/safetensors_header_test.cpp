@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace safetensors_header_test {
 
 using meo::Index;
 using meo::io::DType;
@@ -17,8 +18,6 @@ using meo::test::error_of;
 std::string fault(const std::string& header, std::uint64_t data_size = 0) {
   return error_of([&] { parse_header("f", header, data_size); });
 }
-
-}  // namespace
 
 TEST_CASE("a header says name, type, shape and place of each tensor", "[io][header]") {
   const auto header = parse_header("f",
@@ -273,3 +272,6 @@ TEST_CASE("names of any content can be printed", "[io][header]") {
         "meo: f: tensor \"\xef\xbf\xbd\": is odd");
   CHECK(std::string(meo::io::Error("", "a", "is odd").what()) == "meo: tensor \"a\": is odd");
 }
+
+}  // namespace safetensors_header_test
+}  // namespace

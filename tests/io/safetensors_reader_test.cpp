@@ -30,6 +30,7 @@
 #endif
 
 namespace {
+namespace safetensors_reader_test {
 
 using meo::Index;
 using meo::io::SafetensorsReader;
@@ -68,8 +69,6 @@ Bytes small_file() {
                  R"("n":{"dtype":"I16","shape":[],"data_offsets":[8,10]}})",
                  bytes_of({0x3f800000, 0xc0000000}, 4) + little_endian(7, 2));
 }
-
-}  // namespace
 
 TEST_CASE("a reader lists what a file holds", "[io][reader]") {
   const Bytes bytes = small_file();
@@ -719,3 +718,6 @@ TEST_CASE("the golden files are read, every tensor to the last bit", "[io][reade
   }
   CHECK(tensors == 2692);
 }
+
+}  // namespace safetensors_reader_test
+}  // namespace

@@ -17,6 +17,7 @@
 #include "support/golden_files.hpp"
 
 namespace {
+namespace safetensors_writer_test {
 
 using meo::Index;
 using meo::io::DType;
@@ -45,8 +46,6 @@ std::string fault(const std::vector<Index>& shape, const std::vector<S>& values,
   SafetensorsWriter writer;
   return error_of([&] { writer.add("t", shape, values, dtype); });
 }
-
-}  // namespace
 
 TEST_CASE("a file is the format's, byte for byte", "[io][writer]") {
   CHECK(SafetensorsWriter().bytes() == file_of("{}      "));
@@ -413,3 +412,6 @@ TEST_CASE("the golden files come back from a copy", "[io][writer][golden]") {
     }
   }
 }
+
+}  // namespace safetensors_writer_test
+}  // namespace

@@ -20,6 +20,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace storage_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -142,4 +143,5 @@ TEST_CASE("what small storage cannot hold is refused, and leaves the layer as it
   check_same(bytes, bytes_before);
 }
 
+}  // namespace storage_test
 }  // namespace

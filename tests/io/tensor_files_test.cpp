@@ -9,6 +9,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace tensor_files_test {
 
 using meo::io::SafetensorsReader;
 using meo::io::SafetensorsWriter;
@@ -87,4 +88,5 @@ TEST_CASE("tensors of a folder are in one file or in those of its index", "[tens
         "meo: " + (folder / "2").string() + ": tensor \"x\": is not in the file");
 }
 
+}  // namespace tensor_files_test
 }  // namespace

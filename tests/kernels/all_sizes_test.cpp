@@ -10,6 +10,7 @@
 #include "support/types.hpp"
 
 namespace {
+namespace all_sizes_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -48,4 +49,5 @@ TEMPLATE_TEST_CASE("dispatched_product has the bits of the plain chains for all 
   });
 }
 
+}  // namespace all_sizes_test
 }  // namespace

@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace blocking_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -127,4 +128,5 @@ TEMPLATE_TEST_CASE("strips fit the cache that they are for", "[blocking]", float
   }
 }
 
+}  // namespace blocking_test
 }  // namespace

@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace dense_product_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -59,4 +60,5 @@ TEMPLATE_TEST_CASE("dense_product has the bits of the plain chains with any numb
   });
 }
 
+}  // namespace dense_product_test
 }  // namespace

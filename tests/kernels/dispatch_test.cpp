@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace dispatch_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -97,4 +98,5 @@ TEST_CASE("experts that nobody selects have no tokens", "[dispatch]") {
   CHECK(dispatch.is_first == std::vector<unsigned char>{1, 1, 1, 0, 0, 0});
 }
 
+}  // namespace dispatch_test
 }  // namespace

@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace dispatched_product_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -113,4 +114,5 @@ TEMPLATE_TEST_CASE("one expert's rows are gathered, and combined to the same bit
   }
 }
 
+}  // namespace dispatched_product_test
 }  // namespace

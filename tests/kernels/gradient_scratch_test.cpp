@@ -49,6 +49,7 @@ struct NumTraits<Dual<Derivatives>> : GenericNumTraits<Dual<Derivatives>> {};
 }  // namespace Eigen
 
 namespace {
+namespace gradient_scratch_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -170,4 +171,5 @@ TEST_CASE("gradients of experts are exact on integers of a large scalar", "[grad
   check();
 }
 
+}  // namespace gradient_scratch_test
 }  // namespace

@@ -4,6 +4,7 @@
 #include "support/block_sizes.hpp"
 
 namespace {
+namespace gradient_test {
 
 TEMPLATE_TEST_CASE("gradients of experts, single and merged, are exact on integers", "[gradient]", float,
                    double, long double) {
@@ -34,4 +35,5 @@ TEMPLATE_TEST_CASE("gradients of sizes beyond every block are exact on integers"
   check_expert_gradients<S>(rng, 5, tokens_beyond_blocks<S>(), 3, 5, true);
 }
 
+}  // namespace gradient_test
 }  // namespace

@@ -20,6 +20,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace merge_experts_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -113,4 +114,5 @@ TEST_CASE("a single expert of weight 1 is copied, with the signs of its zeros", 
   CHECK(bit_difference(merged.bias(0), experts.bias(1)) == "");
 }
 
+}  // namespace merge_experts_test
 }  // namespace

@@ -9,6 +9,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace merge_plan_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -137,4 +138,5 @@ TEST_CASE("a plan made in the memory of a larger one is the same", "[merge_plan]
   CHECK(terms_of(plan.terms(0)) == selections.ascending(0));
 }
 
+}  // namespace merge_plan_test
 }  // namespace

@@ -12,6 +12,7 @@
 #include "support/types.hpp"
 
 namespace {
+namespace merge_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -79,4 +80,5 @@ TEMPLATE_TEST_CASE("merge_rows sums any number of experts in their order, any ro
   }
 }
 
+}  // namespace merge_test
 }  // namespace

@@ -13,6 +13,7 @@
 #include "support/types.hpp"
 
 namespace {
+namespace merged_product_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -271,4 +272,5 @@ TEMPLATE_TEST_CASE("an expert that nobody selects is not read", "[merged_product
   CHECK(bit_difference(problem.computed(), problem.expected()) == "");
 }
 
+}  // namespace merged_product_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace multiply_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -325,4 +326,5 @@ TEMPLATE_TEST_CASE("a combined row is weighted, scattered, and added unless it i
   });
 }
 
+}  // namespace multiply_test
 }  // namespace

@@ -8,6 +8,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace packet_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -75,4 +76,5 @@ TEMPLATE_TEST_CASE("multiply_add rounds once or twice, the same in every lane an
   CHECK(may_be_fused != may_be_separate);
 }
 
+}  // namespace packet_test
 }  // namespace

@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace panel_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -101,4 +102,5 @@ TEMPLATE_TEST_CASE("large panels of eight experts begin in different parts of 4 
   }
 }
 
+}  // namespace panel_test
 }  // namespace

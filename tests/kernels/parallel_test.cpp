@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace parallel_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -66,4 +67,5 @@ TEST_CASE("without OpenMP there is one thread", "[parallel]") { CHECK(max_thread
 
 #endif
 
+}  // namespace parallel_test
 }  // namespace

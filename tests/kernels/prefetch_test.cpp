@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace prefetch_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -99,4 +100,5 @@ TEST_CASE("what no longer fits the queue is left out", "[prefetch]") {
   for (std::size_t i = 0; i < asked.size(); ++i) CHECK(asked[i] == 2 * Index(i));
 }
 
+}  // namespace prefetch_test
 }  // namespace

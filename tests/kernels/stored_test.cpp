@@ -13,6 +13,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace stored_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -159,4 +160,5 @@ TEST_CASE("weights at both ends of what a float is have scales", "[stored]") {
   }
 }
 
+}  // namespace stored_test
 }  // namespace

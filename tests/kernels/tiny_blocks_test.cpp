@@ -17,6 +17,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace tiny_blocks_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -83,4 +84,5 @@ TEMPLATE_TEST_CASE("gradients are exact on integers in the smallest blocks", "[t
   check_gradient_kernels<TestType>(tiny_blocks<TestType>());
 }
 
+}  // namespace tiny_blocks_test
 }  // namespace

@@ -20,6 +20,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace assignment_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -234,4 +235,5 @@ TEMPLATE_TEST_CASE("a block with one router has one, and loads files that have a
   CHECK_FALSE(reader.contains("param.down.w_gate"));
 }
 
+}  // namespace assignment_test
 }  // namespace

@@ -15,6 +15,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace autodiff_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -126,4 +127,5 @@ TEMPLATE_TEST_CASE("a block's derivatives are backward's", "[feed_forward][autod
                             [](const auto& context) { return context.up.routing.loss; });
 }
 
+}  // namespace autodiff_test
 }  // namespace

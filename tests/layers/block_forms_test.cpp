@@ -17,6 +17,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace block_forms_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -181,4 +182,5 @@ TEMPLATE_TEST_CASE("without an activation and biases a block's experts are produ
                                  1e-14) == "");
 }
 
+}  // namespace block_forms_test
 }  // namespace

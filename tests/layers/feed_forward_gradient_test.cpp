@@ -23,6 +23,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace feed_forward_gradient_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -264,4 +265,5 @@ TEMPLATE_TEST_CASE("a block's gradients and dx must be apart from what backward 
   }
 }
 
+}  // namespace feed_forward_gradient_test
 }  // namespace

@@ -18,6 +18,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace feed_forward_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -521,4 +522,5 @@ TEMPLATE_TEST_CASE("a block that was moved from says so until it is assigned to"
   }
 }
 
+}  // namespace feed_forward_test
 }  // namespace

@@ -18,6 +18,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace forward_concurrent_test {
 
 using namespace meo;
 
@@ -125,4 +126,5 @@ TEMPLATE_TEST_CASE("several threads may run one block at once", "[concurrent]",
   }
 }
 
+}  // namespace forward_concurrent_test
 }  // namespace

@@ -24,6 +24,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace gated_activation_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -183,4 +184,5 @@ TEST_CASE("a block that is not gated has no such activation", "[feed_forward][ac
   CHECK_NOTHROW(FeedForward<Moe, Product>(small_block(Level::token, 2, 3, true, true)));
 }
 
+}  // namespace gated_activation_test
 }  // namespace

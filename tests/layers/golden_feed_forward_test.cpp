@@ -14,6 +14,7 @@
 #include "support/golden.hpp"
 
 namespace {
+namespace golden_feed_forward_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -70,4 +71,5 @@ TEST_CASE("FeedForward repeats its golden files", "[feed_forward][golden]") {
   check_files<Silu>("_silu_", 4);
 }
 
+}  // namespace golden_feed_forward_test
 }  // namespace

@@ -16,6 +16,7 @@
 #include "support/golden.hpp"
 
 namespace {
+namespace golden_gradient_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -147,4 +148,5 @@ TEST_CASE("blocks repeat the gradients of their golden files", "[golden][gradien
   check_blocks<Silu>("_silu_", 4);
 }
 
+}  // namespace golden_gradient_test
 }  // namespace

@@ -13,6 +13,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace golden_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -98,4 +99,5 @@ TEST_CASE("MoeLayer repeats its golden files", "[moe_layer][golden]") { check_fi
 
 TEST_CASE("MeoLayer repeats its golden files", "[meo_layer][golden]") { check_files<MeoLayer>("_meo_", 48); }
 
+}  // namespace golden_test
 }  // namespace

@@ -22,6 +22,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace gradient_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -630,4 +631,5 @@ TEMPLATE_TEST_CASE("backward with gradients of weights from elsewhere checks the
     CHECK(std::all_of(range.values.begin(), range.values.end(), [](float value) { return value == 0; }));
 }
 
+}  // namespace gradient_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace many_tokens_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -197,4 +198,5 @@ TEMPLATE_TEST_CASE("the norm of a million gradients", "[gradient_norm]", float, 
       (std::is_same_v<S, float> ? gamma<S>(3) : gamma<S>(additions(detail::serial_terms))) * expected));
 }
 
+}  // namespace many_tokens_test
 }  // namespace

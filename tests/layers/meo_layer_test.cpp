@@ -6,6 +6,7 @@
 #include "support/options.hpp"
 
 namespace {
+namespace meo_layer_test {
 
 using namespace meo;
 using namespace meo::reference;
@@ -124,4 +125,5 @@ TEMPLATE_TEST_CASE("MeoLayer has the bits of the plain chains", "[meo_layer]", f
   }
 }
 
+}  // namespace meo_layer_test
 }  // namespace

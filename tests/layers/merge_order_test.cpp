@@ -15,6 +15,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace merge_order_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -88,4 +89,5 @@ TEMPLATE_TEST_CASE("each sequence has the bits of the order that its own length 
   }
 }
 
+}  // namespace merge_order_test
 }  // namespace

@@ -30,6 +30,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace merged_expert_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -609,4 +610,5 @@ TEST_CASE("a kept block of small storage is its projections of small storage", "
   CHECK(bit_difference(kept.forward(x), stored(scalars.down().linear()).forward(hidden)) == "");
 }
 
+}  // namespace merged_expert_test
 }  // namespace

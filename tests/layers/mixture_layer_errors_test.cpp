@@ -19,6 +19,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace mixture_layer_errors_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -36,7 +37,7 @@ Library random_library(const LayerOptions& options) {
 
 /// All of a layer's parameters in one column.
 template <class Library>
-Vector<typename Library::Scalar> parameters(const Library& layer) {
+Vector<typename Library::Scalar> all_parameters(const Library& layer) {
   std::vector<typename Library::Scalar> values;
   const auto append = [&](const auto& matrix) {
     for (Index r = 0; r < matrix.rows(); ++r) {
@@ -133,7 +134,7 @@ TEST_CASE("an expert count must be given once, and not in two ways", "[routed_la
 TEMPLATE_TEST_CASE("a refused parameter changes nothing", "[routed_layer]", MEO_LAYERS) {
   using S = typename TestType::Scalar;
   TestType layer = random_library<TestType>(options_at(Level::token));
-  const auto before = parameters(layer);
+  const auto before = all_parameters(layer);
   const Matrix<S> weight = Matrix<S>::Ones(5, 3), transposed = Matrix<S>::Ones(3, 5),
                   square = Matrix<S>::Ones(5, 5);
   const Vector<S> bias = Vector<S>::Ones(5), short_bias = Vector<S>::Ones(4);
@@ -158,7 +159,7 @@ TEMPLATE_TEST_CASE("a refused parameter changes nothing", "[routed_layer]", MEO_
   CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(weight); }, {"dense bias", "got none"}) == "");
   CHECK(error_lacks<Invalid>([&] { layer.task_projection(); },
                              {"task_projection", "task level", "got token"}) == "");
-  CHECK(bit_difference(parameters(layer), before) == "");
+  CHECK(bit_difference(all_parameters(layer), before) == "");
 }
 
 TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_layer]", MEO_LAYERS) {
@@ -166,7 +167,7 @@ TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_la
   LayerOptions options = options_at(Level::sequence);
   options.bias = false;
   TestType layer = random_library<TestType>(options);
-  const auto before = parameters(layer);
+  const auto before = all_parameters(layer);
   const Vector<S> bias = Vector<S>::Ones(5);
   const Matrix<S> weight = Matrix<S>::Ones(5, 3);
   CHECK(error_lacks<Invalid>([&] { layer.set_bias(0, bias); }, {"bias", "bias = false"}) == "");
@@ -176,7 +177,7 @@ TEMPLATE_TEST_CASE("a layer without biases has none to read or set", "[routed_la
   const Matrix<S> transposed = Matrix<S>::Ones(3, 5);
   CHECK(error_lacks<Invalid>([&] { layer.initialize_from_dense(transposed); },
                              {"dense weight", "5 x 3", "got 3 x 5"}) == "");
-  CHECK(bit_difference(parameters(layer), before) == "");
+  CHECK(bit_difference(all_parameters(layer), before) == "");
 }
 
 TEST_CASE("a layer has token attention at token level only", "[meo_layer]") {
@@ -450,13 +451,13 @@ TEMPLATE_TEST_CASE("a layer that was moved from says so until it is assigned to"
     CHECK(says_so([&] { a.layer.initialize(rng); }) == "");
     CHECK(says_so([&] { a.layer.initialize_from_dense(weight, bias); }) == "");
     CHECK(says_so([&] { a.layer.initialize_from_dense(weight, bias, rng); }) == "");
-    const auto before = parameters(moved);
+    const auto before = all_parameters(moved);
     CHECK(says_so([&] { moved.backward(a.x, a.inputs, context, a.y, a.layer, dx); }) == "");
     CHECK(error_lacks<std::logic_error>(
               [&] { moved.backward(a.x, a.inputs, context, a.y, a.layer, dx); },
               {"meo: gradients: expected one to use, got one that was moved from"}) == "");
     CHECK((dx.array() == S(7)).all());
-    CHECK(bit_difference(parameters(moved), before) == "");
+    CHECK(bit_difference(all_parameters(moved), before) == "");
     const TestType copy = a.layer;
     CHECK(says_so([&] { copy.forward(a.x); }) == "");
 
@@ -487,4 +488,5 @@ TEMPLATE_TEST_CASE("a layer is empty without its task projection or its token at
   }
 }
 
+}  // namespace mixture_layer_errors_test
 }  // namespace

@@ -20,6 +20,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace mixture_layer_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -625,4 +626,5 @@ TEMPLATE_TEST_CASE("the number of threads changes no bit", "[routed_layer]", MEO
   }
 }
 
+}  // namespace mixture_layer_test
 }  // namespace

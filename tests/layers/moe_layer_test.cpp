@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace moe_layer_test {
 
 using namespace meo;
 using namespace meo::reference;
@@ -33,4 +34,5 @@ TEST_CASE("MoeLayer computes what the reference does for sizes that are multiple
   check_odd_sizes<MoeLayer<float>>();
 }
 
+}  // namespace moe_layer_test
 }  // namespace

@@ -15,6 +15,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace not_finite_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -154,4 +155,5 @@ TEMPLATE_TEST_CASE("noise with logits as far apart as there are numbers has a fi
   for (const T& value : workspace.noise_logits) CHECK(detail::is_finite(value));
 }
 
+}  // namespace not_finite_test
 }  // namespace

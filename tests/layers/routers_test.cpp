@@ -21,6 +21,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace routers_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -265,4 +266,5 @@ TEST_CASE("the losses are a block's, once for each router", "[routers]") {
   CHECK(block.forward(random_normal<S>(rng, 5, features)).loss == Approx(3));
 }
 
+}  // namespace routers_test
 }  // namespace

@@ -18,6 +18,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace segment_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -239,4 +240,5 @@ TEST_CASE("segments need a length, and the rows of a batch its offsets", "[segme
                                            {"routing: expected 3 rows, got 2"}) == "");
 }
 
+}  // namespace segment_test
 }  // namespace

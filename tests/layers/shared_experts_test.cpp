@@ -27,6 +27,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace shared_experts_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -456,4 +457,5 @@ TEST_CASE("options and decisions of shared experts are checked", "[shared_expert
                                        {"finite logits", "row 0 for the shared experts"}) == "");
 }
 
+}  // namespace shared_experts_test
 }  // namespace

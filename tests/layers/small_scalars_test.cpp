@@ -24,6 +24,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace small_scalars_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -268,4 +269,5 @@ TEMPLATE_TEST_CASE("optimisers of 16 bits round a step once", "[optimizer]", Eig
   }
 }
 
+}  // namespace small_scalars_test
 }  // namespace

@@ -23,6 +23,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace storage_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -228,4 +229,5 @@ TEST_CASE("numbers beyond what half holds become infinite", "[storage]") {
   CHECK(layer.weight(0)(0, 0) == std::numeric_limits<float>::infinity());
 }
 
+}  // namespace storage_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace token_attention_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -141,4 +142,5 @@ TEST_CASE("what token attention writes must be apart from what it reads", "[toke
   CHECK(attention.up().bias() == Vector<float>::Zero(4));
 }
 
+}  // namespace token_attention_test
 }  // namespace

@@ -7,6 +7,7 @@
 #include "support/golden.hpp"
 
 namespace {
+namespace reference_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -148,4 +149,5 @@ TEST_CASE("the reference's activations have their known values", "[reference]") 
   CHECK(std::abs(at(Activation::gelu_tanh) - -0.17003944483437966) < 1e-15);
 }
 
+}  // namespace reference_test
 }  // namespace

@@ -9,6 +9,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace balance_loss_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -76,4 +77,5 @@ TEST_CASE("cv²'s gradient is its derivative, added, and that of zeros or a sing
   }
 }
 
+}  // namespace balance_loss_test
 }  // namespace

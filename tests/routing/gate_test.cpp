@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace gate_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -199,4 +200,5 @@ TEST_CASE("a gate names the first row of logits that are not finite", "[gate]") 
   }
 }
 
+}  // namespace gate_test
 }  // namespace

@@ -11,6 +11,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace losses_test {
 
 using namespace meo;
 
@@ -50,4 +51,5 @@ TEST_CASE("the correction bias grows where few rows select, and shrinks where ma
         "");
 }
 
+}  // namespace losses_test
 }  // namespace

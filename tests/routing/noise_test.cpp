@@ -9,6 +9,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace noise_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -60,4 +61,5 @@ TEST_CASE("given noise of another shape is refused", "[noise]") {
         "");
 }
 
+}  // namespace noise_test
 }  // namespace

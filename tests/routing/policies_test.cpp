@@ -17,6 +17,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace policies_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -501,4 +502,5 @@ TEST_CASE("noise comes before the policies, and gradients go through it", "[poli
   CHECK(estimates > cases / 100);
 }
 
+}  // namespace policies_test
 }  // namespace

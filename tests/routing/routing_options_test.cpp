@@ -9,6 +9,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace routing_options_test {
 
 using namespace meo;
 using test::error_lacks;
@@ -117,4 +118,5 @@ TEST_CASE("a context is left by one call, and takes no routing of another size",
                              {"expected 1 pairs", "got 2"}) == "");
 }
 
+}  // namespace routing_options_test
 }  // namespace

@@ -7,6 +7,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace routing_statistics_test {
 
 using namespace meo;
 
@@ -97,4 +98,5 @@ TEST_CASE("statistics add nothing of a routing that does not hold together", "[r
   CHECK(lacks([](auto& r) { r.experts.back() = -1; }, {"expert", "0 to 2", "got -1"}) == "");
 }
 
+}  // namespace routing_statistics_test
 }  // namespace

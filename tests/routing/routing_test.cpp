@@ -8,6 +8,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace routing_test {
 
 using namespace meo;
 
@@ -54,4 +55,5 @@ TEST_CASE("a routing without its pairs is not made dense", "[routing]") {
             {"routing: expected 2 pairs, got 0 experts and 0 weights"}) == "");
 }
 
+}  // namespace routing_test
 }  // namespace

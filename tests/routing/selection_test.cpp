@@ -9,6 +9,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace selection_test {
 
 using namespace meo;
 using namespace meo::detail;
@@ -69,4 +70,5 @@ TEMPLATE_TEST_CASE("zeros of either sign are equal, and the largest numbers are 
   check_ranking<8>(std::vector<S>{S(-0.0), S(0), least, -least, most, -most, S(0), S(-0.0)});
 }
 
+}  // namespace selection_test
 }  // namespace

@@ -9,6 +9,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace sequences_test {
 
 using namespace meo;
 using meo::test::error_lacks;
@@ -111,4 +112,5 @@ TEST_CASE("no more tokens are taken than an Index counts", "[sequences]") {
   CHECK(error_lacks<Invalid>([] { Sequences::uniform(most, 2); }, {"tokens", "sequences of 2"}) == "");
 }
 
+}  // namespace sequences_test
 }  // namespace

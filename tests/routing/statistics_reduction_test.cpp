@@ -12,6 +12,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace statistics_reduction_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -117,4 +118,5 @@ TEST_CASE("parts of a batch give the losses and gradients of the whole", "[stati
   CHECK(expected_gradients.noise_weight().isZero(0) == !is_noisy);
 }
 
+}  // namespace statistics_reduction_test
 }  // namespace

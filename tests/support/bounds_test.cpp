@@ -8,6 +8,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace bounds_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -183,4 +184,5 @@ TEST_CASE("the bound of an applied function covers its slope", "[bounds]") {
   CHECK(y.error == row({0.25, 0.5}));
 }
 
+}  // namespace bounds_test
 }  // namespace

@@ -5,6 +5,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace error_message_test {
 
 using meo::test::error_lacks;
 
@@ -18,4 +19,5 @@ TEST_CASE("an error has to be of its type and to say all parts", "[error_message
   CHECK(error_lacks<std::invalid_argument>([] {}, {}) == "no exception");
 }
 
+}  // namespace error_message_test
 }  // namespace

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace random_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -42,4 +43,5 @@ TEST_CASE("random lengths lie in their range and reach both ends", "[random]") {
   CHECK(*std::max_element(lengths.begin(), lengths.end()) == 3);
 }
 
+}  // namespace random_test
 }  // namespace

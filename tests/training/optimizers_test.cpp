@@ -12,6 +12,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace optimizers_test {
 
 using namespace meo;
 using test::error_lacks;
@@ -240,4 +241,5 @@ TEST_CASE("the norm of all gradients is clipped as one", "[gradient_norm]") {
   CHECK(std::isnan(a[0]));
 }
 
+}  // namespace optimizers_test
 }  // namespace

@@ -14,6 +14,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace parameters_test {
 
 using namespace meo;
 
@@ -103,4 +104,5 @@ TEST_CASE("values are copied between ranges of the same names and sizes only", "
   CHECK(c == std::vector<float>{1, 2});
 }
 
+}  // namespace parameters_test
 }  // namespace

@@ -18,6 +18,7 @@
 #include "support/error_message.hpp"
 
 namespace {
+namespace train_text_data_test {
 
 using namespace train_text;
 
@@ -175,4 +176,5 @@ TEST_CASE("hidden domains need a symbol in a window", "[train_text]") {
   CHECK(DomainTask(1, 2).training(rng, 5).size() == 5);
 }
 
+}  // namespace train_text_data_test
 }  // namespace

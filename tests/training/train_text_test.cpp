@@ -16,6 +16,7 @@
 #include "support/catch.hpp"
 
 namespace {
+namespace train_text_test {
 
 using namespace meo;
 using namespace train_text;
@@ -244,4 +245,5 @@ TEST_CASE("a checkpoint of other settings or without steps is refused and change
   CHECK(parameters_of(trainer) == parameters_of(saved));
 }
 
+}  // namespace train_text_test
 }  // namespace

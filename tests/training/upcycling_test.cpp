@@ -21,6 +21,7 @@
 #include "support/random.hpp"
 
 namespace {
+namespace upcycling_test {
 
 using namespace meo;
 using namespace meo::test;
@@ -224,4 +225,5 @@ TEST_CASE("spreads that set nothing apart are refused and change nothing", "[upc
             {"dense weight", "6 x 8", "got 8 x 6"}) == "");
 }
 
+}  // namespace upcycling_test
 }  // namespace
