@@ -65,6 +65,22 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("for all that comes the rate is the lowest that suffices", "[prefetch]") {
+  const std::vector<char> memory(1 << 16);
+  for (Index bytes = 1; bytes <= 64 * line; bytes += 21) {
+    for (const Index intervals : {1, 2, 7, 40, 1000}) {
+      PrefetchQueue queue;
+      queue.add(memory.data(), bytes);
+      queue.spread_all(intervals);
+      INFO(bytes << " bytes in " << intervals << " intervals");
+      const Index lines = queue.lines();
+      CHECK((lines == 1 || lines == 2 || lines == 4 || lines == 8));
+      if (lines < 8) CHECK(lines * line * intervals >= bytes);
+      CHECK(lines / 2 * line * intervals < bytes);
+    }
+  }
+}
+
 TEST_CASE("no intervals to prefetch in are no division by zero", "[prefetch]") {
   PrefetchQueue queue;
   const char byte = 0;

@@ -98,7 +98,8 @@ class PrefetchQueue {
 
  private:
   void set_rate(Index intervals, Index most_at_four) {
-    const Index lines = (bytes_ / line_bytes + intervals - 1) / (std::max<Index>)(intervals, 1);
+    const Index bytes_a_line = line_bytes * (std::max<Index>)(intervals, 1);
+    const Index lines = (bytes_ + bytes_a_line - 1) / bytes_a_line;
     lines_ = bytes_ == 0 ? 0 : lines <= 2 ? lines : lines <= most_at_four ? 4 : max_lines;
   }
 
