@@ -25,6 +25,8 @@
 #include "bench/verify.hpp"
 #include "model/model_flops.hpp"
 
+template class transformer::Model<float>;  // with this program's OpenMP
+
 namespace {
 
 using namespace transformer;

@@ -18,7 +18,8 @@
 #include <meo/io/safetensors_writer.hpp>
 #include <meo/io/tensor_files.hpp>
 
-#include "../../examples/transformer/model/small_storage.hpp"
+#include "../../examples/transformer/model/model.cpp"
+#include "../../examples/transformer/model/small_storage.cpp"
 #include "../../examples/transformer/model/weights.hpp"
 #include "examples/transformer_models.hpp"
 #include "io/files.hpp"

@@ -12,6 +12,8 @@
 ///
 /// gradients is a model of the same config: parameters and gradients are of one form, and
 /// meo::parameters(model) lists them for meo's optimisers.
+///
+/// What takes long to compile, of float and double, is compiled with model.cpp alone.
 
 #include <random>
 #include <vector>
@@ -49,7 +51,7 @@ class Model {
   };
 
   /// Norms' weights one, all else zero. Throws std::invalid_argument for a config that makes no model.
-  explicit Model(const Config& config) : config_(checked(config)), trunk_(config), head_(config) {}
+  explicit Model(const Config& config);
 
   const Config& config() const { return config_; }
   Trunk<Scalar>& trunk() { return trunk_; }
@@ -80,17 +82,7 @@ class Model {
   /// the parameters' to `gradients`, those of the balance loss included. Throws std::invalid_argument for
   /// experts in fewer bits.
   void backward(const Batch& batch, const Training<Scalar>* training, Context& context,
-                Model& gradients) const {
-    require(training != nullptr, "training: expected that of the forward, got none");
-    require(&gradients != this, "gradients: expected another model, got the one itself");
-    require_trainable(config_);
-    const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
-    const ConstRows<Scalar> h = trunk_.hidden(context.trunk);
-    Rows<Scalar> d = context.hidden_gradient.resize(h.rows(), h.cols());
-    head_.backward(h, batch, trunk_.words(), pass, context.outputs.get(), context.head, gradients.head_,
-                   gradients.trunk_.words(), d);
-    trunk_.backward(batch, pass, context.trunk, d, gradients.trunk_);
-  }
+                Model& gradients) const;
 
   /// Start values as BERT and GPT-2 have them. Throws std::invalid_argument unless the model can be trained.
   void initialize(std::mt19937_64& rng, double deviation = 0.02) {
@@ -128,12 +120,7 @@ class Model {
   }
 
  private:
-  Rows<Scalar> forward(const Batch& batch, const Pass<Scalar>& pass, Context& context) const {
-    const ConstRows<Scalar> h = trunk_.forward(batch, pass, context.balance_loss, context.trunk);
-    Rows<Scalar> logits = context.outputs.resize(head_.output_rows(batch), head_.output_columns());
-    head_.forward(h, batch, trunk_.words(), pass, logits, context.head);
-    return logits;
-  }
+  Rows<Scalar> forward(const Batch& batch, const Pass<Scalar>& pass, Context& context) const;
 
   static const Config& checked(const Config& config) {
     check_config(config);
@@ -144,5 +131,33 @@ class Model {
   Trunk<Scalar> trunk_;
   Head<Scalar> head_;
 };
+
+template <class Scalar>
+Model<Scalar>::Model(const Config& config) : config_(checked(config)), trunk_(config), head_(config) {}
+
+template <class Scalar>
+Rows<Scalar> Model<Scalar>::forward(const Batch& batch, const Pass<Scalar>& pass, Context& context) const {
+  const ConstRows<Scalar> h = trunk_.forward(batch, pass, context.balance_loss, context.trunk);
+  Rows<Scalar> logits = context.outputs.resize(head_.output_rows(batch), head_.output_columns());
+  head_.forward(h, batch, trunk_.words(), pass, logits, context.head);
+  return logits;
+}
+
+template <class Scalar>
+void Model<Scalar>::backward(const Batch& batch, const Training<Scalar>* training, Context& context,
+                             Model& gradients) const {
+  require(training != nullptr, "training: expected that of the forward, got none");
+  require(&gradients != this, "gradients: expected another model, got the one itself");
+  require_trainable(config_);
+  const Pass<Scalar> pass = trunk_.pass(batch, training, context.trunk);
+  const ConstRows<Scalar> h = trunk_.hidden(context.trunk);
+  Rows<Scalar> d = context.hidden_gradient.resize(h.rows(), h.cols());
+  head_.backward(h, batch, trunk_.words(), pass, context.outputs.get(), context.head, gradients.head_,
+                 gradients.trunk_.words(), d);
+  trunk_.backward(batch, pass, context.trunk, d, gradients.trunk_);
+}
+
+extern template class Model<float>;
+extern template class Model<double>;
 
 }  // namespace transformer

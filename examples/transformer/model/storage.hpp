@@ -2,7 +2,7 @@
 
 /// What experts' weights are stored as, where that is fewer bits than what is computed with: a model of those
 /// is for inference, in float. Configs refer to a Storage; small_storage.hpp has those that there are, which
-/// only programs that ask for one compile.
+/// only programs that ask for one have in them.
 
 #include <memory>
 #include <string_view>
