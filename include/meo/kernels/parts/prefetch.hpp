@@ -59,9 +59,9 @@ class PrefetchQueue {
     bytes_ += bytes;
   }
 
-  /// Sets the rate so that `intervals` intervals suffice for all: the lowest that does, as a core can wait for
-  /// few lines at a time, and those of the tile itself are among them. Few rates are enough, as each is a tile
-  /// to compile.
+  /// Sets the rate so that `intervals` intervals suffice for all: the lowest that does, as a core can wait
+  /// for few lines at a time, and those of the tile itself are among them. Few rates are enough, as each is a
+  /// tile to compile.
   void spread_all(Index intervals) { set_rate(intervals, 4); }
 
   /// The same, but 4 lines, which do not suffice, for what would need up to 8: where a merge reads first what
